@@ -1,0 +1,180 @@
+"""One expert as bytes: gate, up and down, in each of the formats a folder can hold.
+
+An expert is y = down (act(gate x) * (up x)), gate and up [I, H], down [H, I]. Its bytes come in
+parts, one for each plane; a format without planes has one part. Parts are what the store moves:
+
+    trellis  part p = plane p of gate|up, then plane p of down
+    nf4      gate, up, down
+    plain    gate, up, down in bfloat16, float16 or float32
+
+In a trellis plane gate and up are one matrix whose 64-row blocks alternate, gate first, so that
+one stream of words feeds both halves of an activation. Both are padded to whole blocks.
+
+Knows:        what an expert's bytes are and how to read them.
+Ignorant of:  where they are kept, which expert it is, what it is an expert of.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from quant import nf4
+from quant.encode import encode_planes
+from quant.layout import BLOCK_ROWS, REGION_ALIGNMENT, PlaneLayout, round_up
+from quant.matrix import Matrix, Nf4Matrix, TrellisMatrix
+from quant.transform import transform_weights
+from quant.trellis import TrellisCode
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """An expert ready for use. gate_up: [2 * gate rows, H], see `blocked`; down: [H, I].
+
+    blocked: gate_up's 64-row blocks alternate gate, up; else its first half is gate.
+    """
+
+    gate_up: Matrix
+    down: Matrix
+    n_inner: int
+    blocked: bool
+
+    def split(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        """gate x and up x out of gate_up x.  both: [T, gate_up rows].  Returns [T, I] each."""
+        if not self.blocked:
+            return both[:, : self.n_inner], both[:, self.n_inner :]
+        halves = both.view(both.shape[0], -1, 2, BLOCK_ROWS)
+        gate, up = (halves[:, :, h].reshape(both.shape[0], -1) for h in (0, 1))
+        return gate[:, : self.n_inner], up[:, : self.n_inner]
+
+
+class ExpertFormat(Protocol):
+    """How the bytes of every expert of one layer are to be read."""
+
+    @property
+    def part_bytes(self) -> tuple[int, ...]:
+        """The size of each part."""
+
+    def pack(self, gate: Tensor, up: Tensor, down: Tensor, d_in: Tensor, d_inner: Tensor) -> list[Tensor]:
+        """The parts of an expert, uint8 each.  d_in [H], d_inner [I]: its input transforms."""
+
+    def open(self, parts: tuple[Tensor, ...], d_in: Tensor, d_inner: Tensor) -> Expert:
+        """An expert over its parts, nothing copied; fewer parts than written mean fewer planes."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrellisFormat:
+    """Planes of 2 bits a weight."""
+
+    n_hidden: int
+    n_inner: int
+    n_planes: int
+    code: TrellisCode
+
+    @property
+    def gate_up(self) -> PlaneLayout:
+        return PlaneLayout(2 * round_up(self.n_inner, BLOCK_ROWS), self.n_hidden)
+
+    @property
+    def down(self) -> PlaneLayout:
+        return PlaneLayout(self.n_hidden, self.n_inner)
+
+    @property
+    def part_bytes(self) -> tuple[int, ...]:
+        return (self.gate_up.plane_bytes + self.down.plane_bytes,) * self.n_planes
+
+    def pack(self, gate: Tensor, up: Tensor, down: Tensor, d_in: Tensor, d_inner: Tensor) -> list[Tensor]:
+        both = torch.stack([self._blocks(gate, d_in), self._blocks(up, d_in)], dim=1)
+        both = both.view(self.gate_up.n_out, self.n_hidden)
+        gate_up = encode_planes(both, self.gate_up, self.code, self.n_planes)
+        down_planes = encode_planes(
+            transform_weights(down, d_inner), self.down, self.code, self.n_planes
+        )
+        return [torch.cat(parts) for parts in zip(gate_up, down_planes, strict=True)]
+
+    def _blocks(self, weights: Tensor, d: Tensor) -> Tensor:
+        padded = torch.zeros(self.gate_up.n_out // 2, self.n_hidden)
+        padded[: self.n_inner] = transform_weights(weights, d)
+        return padded.view(-1, BLOCK_ROWS, self.n_hidden)
+
+    def open(self, parts: tuple[Tensor, ...], d_in: Tensor, d_inner: Tensor) -> Expert:
+        cut = self.gate_up.plane_bytes
+        end = cut + self.down.plane_bytes
+        return Expert(
+            TrellisMatrix(self.gate_up, self.code, tuple(p[:cut] for p in parts), d_in),
+            TrellisMatrix(self.down, self.code, tuple(p[cut:end] for p in parts), d_inner),
+            self.n_inner,
+            blocked=True,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Nf4Format:
+    """bitsandbytes' 4-bit normal floats, for comparison."""
+
+    n_hidden: int
+    n_inner: int
+
+    @property
+    def gate_up(self) -> nf4.Nf4Layout:
+        return nf4.Nf4Layout(2 * self.n_inner, self.n_hidden)
+
+    @property
+    def down(self) -> nf4.Nf4Layout:
+        return nf4.Nf4Layout(self.n_hidden, self.n_inner)
+
+    @property
+    def part_bytes(self) -> tuple[int, ...]:
+        return (self.gate_up.matrix_bytes + self.down.matrix_bytes,)
+
+    def pack(self, gate: Tensor, up: Tensor, down: Tensor, d_in: Tensor, d_inner: Tensor) -> list[Tensor]:
+        return [torch.cat([nf4.encode(torch.cat([gate, up])), nf4.encode(down)])]
+
+    def open(self, parts: tuple[Tensor, ...], d_in: Tensor, d_inner: Tensor) -> Expert:
+        cut = self.gate_up.matrix_bytes
+        end = cut + self.down.matrix_bytes
+        return Expert(
+            Nf4Matrix(self.gate_up, parts[0][:cut]),
+            Nf4Matrix(self.down, parts[0][cut:end]),
+            self.n_inner,
+            blocked=False,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PlainFormat:
+    """Unquantized weights in a float dtype."""
+
+    n_hidden: int
+    n_inner: int
+    dtype: torch.dtype
+
+    @property
+    def _gate_up_bytes(self) -> int:
+        return round_up(2 * self.n_inner * self.n_hidden * self.dtype.itemsize, REGION_ALIGNMENT)
+
+    @property
+    def part_bytes(self) -> tuple[int, ...]:
+        return (self._gate_up_bytes + self.n_inner * self.n_hidden * self.dtype.itemsize,)
+
+    def pack(self, gate: Tensor, up: Tensor, down: Tensor, d_in: Tensor, d_inner: Tensor) -> list[Tensor]:
+        buffer = torch.zeros(self.part_bytes[0], dtype=torch.uint8)
+        expert = self.open((buffer,), d_in, d_inner)
+        assert isinstance(expert.gate_up, Tensor)
+        assert isinstance(expert.down, Tensor)
+        expert.gate_up[: self.n_inner] = gate
+        expert.gate_up[self.n_inner :] = up
+        expert.down[:] = down
+        return [buffer]
+
+    def open(self, parts: tuple[Tensor, ...], d_in: Tensor, d_inner: Tensor) -> Expert:
+        size = self.n_inner * self.n_hidden * self.dtype.itemsize
+        gate_up = parts[0][: 2 * size].view(self.dtype)
+        down = parts[0][self._gate_up_bytes : self._gate_up_bytes + size].view(self.dtype)
+        return Expert(
+            gate_up.view(2 * self.n_inner, self.n_hidden),
+            down.view(self.n_hidden, self.n_inner),
+            self.n_inner,
+            blocked=False,
+        )
