@@ -236,7 +236,7 @@ class _Trellis:
         return windows
 
     def _backward(self, quadratic: Tensor, linear: Tensor) -> Tensor:
-        """The cost of the cheapest path from each state at the start to any end, [states, words]."""
+        """The cost of the cheapest path from each state at the start to any end [states, words]."""
         words = quadratic.shape[1]
         costs = torch.zeros(self.n_states, words)
         values = self.values.view(SYMBOLS, -1, SYMBOLS, 1)
@@ -279,7 +279,7 @@ def _chunks(n_words: int) -> Iterator[slice]:
 
 
 def _costs(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """(x - scale * v)^2 = x^2 + linear * v + quadratic * v^2, the order of time; x^2 is left out."""
+    """(x - scale * v)^2 = x^2 + linear * v + quadratic * v^2, x^2 left out, in time's order."""
     x, scale = x.flip(0), scale.flip(0)
     return scale.square(), -2 * scale * x
 

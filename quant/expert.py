@@ -56,7 +56,9 @@ class ExpertFormat(Protocol):
     def part_bytes(self) -> tuple[int, ...]:
         """The size of each part."""
 
-    def pack(self, gate: Tensor, up: Tensor, down: Tensor, d_in: Tensor, d_inner: Tensor) -> list[Tensor]:
+    def pack(
+        self, gate: Tensor, up: Tensor, down: Tensor, d_in: Tensor, d_inner: Tensor
+    ) -> list[Tensor]:
         """The parts of an expert, uint8 each.  d_in [H], d_inner [I]: its input transforms."""
 
     def open(self, parts: tuple[Tensor, ...], d_in: Tensor, d_inner: Tensor) -> Expert:
@@ -84,7 +86,9 @@ class TrellisFormat:
     def part_bytes(self) -> tuple[int, ...]:
         return (self.gate_up.plane_bytes + self.down.plane_bytes,) * self.n_planes
 
-    def pack(self, gate: Tensor, up: Tensor, down: Tensor, d_in: Tensor, d_inner: Tensor) -> list[Tensor]:
+    def pack(
+        self, gate: Tensor, up: Tensor, down: Tensor, d_in: Tensor, d_inner: Tensor
+    ) -> list[Tensor]:
         both = torch.stack([self._blocks(gate, d_in), self._blocks(up, d_in)], dim=1)
         both = both.view(self.gate_up.n_out, self.n_hidden)
         gate_up = encode_planes(both, self.gate_up, self.code, self.n_planes)
@@ -128,7 +132,9 @@ class Nf4Format:
     def part_bytes(self) -> tuple[int, ...]:
         return (self.gate_up.matrix_bytes + self.down.matrix_bytes,)
 
-    def pack(self, gate: Tensor, up: Tensor, down: Tensor, d_in: Tensor, d_inner: Tensor) -> list[Tensor]:
+    def pack(
+        self, gate: Tensor, up: Tensor, down: Tensor, d_in: Tensor, d_inner: Tensor
+    ) -> list[Tensor]:
         return [torch.cat([nf4.encode(torch.cat([gate, up])), nf4.encode(down)])]
 
     def open(self, parts: tuple[Tensor, ...], d_in: Tensor, d_inner: Tensor) -> Expert:
@@ -158,7 +164,9 @@ class PlainFormat:
     def part_bytes(self) -> tuple[int, ...]:
         return (self._gate_up_bytes + self.n_inner * self.n_hidden * self.dtype.itemsize,)
 
-    def pack(self, gate: Tensor, up: Tensor, down: Tensor, d_in: Tensor, d_inner: Tensor) -> list[Tensor]:
+    def pack(
+        self, gate: Tensor, up: Tensor, down: Tensor, d_in: Tensor, d_inner: Tensor
+    ) -> list[Tensor]:
         buffer = torch.zeros(self.part_bytes[0], dtype=torch.uint8)
         expert = self.open((buffer,), d_in, d_inner)
         assert isinstance(expert.gate_up, Tensor)

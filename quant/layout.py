@@ -1,8 +1,9 @@
 """Every bit of a trellis plane: where it lies and what it means.
 
 A plane of W [N, K] (rows out, columns in) codes W in blocks of 64 rows x 64 columns; N and K are
-padded up to multiples of 64 with rows and columns whose scale is 0. Its bytes are three regions,
-each starting at a multiple of 64 bytes, integers little-endian:
+padded up to multiples of 64. Padded rows have scale 0. Padded columns share the scales of the last
+group and decode to something near 0, so the activations they meet must be 0. The bytes are three
+regions, each starting at a multiple of 64 bytes, integers little-endian:
 
     codes        [N/64][K/64][16 slices][8 words]  uint64   a slice is 64 rows x 4 columns
     group scales [N/64][K/64][32]                  uint8    two rows a byte
@@ -27,7 +28,7 @@ Byte b of a block's group scales holds row b in its low four bits, row 32 + b in
 
     weight[n][k] = row_scale[n] * nibble[n][k / 64] / 15 * table_unit * table[window]
 
-summed over the planes of a stack. `layout.h` repeats all this for C++; a test pins the two together.
+summed over the planes of a stack. `layout.h` repeats all this for C++; a test pins the two.
 
 Knows:        bits, bytes, paddings.
 Ignorant of:  how codes are chosen, what the matrix is for, files.

@@ -6,7 +6,10 @@ Knows:        which bytes bitsandbytes' functional API makes, and their order in
 Ignorant of:  how the codes are chosen.
 """
 
+import functools
+import logging
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -50,10 +53,29 @@ class Nf4Layout:
         return self.second_offset + round_up((self.second_count + 1) * 4, REGION_ALIGNMENT)
 
 
+@functools.lru_cache(maxsize=1)
+def _functional() -> ModuleType:
+    """bitsandbytes' functional API, imported on first use.
+
+    Where the CPU has AVX512-BF16, importing it warns that a 4-bit matrix product of the optional
+    package `kernels` is missing. We never call that product, so this one warning is dropped.
+    """
+    noisy = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    noisy.addFilter(_is_not_about_the_missing_product)
+    try:
+        from bitsandbytes import functional
+    finally:
+        noisy.removeFilter(_is_not_about_the_missing_product)
+    return functional
+
+
+def _is_not_about_the_missing_product(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward")
+
+
 def encode(weights: Tensor) -> Tensor:
     """Code weights [n_out, n_in] float as nf4.  Returns [matrix_bytes] uint8."""
-    from bitsandbytes import functional
-
+    functional = _functional()
     layout = Nf4Layout(*weights.shape)
     packed, state = functional.quantize_4bit(
         weights.float().contiguous(),
@@ -71,8 +93,7 @@ def encode(weights: Tensor) -> Tensor:
 
 def decode(buffer: Tensor, layout: Nf4Layout) -> Tensor:
     """The weights of a coded matrix, [n_out, n_in] float32.  buffer: [matrix_bytes] uint8."""
-    from bitsandbytes import functional
-
+    functional = _functional()
     # The state bitsandbytes would have kept is rebuilt around codes it makes for an empty matrix,
     # so that its two look-up tables stay its own affair.
     _, state = functional.quantize_4bit(

@@ -8,6 +8,7 @@ Ignorant of:  what codes W', where activations come from.
 """
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def hadamard_matrix(size: int) -> Tensor:
     matrix = torch.ones(1, 1)
     while matrix.shape[0] < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix / size**0.5
+    return matrix / math.sqrt(size)
 
 
 def _rotate(x: Tensor) -> Tensor:
@@ -55,7 +56,9 @@ def channel_factors(
     if signs_only or activation_rms is None:
         return signs.half()
     quiet = torch.finfo(torch.float32).tiny
-    log_c = 0.5 * (activation_rms.float().clamp_min(quiet).log() - column_rms.clamp_min(quiet).log())
+    log_c = 0.5 * (
+        activation_rms.float().clamp_min(quiet).log() - column_rms.clamp_min(quiet).log()
+    )
     log_c -= log_c.median()
     limit = torch.tensor(CHANNEL_SCALE_LIMIT).log().item()
     return (signs * (-log_c.clamp(-limit, limit)).exp()).half()
@@ -67,7 +70,7 @@ def transform_activations(x: Tensor, d: Tensor) -> Tensor:
 
 
 def transform_weights(weights: Tensor, d: Tensor) -> Tensor:
-    """W' = W / d H.  weights: [n_out, n_in] float, d: [n_in].  Returns float32 of the same shape."""
+    """W' = W / d H.  weights: [n_out, n_in] float, d: [n_in].  Returns float32 [n_out, n_in]."""
     return _rotate(weights.float() / d.float())
 
 

@@ -46,8 +46,8 @@ class TrellisCode:
     table_unit: float = 2.65267 / TABLE_LIMIT
 
     def __post_init__(self) -> None:
-        if not SYMBOL_BITS < self.window_bits <= 10:
-            raise ValueError(f"window_bits is {self.window_bits}, but 3 to 10 are implemented")
+        if not 2 * SYMBOL_BITS <= self.window_bits <= 10:
+            raise ValueError(f"window_bits is {self.window_bits}, but 4 to 10 are implemented")
         if self.group_size != BLOCK_COLUMNS:
             raise ValueError(f"group_size is {self.group_size}, but {BLOCK_COLUMNS} is implemented")
         if len(self.table) != 2**self.window_bits:

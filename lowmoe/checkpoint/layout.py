@@ -1,0 +1,170 @@
+"""Where everything lies in a model folder; all of it follows from the model's shape and the recipe.
+
+    manifest.json                        what is here, and the hash of every span
+    tokenizer.json, ...                  as they came
+    dense.safetensors                    everything but the routed experts
+    experts-plane0-00001.safetensors     one tensor for each (layer, expert): one aligned read
+    experts-plane1-00001.safetensors     the refinement; a 2-bit machine never reads it
+
+Because offsets and sizes are known before the first weight is read, the disk can be checked and
+reserved to the byte, and an interrupted conversion goes on in the middle of a file.
+
+Knows:        names, files, offsets, sizes.
+Ignorant of:  weights, hashes, who reads or writes.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+
+from lowmoe.checkpoint.files import ALIGNMENT
+from lowmoe.checkpoint.safetensors_file import build_header
+from lowmoe.spec import LayerSpec, ModelSpec
+from quant.expert import ExpertFormat, Nf4Format, PlainFormat, TrellisFormat
+from quant.layout import MAX_PLANES, PlaneLayout, round_up
+from quant.trellis import TrellisCode
+
+DENSE_FILE = "dense.safetensors"
+MAX_EXPERT_FILE_BYTES = 8 * 2**30
+PLAIN_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+FORMATS = ("trellis", "nf4", *PLAIN_DTYPES)
+Described: TypeAlias = tuple[str, torch.dtype, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Which format the weights take.
+
+    format: "trellis" planes or "nf4" for the experts, beside dense matrices in dense_planes
+    planes; or "bf16", "fp16", "fp32" for everything. Routers and norms are always float32.
+    """
+
+    format: str = "trellis"
+    expert_planes: int = 2
+    dense_planes: int = MAX_PLANES
+    code: TrellisCode = TrellisCode()
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(f"format is {self.format!r}, but must be one of {', '.join(FORMATS)}")
+        for planes in (self.expert_planes, self.dense_planes):
+            if not 1 <= planes <= MAX_PLANES:
+                raise ValueError(f"{planes} planes, but 1 to {MAX_PLANES} are implemented")
+
+    @property
+    def dense_dtype(self) -> torch.dtype | None:
+        """The dtype of dense matrices, or None where they are trellis planes."""
+        return PLAIN_DTYPES.get(self.format)
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """What each part of an expert is called in files and spans."""
+        if self.format == "trellis":
+            return tuple(f"plane{p}" for p in range(self.expert_planes))
+        return (self.format,)
+
+    def expert_format(self, spec: ModelSpec, *, n_planes: int | None = None) -> ExpertFormat:
+        """How experts are packed; n_planes: fewer planes than are in the folder."""
+        experts = spec.uniform_experts()
+        if self.format == "trellis":
+            planes = self.expert_planes if n_planes is None else n_planes
+            return TrellisFormat(spec.n_hidden, experts.n_inner, planes, self.code)
+        if self.format == "nf4":
+            return Nf4Format(spec.n_hidden, experts.n_inner)
+        return PlainFormat(spec.n_hidden, experts.n_inner, PLAIN_DTYPES[self.format])
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a span lies.  n_bytes counts its padding."""
+
+    file: str
+    offset: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FolderLayout:
+    """headers: the first bytes of every file; sizes: its length; places: every span by its name."""
+
+    headers: Mapping[str, bytes]
+    sizes: Mapping[str, int]
+    places: Mapping[str, Place]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.sizes.values())
+
+
+def expert_span(layer_id: int, expert_id: int, part: str) -> str:
+    """The name of the span that holds one part of one expert."""
+    return f"layers.{layer_id}.experts.{expert_id}.{part}"
+
+
+def matrix_tensors(name: str, n_out: int, n_in: int, recipe: Recipe) -> Iterator[Described]:
+    """The tensors that one dense matrix becomes."""
+    if recipe.dense_dtype is not None:
+        yield name, recipe.dense_dtype, (n_out, n_in)
+        return
+    for plane in range(recipe.dense_planes):
+        yield f"{name}.plane{plane}", torch.uint8, (PlaneLayout(n_out, n_in).plane_bytes,)
+    yield f"{name}.d", torch.float16, (n_in,)
+
+
+def dense_tensors(spec: ModelSpec, recipe: Recipe) -> Iterator[Described]:
+    """Every tensor of dense.safetensors, in the order of the file."""
+    yield from matrix_tensors("embedding", spec.n_vocab, spec.n_hidden, recipe)
+    for layer_id, layer in enumerate(spec.layers):
+        yield from layer_tensors(f"layers.{layer_id}.", layer, spec.n_hidden, recipe)
+    yield "final_norm", torch.float32, (spec.n_hidden,)
+    if not spec.tied_head:
+        yield from matrix_tensors("head", spec.n_vocab, spec.n_hidden, recipe)
+
+
+def layer_tensors(
+    prefix: str, layer: LayerSpec, n_hidden: int, recipe: Recipe
+) -> Iterator[Described]:
+    """The dense tensors of one layer: q, k and v are one matrix, experts bring their transforms."""
+    attention, experts = layer.attention, layer.feed_forward
+    yield prefix + "attention_norm", torch.float32, (n_hidden,)
+    qkv_size = attention.q_size + 2 * attention.kv_size
+    yield from matrix_tensors(prefix + "qkv", qkv_size, n_hidden, recipe)
+    yield from matrix_tensors(prefix + "attention_out", n_hidden, attention.q_size, recipe)
+    yield prefix + "experts_norm", torch.float32, (n_hidden,)
+    yield prefix + "router", torch.float32, (experts.n_experts, n_hidden)
+    if recipe.format == "trellis":
+        yield prefix + "experts.d_in", torch.float16, (n_hidden,)
+        yield prefix + "experts.d_inner", torch.float16, (experts.n_experts, experts.n_inner)
+
+
+def folder_layout(
+    spec: ModelSpec, recipe: Recipe, *, max_file_bytes: int = MAX_EXPERT_FILE_BYTES
+) -> FolderLayout:
+    """The whole folder but for the small files that are copied into it."""
+    contents = {DENSE_FILE: {name: (dtype, shape) for name, dtype, shape in dense_tensors(spec, recipe)}}
+    for part, n_bytes in zip(
+        recipe.part_names, recipe.expert_format(spec).part_bytes, strict=True
+    ):
+        padded = round_up(n_bytes, ALIGNMENT)
+        spans = [
+            expert_span(layer_id, expert_id, part)
+            for layer_id, layer in enumerate(spec.layers)
+            for expert_id in range(layer.feed_forward.n_experts)
+        ]
+        per_file = max(1, max_file_bytes // padded)
+        for number, first in enumerate(range(0, len(spans), per_file), start=1):
+            contents[f"experts-{part}-{number:05}.safetensors"] = {
+                name: (torch.uint8, (padded,)) for name in spans[first : first + per_file]
+            }
+    return _place(contents)
+
+
+def _place(contents: Mapping[str, Mapping[str, tuple[torch.dtype, tuple[int, ...]]]]) -> FolderLayout:
+    headers, sizes, places = {}, {}, {}
+    for file, tensors in contents.items():
+        headers[file], entries = build_header(tensors, alignment=ALIGNMENT)
+        places |= {n: Place(file, e.offset, e.n_bytes) for n, e in entries.items()}
+        sizes[file] = len(headers[file]) + sum(e.n_bytes for e in entries.values())
+    return FolderLayout(headers, sizes, places)

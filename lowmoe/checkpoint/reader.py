@@ -1,0 +1,141 @@
+"""A Hugging Face checkpoint: config.json, an index, shards of tensors.
+
+Knows:        which shard holds which tensor, and when a shard is no longer needed.
+Ignorant of:  what the tensors mean; where shards come from (a folder, a hub).
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lowmoe.checkpoint import files
+from lowmoe.checkpoint.safetensors_file import SafetensorsFile
+from lowmoe.errors import CheckpointError, FolderError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+CONFIG = "config.json"
+MAX_JSON_BYTES = 64 * 2**20
+
+
+class Shards(Protocol):
+    """Where a checkpoint's weight files come from."""
+
+    def fetch(self, name: str) -> Path:
+        """The path of a shard, whole and in place."""
+
+    def release(self, name: str) -> None:
+        """No tensor of this shard is needed any more."""
+
+
+class LocalShards:
+    """Shards that lie in a folder and stay there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def fetch(self, name: str) -> Path:
+        """The path of a shard of the folder.  Raises CheckpointError if it is not there."""
+        path = self.folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing, but {INDEX} lists it. Download it again.")
+        return path
+
+    def release(self, name: str) -> None:
+        """Nothing: the files are the user's."""
+
+
+class Checkpoint:
+    """Tensors by name, whatever shard they lie in."""
+
+    def __init__(self, folder: Path, shards: Shards | None = None) -> None:
+        """folder: holds config.json and, beside several shards, the index.
+
+        Raises CheckpointError for files that are missing, malformed or point elsewhere.
+        """
+        self.folder = folder
+        self.config = read_json(folder / CONFIG)
+        self._shards = LocalShards(folder) if shards is None else shards
+        self._open: dict[str, SafetensorsFile] = {}
+        self._shard_of = self._read_index()
+        self._needed: dict[str, set[str]] = {}
+        for name, shard in self._shard_of.items():
+            self._needed.setdefault(shard, set()).add(name)
+
+    def _read_index(self) -> dict[str, str]:
+        if not (self.folder / INDEX).is_file():
+            return dict.fromkeys(self._file(SINGLE).tensors, SINGLE)
+        table = read_json(self.folder / INDEX).get("weight_map")
+        if not isinstance(table, dict) or not all(isinstance(s, str) for s in table.values()):
+            raise CheckpointError(f"{self.folder / INDEX}: has no table weight_map of file names.")
+        for shard in set(table.values()):
+            if Path(shard).name != shard or shard.startswith("."):
+                raise CheckpointError(f"{self.folder / INDEX}: {shard!r} is not a plain file name.")
+        return table
+
+    def _file(self, shard: str) -> SafetensorsFile:
+        if shard not in self._open:
+            if shard == SINGLE and isinstance(self._shards, LocalShards):
+                _require_weights(self.folder)
+            self._open[shard] = SafetensorsFile.open(self._shards.fetch(shard))
+        return self._open[shard]
+
+    def names(self) -> set[str]:
+        """Every tensor's name."""
+        return set(self._shard_of)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """One tensor.  Raises CheckpointError if it is missing or not of this shape."""
+        if name not in self._shard_of:
+            raise CheckpointError(
+                f"{self.folder}: has no tensor {name}, which config.json promises. The weights and "
+                "config.json look like different models; download both again."
+            )
+        shard = self._shard_of[name]
+        file = self._file(shard)
+        if name not in file.tensors:
+            raise CheckpointError(f"{file.path}: has no tensor {name}, but {INDEX} says so.")
+        found = file.tensors[name].shape
+        if found != shape:
+            raise CheckpointError(
+                f"{file.path.name}: {name} is {list(found)}, but config.json needs {list(shape)}. "
+                "The weights and config.json look like different models; download both again."
+            )
+        return file.read(name)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Say that these tensors will not be read again; a shard without others is released."""
+        for name in names:
+            shard = self._shard_of.get(name)
+            if shard is None or name not in self._needed[shard]:
+                continue
+            self._needed[shard].discard(name)
+            if not self._needed[shard]:
+                self._open.pop(shard, None)
+                self._shards.release(shard)
+
+
+def _require_weights(folder: Path) -> None:
+    if (folder / SINGLE).is_file():
+        return
+    others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf"))
+    found = f"found {', '.join(others[:3])}, which cannot be read" if others else "found none"
+    raise CheckpointError(f"{folder}: needs {SINGLE} or {INDEX}, {found}.")
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """A JSON object from a file.  Raises CheckpointError if it is missing or no JSON object."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing. A checkpoint folder needs it; download it again.")
+    try:
+        values = json.loads(files.read_all(path, limit=MAX_JSON_BYTES))
+    except (ValueError, RecursionError) as e:
+        raise CheckpointError(f"{path}: not JSON ({e}). Download it again.") from e
+    except FolderError as e:
+        raise CheckpointError(str(e)) from e
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: holds {type(values).__name__}, but a JSON object is needed.")
+    return values

@@ -1,0 +1,67 @@
+"""Keeps what people write from becoming the tokens that steer a conversation.
+
+Knows:        which tokens steer it, who may write them.
+Ignorant of:  how a chat template works, what roles mean to it.
+
+A message that spells out `<|im_end|>` must not end its turn: it gets the tokens of these ten
+characters, not the one that the template writes. So the spelling is put between two marks before
+the template sees it, and encoded apart from the rest afterwards.
+
+Control tokens are the special ones, and of the other added ones those that the template mentions.
+The assistant may write the latter itself: `</think>` in an earlier answer is the token it was.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from lowmoe.engine.text import Tokenizer
+
+# Two of Unicode's noncharacters, which mean nothing in any text. A user who writes them divides
+# the text there and nothing else: a mark never turns text into a token.
+_START = "\ufdd0"
+_END = "\ufdd1"
+
+
+class ControlTokens:
+    """The control tokens of one tokenizer under one chat template."""
+
+    def __init__(self, tokenizer: Tokenizer, *, template: str) -> None:
+        added = tokenizer.added_tokens.items()
+        special = [text for text, is_special in added if is_special]
+        # Blank ones are runs of spaces or line breaks, which every text may hold.
+        mentioned = [
+            text
+            for text, is_special in added
+            if not is_special and text in template and not text.isspace()
+        ]
+        self._tokenizer = tokenizer
+        self._of_assistant = _any_of(special)
+        self._of_others = _any_of(special + mentioned)
+
+    def mark(self, message: Mapping[str, str]) -> dict[str, str]:
+        """Put each control token that a message must not write between the marks."""
+        control = self._of_assistant if message["role"] == "assistant" else self._of_others
+        wrapped = rf"{_START}\g<0>{_END}"
+        return {key: re.sub(control, wrapped, value) for key, value in message.items()}
+
+    def encode(self, text: str) -> list[int]:
+        """Encode a rendered text: between the marks without control tokens, elsewhere with them.
+
+        A mark that lost its partner, say because the template split a string, is left out but
+        still divides the text: its two sides never join to a token.
+        """
+        marked = re.compile(f"{_START}({self._of_others}){_END}|[{_START}{_END}]")
+        # re.split gives text, plain, text, plain, ..., text; plain is None at a lone mark.
+        first, *rest = marked.split(text)
+        ids = self._tokenizer.encode(first, add_special=False)
+        for plain, following in zip(rest[::2], rest[1::2], strict=True):
+            if plain:
+                ids += self._tokenizer.encode_plain(plain)
+            if following:
+                ids += self._tokenizer.encode_continuation(following)
+        return ids
+
+
+def _any_of(tokens: Sequence[str]) -> str:
+    """Write a pattern that matches any of tokens, the longest first; (?!) matches nothing."""
+    return "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)"

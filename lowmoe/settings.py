@@ -1,0 +1,36 @@
+"""Every environment variable that lowmoe reads, in one place.
+
+LOWMOE_HOME   where pulled and quantized models live; default: the user's cache folder
+HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE belong to huggingface-hub, which reads them itself.
+
+Knows:        names and defaults of environment variables.
+Ignorant of:  what is done with them.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the environment asked for.  home: the folder of all models."""
+
+    home: Path
+
+
+def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings of this environment, by default the process's."""
+    values = os.environ if environment is None else environment
+    home = values.get("LOWMOE_HOME")
+    return Settings(home=Path(home).expanduser() if home else _cache_folder(values) / "lowmoe")
+
+
+def _cache_folder(values: Mapping[str, str]) -> Path:
+    if sys.platform == "win32":
+        return Path(values.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(values.get("XDG_CACHE_HOME") or Path.home() / ".cache")
