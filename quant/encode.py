@@ -7,11 +7,13 @@ few. On a Gaussian source, relative squared error of plane 0: exact .0767, the c
 the cheaper of two .0769; the word turned by half and one state, as often done, .0785.
 
 Knows:        the trellis, squared error, scales and their fit.
-Ignorant of:  what the weights are for, Hadamard transforms, files.
+Ignorant of:  what the weights are for, how d was chosen, files.
 """
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,7 +28,10 @@ from quant.layout import (
     WORDS,
     PlaneLayout,
 )
+from quant.transform import transform_weights
 from quant.trellis import TrellisCode
+
+Encode: TypeAlias = Callable[[Tensor, Tensor, PlaneLayout, TrellisCode, int], list[Tensor]]
 
 # Words searched at once: their costs of one step, 1 MiB, stay in the second-level cache.
 # benchmarks/encoder_speed.py: 5.3 M weights/s at 512, 10.6 at 4096, 10.4 at 8192.
@@ -36,25 +41,41 @@ _BLOCKED = 1e30  # a cost no path can reach
 
 
 def encode_planes(
-    weights: Tensor, layout: PlaneLayout, code: TrellisCode, n_planes: int
+    weights: Tensor, d: Tensor, layout: PlaneLayout, code: TrellisCode, n_planes: int
 ) -> list[Tensor]:
-    """Code weights as a stack of planes, each coding what the planes before it left.
+    """Code W / d H as a stack of planes, each coding what the planes before it left.
 
-    weights: [n_out, n_in] float32, already transformed.  Returns n_planes of [plane_bytes] uint8.
-    Works through 64-row blocks, so that memory stays a small multiple of one chunk.
+    weights: W [n_out, n_in], any float dtype; d: [n_in].  Returns n_planes of [plane_bytes] uint8.
+    Works through a few 64-row blocks at a time, so that beside weights and planes memory stays a
+    small multiple of one chunk. Blocks are independent: coding them apart gives the same bytes.
     """
     planes = [torch.zeros(layout.plane_bytes, dtype=torch.uint8) for _ in range(n_planes)]
     blocks_at_once = max(1, CHUNK_WORDS // (layout.column_blocks * SLICES * WORDS))
-    for first in range(0, layout.row_blocks, blocks_at_once):
-        last = min(first + blocks_at_once, layout.row_blocks)
-        residual = _padded_rows(weights, layout, first, last)
-        for plane in planes:
-            residual = residual - _encode_rows(residual, plane, layout, code, first, last)
+    with _one_thread():
+        for first in range(0, layout.row_blocks, blocks_at_once):
+            last = min(first + blocks_at_once, layout.row_blocks)
+            residual = _padded_rows(weights, d, layout, first, last)
+            for plane in planes:
+                residual = residual - _encode_rows(residual, plane, layout, code, first, last)
     return planes
 
 
-def _padded_rows(weights: Tensor, layout: PlaneLayout, first: int, last: int) -> Tensor:
-    rows = weights[first * BLOCK_ROWS : last * BLOCK_ROWS].float()
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch from splitting operations of a few microseconds: ten times slower on a busy CPU.
+
+    EncoderPool is how several cores are used.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _padded_rows(weights: Tensor, d: Tensor, layout: PlaneLayout, first: int, last: int) -> Tensor:
+    rows = transform_weights(weights[first * BLOCK_ROWS : last * BLOCK_ROWS], d)
     padded = torch.zeros((last - first) * BLOCK_ROWS, layout.padded_columns)
     padded[: rows.shape[0], : layout.n_in] = rows
     return padded

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from quant import nf4
-from quant.encode import encode_planes
+from quant.encode import Encode, encode_planes
 from quant.layout import BLOCK_ROWS, REGION_ALIGNMENT, PlaneLayout, round_up
 from quant.matrix import Matrix, Nf4Matrix, TrellisMatrix
-from quant.transform import transform_weights
 from quant.trellis import TrellisCode
 
 
@@ -57,7 +56,14 @@ class ExpertFormat(Protocol):
         """The size of each part."""
 
     def pack(
-        self, gate: Tensor, up: Tensor, down: Tensor, d_in: Tensor, d_inner: Tensor
+        self,
+        gate: Tensor,
+        up: Tensor,
+        down: Tensor,
+        d_in: Tensor,
+        d_inner: Tensor,
+        *,
+        encode: Encode = encode_planes,
     ) -> list[Tensor]:
         """The parts of an expert, uint8 each.  d_in [H], d_inner [I]: its input transforms."""
 
@@ -87,20 +93,24 @@ class TrellisFormat:
         return (self.gate_up.plane_bytes + self.down.plane_bytes,) * self.n_planes
 
     def pack(
-        self, gate: Tensor, up: Tensor, down: Tensor, d_in: Tensor, d_inner: Tensor
+        self,
+        gate: Tensor,
+        up: Tensor,
+        down: Tensor,
+        d_in: Tensor,
+        d_inner: Tensor,
+        *,
+        encode: Encode = encode_planes,
     ) -> list[Tensor]:
-        both = torch.stack([self._blocks(gate, d_in), self._blocks(up, d_in)], dim=1)
-        both = both.view(self.gate_up.n_out, self.n_hidden)
-        gate_up = encode_planes(both, self.gate_up, self.code, self.n_planes)
-        down_planes = encode_planes(
-            transform_weights(down, d_inner), self.down, self.code, self.n_planes
-        )
-        return [torch.cat(parts) for parts in zip(gate_up, down_planes, strict=True)]
-
-    def _blocks(self, weights: Tensor, d: Tensor) -> Tensor:
-        padded = torch.zeros(self.gate_up.n_out // 2, self.n_hidden)
-        padded[: self.n_inner] = transform_weights(weights, d)
-        return padded.view(-1, BLOCK_ROWS, self.n_hidden)
+        both = torch.zeros(2, self.gate_up.n_out // 2, self.n_hidden, dtype=gate.dtype)
+        both[0, : self.n_inner], both[1, : self.n_inner] = gate, up
+        blocks = both.view(2, -1, BLOCK_ROWS, self.n_hidden).transpose(0, 1)
+        blocks = blocks.reshape(self.gate_up.n_out, self.n_hidden)
+        stacks = [
+            encode(w, d, layout, self.code, self.n_planes)
+            for w, d, layout in ((blocks, d_in, self.gate_up), (down, d_inner, self.down))
+        ]
+        return [torch.cat(parts) for parts in zip(*stacks, strict=True)]
 
     def open(self, parts: tuple[Tensor, ...], d_in: Tensor, d_inner: Tensor) -> Expert:
         cut = self.gate_up.plane_bytes
@@ -133,7 +143,14 @@ class Nf4Format:
         return (self.gate_up.matrix_bytes + self.down.matrix_bytes,)
 
     def pack(
-        self, gate: Tensor, up: Tensor, down: Tensor, d_in: Tensor, d_inner: Tensor
+        self,
+        gate: Tensor,
+        up: Tensor,
+        down: Tensor,
+        d_in: Tensor,
+        d_inner: Tensor,
+        *,
+        encode: Encode = encode_planes,
     ) -> list[Tensor]:
         return [torch.cat([nf4.encode(torch.cat([gate, up])), nf4.encode(down)])]
 
@@ -165,24 +182,32 @@ class PlainFormat:
         return (self._gate_up_bytes + self.n_inner * self.n_hidden * self.dtype.itemsize,)
 
     def pack(
-        self, gate: Tensor, up: Tensor, down: Tensor, d_in: Tensor, d_inner: Tensor
+        self,
+        gate: Tensor,
+        up: Tensor,
+        down: Tensor,
+        d_in: Tensor,
+        d_inner: Tensor,
+        *,
+        encode: Encode = encode_planes,
     ) -> list[Tensor]:
         buffer = torch.zeros(self.part_bytes[0], dtype=torch.uint8)
-        expert = self.open((buffer,), d_in, d_inner)
-        assert isinstance(expert.gate_up, Tensor)
-        assert isinstance(expert.down, Tensor)
-        expert.gate_up[: self.n_inner] = gate
-        expert.gate_up[self.n_inner :] = up
-        expert.down[:] = down
+        self.fill(buffer, gate, up, down)
         return [buffer]
 
-    def open(self, parts: tuple[Tensor, ...], d_in: Tensor, d_inner: Tensor) -> Expert:
+    def fill(self, buffer: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> None:
+        """Write an expert into a buffer of at least part_bytes, converting to the dtype."""
+        gate_up, to = self._views(buffer)
+        gate_up[: self.n_inner] = gate
+        gate_up[self.n_inner :] = up
+        to[:] = down
+
+    def _views(self, buffer: Tensor) -> tuple[Tensor, Tensor]:
         size = self.n_inner * self.n_hidden * self.dtype.itemsize
-        gate_up = parts[0][: 2 * size].view(self.dtype)
-        down = parts[0][self._gate_up_bytes : self._gate_up_bytes + size].view(self.dtype)
-        return Expert(
-            gate_up.view(2 * self.n_inner, self.n_hidden),
-            down.view(self.n_hidden, self.n_inner),
-            self.n_inner,
-            blocked=False,
-        )
+        gate_up = buffer[: 2 * size].view(self.dtype)
+        down = buffer[self._gate_up_bytes : self._gate_up_bytes + size].view(self.dtype)
+        return gate_up.view(2 * self.n_inner, self.n_hidden), down.view(self.n_hidden, self.n_inner)
+
+    def open(self, parts: tuple[Tensor, ...], d_in: Tensor, d_inner: Tensor) -> Expert:
+        gate_up, down = self._views(parts[0])
+        return Expert(gate_up, down, self.n_inner, blocked=False)

@@ -64,6 +64,9 @@ class TrellisCode:
         return self.table_unit / SCALE_LEVELS
 
 
+DEFAULT_CODE = TrellisCode()
+
+
 def group_scales(plane: Tensor, layout: PlaneLayout) -> Tensor:
     """The 4-bit scale of every (row, 64 columns), [padded_rows, column_blocks] uint8, 0 to 15."""
     start = layout.group_scale_offset

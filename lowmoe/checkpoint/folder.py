@@ -69,7 +69,7 @@ class ModelFolder:
         """One span in a buffer of its own, [n_bytes] uint8, checked."""
         span = self.manifest.spans[name]
         buffer = torch.empty(span.place.n_bytes, dtype=torch.uint8)
-        data = memoryview(buffer.numpy())
+        data = buffer.numpy().data
         path = self.path / span.place.file
         with files.opened(path) as descriptor:
             files.read_at(descriptor, data, span.place.offset, path)
@@ -87,7 +87,7 @@ class ModelFolder:
         for part, buffer in zip(parts, buffers, strict=True):
             name = expert_span(layer_id, expert_id, part)
             span = self.manifest.spans[name]
-            data = memoryview(buffer.numpy())
+            data = buffer.numpy().data
             files.read_at(
                 self._descriptor(span), data, span.place.offset, self.path / span.place.file
             )

@@ -24,7 +24,7 @@ from lowmoe.checkpoint.safetensors_file import build_header
 from lowmoe.spec import LayerSpec, ModelSpec
 from quant.expert import ExpertFormat, Nf4Format, PlainFormat, TrellisFormat
 from quant.layout import MAX_PLANES, PlaneLayout, round_up
-from quant.trellis import TrellisCode
+from quant.trellis import DEFAULT_CODE, TrellisCode
 
 DENSE_FILE = "dense.safetensors"
 MAX_EXPERT_FILE_BYTES = 8 * 2**30
@@ -44,7 +44,7 @@ class Recipe:
     format: str = "trellis"
     expert_planes: int = 2
     dense_planes: int = MAX_PLANES
-    code: TrellisCode = TrellisCode()
+    code: TrellisCode = DEFAULT_CODE
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -143,7 +143,8 @@ def folder_layout(
     spec: ModelSpec, recipe: Recipe, *, max_file_bytes: int = MAX_EXPERT_FILE_BYTES
 ) -> FolderLayout:
     """The whole folder but for the small files that are copied into it."""
-    contents = {DENSE_FILE: {name: (dtype, shape) for name, dtype, shape in dense_tensors(spec, recipe)}}
+    dense = {name: (dtype, shape) for name, dtype, shape in dense_tensors(spec, recipe)}
+    contents = {DENSE_FILE: dense}
     for part, n_bytes in zip(
         recipe.part_names, recipe.expert_format(spec).part_bytes, strict=True
     ):
@@ -161,8 +162,12 @@ def folder_layout(
     return _place(contents)
 
 
-def _place(contents: Mapping[str, Mapping[str, tuple[torch.dtype, tuple[int, ...]]]]) -> FolderLayout:
-    headers, sizes, places = {}, {}, {}
+def _place(
+    contents: Mapping[str, Mapping[str, tuple[torch.dtype, tuple[int, ...]]]],
+) -> FolderLayout:
+    headers: dict[str, bytes] = {}
+    sizes: dict[str, int] = {}
+    places: dict[str, Place] = {}
     for file, tensors in contents.items():
         headers[file], entries = build_header(tensors, alignment=ALIGNMENT)
         places |= {n: Place(file, e.offset, e.n_bytes) for n, e in entries.items()}

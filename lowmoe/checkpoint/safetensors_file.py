@@ -13,7 +13,7 @@ Ignorant of:  what any tensor is for.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ class SafetensorsFile:
             )
         tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
         if entry.n_bytes:
-            buffer = memoryview(tensor.flatten().view(torch.uint8).numpy())
+            buffer = tensor.flatten().view(torch.uint8).numpy().data
             with files.opened(self.path) as descriptor:
                 files.read_at(descriptor, buffer, entry.offset, self.path)
         return tensor
@@ -141,21 +141,17 @@ def build_header(
     The header is padded with spaces, as the format allows, so that data begins at a multiple of
     `alignment`; the tensors' own sizes must keep it.
     """
-    header, position = {}, 0
+    places, position = {}, 0
     for name, (dtype, shape) in tensors.items():
-        end = position + math.prod(shape) * dtype.itemsize
-        header[name] = {
-            "dtype": DTYPE_NAMES[dtype],
-            "shape": list(shape),
-            "data_offsets": [position, end],
-        }
-        position = end
-    text = json.dumps(header, separators=(",", ":")).encode()
+        n_bytes = math.prod(shape) * dtype.itemsize
+        places[name] = TensorEntry(DTYPE_NAMES[dtype], shape, position, n_bytes)
+        position += n_bytes
+    values = {
+        name: {"dtype": e.dtype, "shape": e.shape, "data_offsets": [e.offset, e.offset + e.n_bytes]}
+        for name, e in places.items()
+    }
+    text = json.dumps(values, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % alignment)
     start = 8 + len(text)
-    entries = {
-        name: TensorEntry(v["dtype"], tuple(v["shape"]), start + v["data_offsets"][0],
-                          v["data_offsets"][1] - v["data_offsets"][0])
-        for name, v in header.items()
-    }  # fmt: skip
-    return len(text).to_bytes(8, "little") + text, entries
+    header = len(text).to_bytes(8, "little") + text
+    return header, {n: replace(e, offset=start + e.offset) for n, e in places.items()}

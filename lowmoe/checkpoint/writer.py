@@ -127,7 +127,7 @@ class FolderWriter:
         """A committed span, flat; what a resumed run must not compute again."""
         place = self.layout.places[name]
         buffer = torch.empty(place.n_bytes, dtype=torch.uint8)
-        data = memoryview(buffer.numpy())
+        data = buffer.numpy().data
         path = self.folder / place.file
         files.read_at(self._descriptors[place.file], data, place.offset, path)
         if content_hash(data) != self.hashes[name]:
@@ -188,7 +188,7 @@ def _padded(tensor: Tensor, place: Place) -> memoryview:
     if data.numel() != place.n_bytes:
         assert data.numel() < place.n_bytes, (data.numel(), place)
         data = torch.nn.functional.pad(data, (0, place.n_bytes - data.numel()))
-    return memoryview(data.numpy())
+    return data.numpy().data
 
 
 def _whole_lines(path: Path) -> tuple[list[Any], int]:

@@ -182,6 +182,20 @@ def test_progress_never_runs_backwards_and_ends_at_the_total(hub: FakeHub, tmp_p
     assert seen[-1].file_bytes_done == seen[-1].file_bytes == 300_000
 
 
+def test_progress_speaks_of_bytes_a_kill_would_not_lose(hub: FakeHub, tmp_path: Path) -> None:
+    on_disk: list[int] = []
+
+    def look(step: DownloadProgress) -> None:
+        paths = [tmp_path / f"{step.file}.part", tmp_path / step.file]
+        on_disk.append(next(path for path in paths if path.exists()).stat().st_size)
+        assert on_disk[-1] == step.file_bytes_done
+
+    # Shorter than any write buffer, so that one which is not emptied would show.
+    hub.add_commit({"model.safetensors": b"weights"})
+    pull(hub, tmp_path, progress=look).fetch("model.safetensors")
+    assert on_disk == [7, 7]
+
+
 # When the line breaks
 
 
@@ -435,13 +449,17 @@ def test_a_login_page_does_not_cost_what_has_arrived(hub: FakeHub, tmp_path: Pat
 def test_a_wrong_length_that_nobody_announced_is_noticed(
     hub: FakeHub, tmp_path: Path, length: int
 ) -> None:
+    seen: list[DownloadProgress] = []
     hub.faults[SHARD] = [Fault(body=bytes(length), unannounced=True)]
-    assert pull(hub, tmp_path).fetch(SHARD).read_bytes() == content(hub, SHARD)
+    path = pull(hub, tmp_path, progress=seen.append).fetch(SHARD)
+    assert path.read_bytes() == content(hub, SHARD)
+    assert max(step.file_bytes_done for step in seen) == 300_000  # no more is ever written
 
 
 def test_a_server_that_ignores_ranges_sends_the_file_again(hub: FakeHub, tmp_path: Path) -> None:
     hub.faults[SHARD] = [Fault(cut_after=100_000), Fault(without_range=True)]
     assert pull(hub, tmp_path).fetch(SHARD).read_bytes() == content(hub, SHARD)
+    assert [r.bytes_sent for r in hub.downloads(SHARD)] == [100_000, 300_000]
 
 
 def test_an_answer_from_another_byte_is_not_appended(hub: FakeHub, tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""Counts what the store was asked for and what it had to move.
+
+Knows:        bytes, requests, seconds in which the disk was busy.
+Ignorant of:  tokens and layers.
+"""
+
+import threading
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Totals since the store was made; subtract two to get those of a span of time.
+
+    ram_requests, disk_requests: experts lent that were in RAM when asked for, or were not;
+    ram_bytes: bytes of all experts lent, which are all computed from RAM; disk_bytes: bytes read
+    from disk, guesses included; disk_busy_s: seconds with at least one read under way.
+    guessed, guessed_right: experts read ahead, and those of them that were then asked for.
+    """
+
+    ram_requests: int = 0
+    disk_requests: int = 0
+    ram_bytes: int = 0
+    disk_bytes: int = 0
+    disk_busy_s: float = 0.0
+    guessed: int = 0
+    guessed_right: int = 0
+
+    def __sub__(self, earlier: "Traffic") -> "Traffic":
+        return Traffic(
+            ram_requests=self.ram_requests - earlier.ram_requests,
+            disk_requests=self.disk_requests - earlier.disk_requests,
+            ram_bytes=self.ram_bytes - earlier.ram_bytes,
+            disk_bytes=self.disk_bytes - earlier.disk_bytes,
+            disk_busy_s=self.disk_busy_s - earlier.disk_busy_s,
+            guessed=self.guessed - earlier.guessed,
+            guessed_right=self.guessed_right - earlier.guessed_right,
+        )
+
+
+class Ledger:
+    """The running totals; reads are counted from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ram_requests = self._disk_requests = self._ram_bytes = self._disk_bytes = 0
+        self._guessed = self._guessed_right = 0
+        self._busy_s = 0.0
+        self._reads = 0
+        self._busy_since = 0.0
+
+    def lent(self, *, in_ram: bool, n_bytes: int) -> None:
+        """One expert was lent."""
+        self._ram_requests += in_ram
+        self._disk_requests += not in_ram
+        self._ram_bytes += n_bytes
+
+    def guess(self, *, right: bool) -> None:
+        """An expert is read ahead; or, later, one that was is asked for."""
+        self._guessed += not right
+        self._guessed_right += right
+
+    def read_begins(self) -> None:
+        """A read from disk is under way."""
+        with self._lock:
+            if self._reads == 0:
+                self._busy_since = time.perf_counter()
+            self._reads += 1
+
+    def read_ends(self, n_bytes: int) -> None:
+        """It has ended, with so many bytes."""
+        with self._lock:
+            self._reads -= 1
+            self._disk_bytes += n_bytes
+            if self._reads == 0:
+                self._busy_s += time.perf_counter() - self._busy_since
+
+    def traffic(self) -> Traffic:
+        """The totals so far."""
+        with self._lock:
+            running = time.perf_counter() - self._busy_since if self._reads else 0.0
+            return Traffic(
+                ram_requests=self._ram_requests,
+                disk_requests=self._disk_requests,
+                ram_bytes=self._ram_bytes,
+                disk_bytes=self._disk_bytes,
+                disk_busy_s=self._busy_s + running,
+                guessed=self._guessed,
+                guessed_right=self._guessed_right,
+            )

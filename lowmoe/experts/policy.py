@@ -1,0 +1,45 @@
+"""Which experts deserve their place: decayed frequency of use, recency as tie-break.
+
+Routing is skewed and the skew drifts slowly with the text, so how often an expert was used lately
+predicts best whether it will be used again; plain recency evicts, at every pass over the layers,
+just what the next token needs first.
+
+Knows:        how often and how lately each expert of each layer was used.
+Ignorant of:  bytes, tiers, what an expert is.
+"""
+
+from typing import TypeAlias
+
+# An expert of one layer.
+Key: TypeAlias = tuple[int, int]
+
+# A use counts half after 43 uses of its layer: long enough to know an expert, short enough to
+# follow a change of subject.
+DECAY = 0.984
+
+
+class UsePolicy:
+    """Counts uses layer by layer; time passes for a layer only when it is used."""
+
+    def __init__(self, decay: float = DECAY) -> None:
+        self._decay = decay
+        self._layer_clock: dict[int, int] = {}
+        self._clock = 0
+        self._uses: dict[Key, tuple[float, int, int]] = {}  # weight, its layer time, its time
+
+    def record(self, layer_id: int, expert_ids: list[int]) -> None:
+        """These experts of a layer were just used, once each."""
+        self._clock += 1
+        self._layer_clock[layer_id] = self._layer_clock.get(layer_id, 0) + 1
+        for expert_id in expert_ids:
+            key = (layer_id, expert_id)
+            weight = self.worth(key)[0] + 1
+            self._uses[key] = (weight, self._layer_clock[layer_id], self._clock)
+
+    def worth(self, key: Key) -> tuple[float, int]:
+        """How much an expert deserves its place; compare with <."""
+        if key not in self._uses:
+            return 0.0, 0
+        weight, layer_time, time = self._uses[key]
+        age = self._layer_clock[key[0]] - layer_time
+        return weight * self._decay**age, time

@@ -1,0 +1,66 @@
+"""The lowest tier: experts on disk, in a model folder or in a checkpoint.
+
+Knows:        how to fill an expert's buffers from files.
+Ignorant of:  who asks, how many buffers there are, when.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lowmoe.checkpoint.files import ALIGNMENT
+from lowmoe.checkpoint.folder import ModelFolder
+from lowmoe.checkpoint.reader import Checkpoint
+from lowmoe.families import Family
+from lowmoe.spec import Role
+from quant.expert import PlainFormat
+from quant.layout import round_up
+
+
+class ExpertSource(Protocol):
+    """Where experts are read from; called from several threads at once."""
+
+    @property
+    def buffer_bytes(self) -> tuple[int, ...]:
+        """The size of each buffer that one expert fills, page-aligned sizes."""
+
+    def read(self, layer_id: int, expert_id: int, buffers: list[Tensor]) -> int:
+        """Fill the buffers, [buffer_bytes] uint8 each.  Returns the bytes read from disk."""
+
+
+class FolderExperts:
+    """Experts of a model folder, in some or all of the parts it holds."""
+
+    def __init__(self, folder: ModelFolder, parts: tuple[str, ...], part_bytes: tuple[int, ...]) -> None:
+        self._folder, self._parts = folder, parts
+        self.buffer_bytes = tuple(round_up(n, ALIGNMENT) for n in part_bytes)
+
+    def read(self, layer_id: int, expert_id: int, buffers: list[Tensor]) -> int:
+        """Fill the buffers, one a part."""
+        return self._folder.read_expert(layer_id, expert_id, self._parts, buffers)
+
+
+class CheckpointExperts:
+    """Unquantized experts, straight from a checkpoint, in the dtype asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, family: Family, dtype: torch.dtype) -> None:
+        experts = family.spec.uniform_experts()
+        self.format = PlainFormat(family.spec.n_hidden, experts.n_inner, dtype)
+        self._checkpoint, self._family = checkpoint, family
+        self.buffer_bytes = tuple(round_up(n, ALIGNMENT) for n in self.format.part_bytes)
+
+    def read_matrices(self, layer_id: int, expert_id: int) -> tuple[Tensor, Tensor, Tensor]:
+        """gate [I, H], up [I, H] and down [H, I], in the dtype of the file."""
+        wide = (self.format.n_inner, self.format.n_hidden)
+        gate, up, down = (
+            self._checkpoint.read(self._family.tensor_name(Role(name, layer_id, expert_id)), shape)
+            for name, shape in (("gate", wide), ("up", wide), ("down", wide[::-1]))
+        )
+        return gate, up, down
+
+    def read(self, layer_id: int, expert_id: int, buffers: list[Tensor]) -> int:
+        """Fill the one buffer."""
+        matrices = self.read_matrices(layer_id, expert_id)
+        self.format.fill(buffers[0], *matrices)
+        return sum(m.numel() * m.itemsize for m in matrices)

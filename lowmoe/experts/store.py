@@ -1,0 +1,211 @@
+"""Hands out experts, wherever they live.
+
+Knows:        tiers (RAM, disk), byte budgets, which expert was used last, what is on its way.
+Ignorant of:  tokens, routing, model families, what the bits mean.
+"""
+
+import contextlib
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+from torch import Tensor
+
+from lowmoe.errors import MemoryBudgetError
+from lowmoe.experts.ledger import Ledger, Traffic
+from lowmoe.experts.policy import Key, UsePolicy
+from lowmoe.experts.source import ExpertSource
+from lowmoe.experts.tier import RamTier, Slot
+
+MIN_SLOTS = 2  # one to compute with, one to read into
+# Reads under way at once: benchmarks/disk_reads.py shows no gain beyond four on virtual or NVMe
+# disks for reads of 128 KiB and more.
+N_READERS = 4
+
+
+class ExpertStore:
+    """Lends experts as bytes.  One thread asks; reads run beside it.
+
+    Laws, held by tests: RAM never above the budget; what is lent is never moved or dropped; what
+    is lent does not depend on the budget.
+    """
+
+    def __init__(
+        self, source: ExpertSource, *, ram_budget_bytes: int, n_experts_total: int
+    ) -> None:
+        """Raises MemoryBudgetError where the budget cannot hold two experts."""
+        slot_bytes = sum(source.buffer_bytes)
+        if ram_budget_bytes < MIN_SLOTS * slot_bytes:
+            raise MemoryBudgetError(
+                f"{max(ram_budget_bytes, 0)} bytes of RAM are left for experts, but two of "
+                f"{slot_bytes} bytes must fit. Give at least "
+                f"{MIN_SLOTS * slot_bytes - ram_budget_bytes} bytes more, or use fewer bits."
+            )
+        n_slots = min(ram_budget_bytes // slot_bytes, max(n_experts_total, MIN_SLOTS))
+        self._tier = RamTier(source.buffer_bytes, n_slots)
+        self._source = source
+        self._policy = UsePolicy()
+        self._ledger = Ledger()
+        self._wanted: list[Key] = []
+        self._readers = ThreadPoolExecutor(N_READERS, thread_name_prefix="lowmoe-read")
+
+    def __enter__(self) -> "ExpertStore":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def n_slots(self) -> int:
+        """How many experts RAM can hold at once."""
+        return self._tier.n_slots
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of RAM taken for experts so far."""
+        return self._tier.used_bytes
+
+    def traffic(self) -> Traffic:
+        """What was lent and read so far."""
+        return self._ledger.traffic()
+
+    def residents(self) -> dict[int, list[int]]:
+        """The experts in RAM now, by layer."""
+        layers: dict[int, list[int]] = {}
+        for layer_id, expert_id in sorted(self._tier.residents):
+            layers.setdefault(layer_id, []).append(expert_id)
+        return layers
+
+    def want(self, layer_id: int, expert_ids: Collection[int]) -> None:
+        """Say which experts a layer needs now: counts them as used and starts reading.
+
+        They stay in place until `portions` has handed them out.
+        """
+        self._policy.record(layer_id, list(expert_ids))
+        keys = [(layer_id, e) for e in sorted(expert_ids)]
+        ready = [key for key in keys if self._is_ready(key)]
+        for key in keys:
+            self._note_request(key, in_ram=key in ready)
+        self._wanted = ready + [key for key in keys if key not in ready]
+        self._read_wanted()
+
+    def portions(self) -> Iterator[list[int]]:
+        """The experts wanted, in groups to borrow one after the other, reads running ahead.
+
+        Those in RAM come first, so that the others' reads hide behind their computation.
+        """
+        while self._wanted:
+            ready = [key for key in self._wanted[: self.n_slots] if self._is_ready(key)]
+            group = ready or self._wanted[:1]
+            yield [expert_id for _, expert_id in group]
+            self._wanted = [key for key in self._wanted if key not in group]
+            self._read_wanted()
+
+    def _read_wanted(self) -> None:
+        keep = set(self._wanted[: self.n_slots])
+        for key in self._wanted[: min(self.n_slots, N_READERS + 1)]:
+            self._start_read(key, keep)
+
+    @contextlib.contextmanager
+    def borrow(
+        self, layer_id: int, expert_ids: Collection[int]
+    ) -> Iterator[dict[int, tuple[Tensor, ...]]]:
+        """Lend experts until the block ends: {expert_id: buffers, uint8, one a part}.
+
+        Raises what reading raised, and MemoryBudgetError for more experts than there are slots.
+        """
+        if len(expert_ids) > self.n_slots:
+            raise MemoryBudgetError(
+                f"{len(expert_ids)} experts are wanted at once, but RAM is given to {self.n_slots}."
+            )
+        keys = [(layer_id, e) for e in expert_ids]
+        lent: list[Slot] = []
+        try:
+            for key in keys:
+                lent.append(self._lend(key, set(keys)))
+            for slot in lent:
+                assert slot.filling is not None
+                slot.filling.result()
+            yield {s.key[1]: tuple(s.buffers) for s in lent if s.key is not None}
+        finally:
+            for slot in lent:
+                slot.lent -= 1
+                if slot.lent == 0 and slot.has_failed:
+                    self._tier.clear(slot)  # so that the next one who asks reads again
+
+    def prefetch(self, layer_id: int, expert_ids: Collection[int]) -> None:
+        """Start reading experts that will likely be asked for next, where there is room."""
+        likely = [(layer_id, e) for e in expert_ids][: max(1, self.n_slots // 2)]
+        keep = {*likely, *self._wanted}
+        for key in likely:
+            if key in self._tier.residents:
+                continue
+            slot = self._start_read(key, keep)
+            if slot is None:
+                return
+            slot.guessed = True
+            self._ledger.guess(right=False)
+
+    def close(self) -> None:
+        """Wait for reads under way and give their threads back."""
+        self._readers.shutdown(wait=True, cancel_futures=True)
+
+    # --- one expert
+
+    def _is_ready(self, key: Key) -> bool:
+        slot = self._tier.residents.get(key)
+        return slot is not None and slot.is_settled
+
+    def _note_request(self, key: Key, *, in_ram: bool) -> None:
+        self._ledger.lent(in_ram=in_ram, n_bytes=self._tier.slot_bytes)
+        slot = self._tier.residents.get(key)
+        if slot is not None and slot.guessed:
+            slot.guessed = False
+            self._ledger.guess(right=True)
+
+    def _lend(self, key: Key, keep: set[Key]) -> Slot:
+        slot = self._start_read(key, keep)
+        while slot is None:
+            self._await_any_read(keep)
+            slot = self._start_read(key, keep)
+        slot.lent += 1
+        return slot
+
+    def _start_read(self, key: Key, keep: set[Key]) -> Slot | None:
+        """The slot an expert is or will be in; None if every slot is needed for something else."""
+        if key in self._tier.residents:
+            return self._tier.residents[key]
+        slot = self._tier.take_free() or self._evict(keep)
+        if slot is None:
+            return None
+        self._tier.settle(slot, key)
+        slot.filling = self._readers.submit(self._fill, slot, key)
+        return slot
+
+    def _evict(self, keep: set[Key]) -> Slot | None:
+        """Empty the slot of the expert worth least that nobody needs now."""
+        idle = [
+            slot
+            for key, slot in self._tier.residents.items()
+            if slot.lent == 0 and key not in keep and slot.is_settled
+        ]
+        if not idle:
+            return None
+        self._tier.clear(min(idle, key=lambda slot: self._policy.worth(slot.key or (0, 0))))
+        return self._tier.take_free()
+
+    def _fill(self, slot: Slot, key: Key) -> None:
+        self._ledger.read_begins()
+        n_bytes = 0
+        try:
+            n_bytes = self._source.read(*key, slot.buffers)
+        finally:
+            self._ledger.read_ends(n_bytes)
+
+    def _await_any_read(self, keep: set[Key]) -> None:
+        pending: list[Future[None]] = [
+            slot.filling
+            for key, slot in self._tier.residents.items()
+            if slot.filling is not None and not slot.is_settled and key not in keep
+        ]
+        assert pending, "every slot is lent or wanted: more borrowed than there are slots"
+        wait(pending, return_when="FIRST_COMPLETED")

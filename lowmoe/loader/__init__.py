@@ -1,0 +1,3 @@
+"""From a checkpoint to a model folder: `hub` fetches shards, `calibrate` measures activations,
+`convert` streams the layers through, `synthetic` writes folders of random codes for benchmarks.
+"""

@@ -1,0 +1,186 @@
+"""Measures how loud every channel is at the input of every matrix.
+
+A few thousand tokens of text run through the original weights, one layer at a time. The layer's
+moments go into the transforms d (see quant/transform.py), the tokens' hidden states on to the next.
+
+Knows:        hidden states of the calibration text, second moments of activations.
+Ignorant of:  how weights are coded, files, text.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lowmoe.decoder.attention import attend
+from lowmoe.decoder.kv_cache import LayerCache
+from lowmoe.decoder.moe import Routing
+from lowmoe.decoder.norm import rms_norm
+from lowmoe.decoder.weights import LayerWeights
+from lowmoe.kernels.reference import ReferenceKernels
+from lowmoe.spec import LayerSpec
+from quant.expert import Expert
+from quant.matrix import Matrix
+
+# An expert that saw n tokens counts n / (n + SHRINKAGE) for itself, the layer for the rest.
+SHRINKAGE = 64
+
+
+class Moments:
+    """Mean squares of one matrix's input."""
+
+    def __init__(self, n_in: int) -> None:
+        self.total = torch.zeros(n_in, dtype=torch.float64)
+        self.count = 0
+
+    def add(self, x: Tensor) -> None:
+        """Count tokens x [T, n_in]."""
+        self.total += x.double().square().sum(0)
+        self.count += x.shape[0]
+
+    def rms(self) -> Tensor:
+        """Root mean square of every channel, [n_in] float32."""
+        return (self.total / max(self.count, 1)).sqrt().float()
+
+    def shrunk_towards(self, layer: "Moments") -> Tensor:
+        """The same, with SHRINKAGE tokens of the layer's average mixed in."""
+        average = layer.total / max(layer.count, 1)
+        mixed = (self.total + SHRINKAGE * average) / (self.count + SHRINKAGE)
+        return mixed.sqrt().float()
+
+
+class ListeningKernels(ReferenceKernels):
+    """Reference kernels that keep the moments of what they multiply, by matrix."""
+
+    def __init__(self) -> None:
+        self._moments: dict[int, Moments] = {}
+
+    def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
+        """y = W x, counted.  x: [T, n_in]."""
+        self._moments.setdefault(id(matrix), Moments(x.shape[1])).add(x)
+        return super().linear(x, matrix)
+
+    def heard(self, matrix: Matrix, n_in: int) -> Moments:
+        """The moments of a matrix's input; of nothing, if it was never used.  Forgets them."""
+        return self._moments.pop(id(matrix), Moments(n_in))
+
+
+class LayerExperts(Protocol):
+    """The original experts of a layer, read one at a time."""
+
+    def matrices(self, expert_id: int) -> tuple[Tensor, Tensor, Tensor]:
+        """gate [I, H], up [I, H] and down [H, I], any float dtype."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerMoments:
+    """Root mean squares at a layer's matrices.
+
+    qkv, experts_in: [H]; attention_out: [q rows]; inner: [E, I], at each expert's down.
+    gate_up_columns: [H] rms of the columns of gate and up over all experts; down_columns: [E, I].
+    """
+
+    qkv: Tensor
+    attention_out: Tensor
+    experts_in: Tensor
+    inner: Tensor
+    gate_up_columns: Tensor
+    down_columns: Tensor
+
+
+class CalibrationRun:
+    """Calibration tokens on their way through the layers, in float32."""
+
+    def __init__(self, hidden: Tensor, lengths: list[int], norm_epsilon: float) -> None:
+        """hidden: [T, H] float32, sequences of these lengths one after the other."""
+        self.hidden, self._lengths, self._epsilon = hidden, lengths, norm_epsilon
+        self._kernels = ListeningKernels()
+
+    @torch.inference_mode()
+    def through_layer(
+        self, spec: LayerSpec, weights: LayerWeights, experts: LayerExperts
+    ) -> LayerMoments:
+        """Take all tokens through one layer; returns what was heard on the way."""
+        hidden = self.hidden
+        hidden = hidden + self._attention(spec, weights)
+        normed = rms_norm(hidden, weights.experts_norm, self._epsilon)
+        routing = Routing.of(normed, weights.router, spec.feed_forward.router)
+        inputs = Moments(normed.shape[1])
+        inputs.add(normed)
+        mixed, inner, columns = self._experts(normed, routing, spec, experts)
+        self.hidden = hidden + mixed
+        layer_inner = Moments(spec.feed_forward.n_inner)
+        for moments in inner:
+            layer_inner.total += moments.total
+            layer_inner.count += moments.count
+        return LayerMoments(
+            qkv=self._kernels.heard(weights.qkv, 0).rms(),
+            attention_out=self._kernels.heard(weights.attention_out, 0).rms(),
+            experts_in=inputs.rms(),
+            inner=torch.stack([m.shrunk_towards(layer_inner) for m in inner]),
+            gate_up_columns=columns.gate_up.rms(),
+            down_columns=torch.stack([m.rms() for m in columns.down]),
+        )
+
+    def final_norm_rms(self, weight: Tensor) -> Tensor:
+        """The rms of every channel at the output head, [H]."""
+        moments = Moments(self.hidden.shape[1])
+        moments.add(rms_norm(self.hidden, weight, self._epsilon))
+        return moments.rms()
+
+    def _attention(self, spec: LayerSpec, weights: LayerWeights) -> Tensor:
+        outputs = []
+        for sequence in self.hidden.split(self._lengths):
+            cache = LayerCache(spec, sequence.shape[0], torch.float32)
+            normed = rms_norm(sequence, weights.attention_norm, self._epsilon)
+            outputs.append(attend(normed, weights, spec.attention, cache, 0, self._kernels))
+        return torch.cat(outputs)
+
+    def _experts(
+        self, x: Tensor, routing: Routing, spec: LayerSpec, experts: LayerExperts
+    ) -> tuple[Tensor, list[Moments], "_Columns"]:
+        """The sum of the experts' outputs [T, H], and the moments inside each of them."""
+        mixed = torch.zeros_like(x)
+        inner, columns = [], _Columns(Moments(x.shape[1]), [])
+        for expert_id in range(spec.feed_forward.n_experts):
+            gate, up, down = experts.matrices(expert_id)
+            columns.add(gate, up, down)
+            whole = Expert(torch.cat([gate, up]), down, gate.shape[0], blocked=False)
+            token, rank = torch.where(routing.expert_ids == expert_id)
+            if token.numel():
+                output = self._kernels.expert(x[token], whole)
+                mixed.index_add_(0, token, output * routing.weights[token, rank][:, None])
+            self._kernels.heard(whole.gate_up, 0)  # the layer's own input is counted once, above
+            inner.append(self._kernels.heard(whole.down, gate.shape[0]))
+        return mixed, inner, columns
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Moments of weights' columns, rows counted like tokens."""
+
+    gate_up: Moments
+    down: list[Moments]
+
+    def add(self, gate: Tensor, up: Tensor, down: Tensor) -> None:
+        for rows in (gate, up):
+            self.gate_up.total += column_squares(rows)
+            self.gate_up.count += rows.shape[0]
+        own = Moments(down.shape[1])
+        own.total += column_squares(down)
+        own.count = down.shape[0]
+        self.down.append(own)
+
+
+def column_squares(weights: Tensor) -> Tensor:
+    """The sum of squares of every column, [n_in] float64, in pieces small beside the matrix."""
+    total = torch.zeros(weights.shape[1], dtype=torch.float64)
+    for rows in weights.split(1024):
+        total += rows.float().square().sum(0)
+    return total
+
+
+def column_rms(weights: Tensor) -> Tensor:
+    """Root mean square of every column, [n_in] float32."""
+    return (column_squares(weights) / weights.shape[0]).sqrt().float()

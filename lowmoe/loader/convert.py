@@ -1,0 +1,302 @@
+"""Streams a checkpoint's layers into a model folder.
+
+For each layer: take the calibration tokens through it, code its dense matrices, code its experts
+one by one, keep the tokens' hidden states on disk. A killed run goes on inside the layer.
+
+Knows:        the order of work, which spans each step makes, what may be skipped.
+Ignorant of:  where shards come from, text, how bits are chosen, crash safety of files.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import Tensor
+
+from lowmoe.checkpoint.layout import Recipe, expert_span, folder_layout
+from lowmoe.checkpoint.manifest import Calibration, Manifest, Source
+from lowmoe.checkpoint.writer import FolderWriter, small_file_table
+from lowmoe.decoder.weights import CheckpointTensors, LayerWeights
+from lowmoe.experts.source import CheckpointExperts
+from lowmoe.loader.calibrate import CalibrationRun, LayerMoments, column_rms
+from lowmoe.spec import Role, checkpoint_tensors
+from quant.encoder_pool import EncoderPool
+from quant.layout import PlaneLayout
+from quant.transform import channel_factors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationText:
+    """Token sequences to calibrate on.  text_hash: of the text they came from."""
+
+    sequences: tuple[Tensor, ...]
+    text_hash: str
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(s.shape[0] for s in self.sequences)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a conversion is, in weights coded."""
+
+    done: int
+    total: int
+
+
+class Conversion:
+    """One conversion, from construction to `run`."""
+
+    def __init__(
+        self,
+        tensors: CheckpointTensors,
+        folder: Path,
+        recipe: Recipe,
+        *,
+        source: Source,
+        small_files: Mapping[str, bytes],
+        calibration: CalibrationText | None,
+        n_workers: int,
+        progress: Callable[[Progress], None],
+    ) -> None:
+        """folder: to be made or gone on with.  calibration: None codes all channels alike."""
+        self._tensors, self._folder, self._recipe = tensors, folder, recipe
+        self._family, self._spec = tensors.family, tensors.family.spec
+        self._source, self._small_files, self._calibration = source, small_files, calibration
+        self._pool = EncoderPool(n_workers)
+        self._progress = progress
+        self._done = 0
+        self._experts = CheckpointExperts(tensors.checkpoint, self._family, torch.float32)
+        self._format = recipe.expert_format(self._spec)
+        self._run: CalibrationRun | None = None
+
+    def run(self) -> None:
+        """Make the folder, or what is missing of it."""
+        layout = folder_layout(self._spec, self._recipe)
+        with self._pool, FolderWriter(self._folder, layout, self._fingerprint()) as self._writer:
+            if self._writer.finished:
+                return
+            first = self._begin()
+            for layer_id in range(first, len(self._spec.layers)):
+                self._layer(layer_id)
+            self._ends()
+            self._writer.finish(self._manifest(), self._small_files)
+
+    def _fingerprint(self) -> dict[str, object]:
+        return {
+            "config": dict(self._tensors.checkpoint.config),
+            "recipe": asdict(self._recipe),
+            "source": asdict(self._source),
+            "calibration": self._calibration_record() and asdict(self._calibration_record()),
+            "small_files": {n: xxhash.xxh3_128_hexdigest(d) for n, d in self._small_files.items()},
+        }
+
+    def _calibration_record(self) -> Calibration | None:
+        text = self._calibration
+        return text and Calibration(n_tokens=text.n_tokens, text_hash=text.text_hash)
+
+    def _manifest(self) -> Manifest:
+        return Manifest(
+            config=self._tensors.checkpoint.config,
+            source=self._source,
+            recipe=self._recipe,
+            calibration=self._calibration_record(),
+            small_files=small_file_table(self._small_files),
+            spans=self._writer.spans(),
+        )
+
+    # --- where to go on
+
+    def _begin(self) -> int:
+        """Code the embedding, set up calibration; returns the first layer that is not done."""
+        if self._calibration is None:
+            first = self._first_unfinished_layer()
+        else:
+            first = self._resume_calibration()
+        if not self._spec.tied_head:
+            self._embedding(None)
+        for layer_id in range(first):
+            self._tick(self._forget_layer(layer_id))
+        return first
+
+    def _first_unfinished_layer(self) -> int:
+        for layer_id in range(len(self._spec.layers)):
+            if not self._writer.has(*self._layer_spans(layer_id)):
+                return layer_id
+        return len(self._spec.layers)
+
+    def _layer_spans(self, layer_id: int) -> list[str]:
+        prefix = f"layers.{layer_id}."
+        return [name for name in self._writer.layout.places if name.startswith(prefix)]
+
+    def _resume_calibration(self) -> int:
+        assert self._calibration is not None
+        lengths = [s.shape[0] for s in self._calibration.sequences]
+        state = self._writer.load_state()
+        if state is None:
+            embedding = self._tensors.read("embedding")
+            ids = torch.cat(list(self._calibration.sequences))
+            hidden, first = embedding[ids].float(), 0
+        else:
+            first, data = state
+            hidden = torch.frombuffer(bytearray(data), dtype=torch.float32)
+            hidden = hidden.view(-1, self._spec.n_hidden)
+        self._run = CalibrationRun(hidden, lengths, self._spec.norm_epsilon)
+        return first
+
+    # --- the steps
+
+    def _layer(self, layer_id: int) -> None:
+        spec = self._spec.layers[layer_id]
+        weights = self._tensors.layer(layer_id, torch.float32)
+        moments = None
+        if self._run is not None:
+            moments = self._run.through_layer(spec, weights, _Experts(self._experts, layer_id))
+        self._dense_spans(layer_id, weights, moments)
+        d_in, d_inner = self._expert_transforms(layer_id)
+        for expert_id in range(spec.feed_forward.n_experts):
+            self._expert(layer_id, expert_id, d_in, d_inner[expert_id])
+        if self._run is not None:
+            self._writer.save_state(layer_id + 1, self._run.hidden.numpy().tobytes())
+        self._forget_layer(layer_id)
+
+    def _dense_spans(
+        self, layer_id: int, weights: LayerWeights, moments: LayerMoments | None
+    ) -> None:
+        """Everything of a layer but its experts, in one commit."""
+        prefix = f"layers.{layer_id}."
+        names = [n for n in self._layer_spans(layer_id) if not n.startswith(prefix + "experts.")]
+        if self._recipe.format == "trellis":
+            names += [prefix + "experts.d_in", prefix + "experts.d_inner"]
+        n_dense = _n_weights(weights.qkv, weights.attention_out)
+        if self._writer.has(*names):
+            self._tick(n_dense)
+            return
+        qkv, out = weights.qkv, weights.attention_out
+        assert isinstance(qkv, Tensor)
+        assert isinstance(out, Tensor)
+        spans = {
+            prefix + "attention_norm": weights.attention_norm,
+            prefix + "experts_norm": weights.experts_norm,
+            prefix + "router": weights.router,
+        }
+        spans |= self._matrix_spans(prefix + "qkv", qkv, moments and moments.qkv)
+        spans |= self._matrix_spans(
+            prefix + "attention_out", out, moments and moments.attention_out
+        )
+        if self._recipe.format == "trellis":
+            spans |= self._transform_spans(layer_id, moments)
+        self._writer.commit(spans)
+        self._tick(n_dense)
+
+    def _transform_spans(self, layer_id: int, moments: LayerMoments | None) -> dict[str, Tensor]:
+        prefix = f"layers.{layer_id}.experts."
+        experts = self._spec.layers[layer_id].feed_forward
+        d_in = channel_factors(
+            moments and moments.experts_in,
+            moments.gate_up_columns if moments else torch.ones(self._spec.n_hidden),
+            seed=_seed(prefix + "d_in"),
+        )
+        d_inner = [
+            channel_factors(
+                moments and moments.inner[e],
+                moments.down_columns[e] if moments else torch.ones(experts.n_inner),
+                seed=_seed(f"{prefix}{e}.d_inner"),
+            )
+            for e in range(experts.n_experts)
+        ]
+        return {prefix + "d_in": d_in, prefix + "d_inner": torch.stack(d_inner)}
+
+    def _expert_transforms(self, layer_id: int) -> tuple[Tensor, Tensor]:
+        """What was committed, so that a resumed run codes all experts of a layer alike."""
+        experts = self._spec.layers[layer_id].feed_forward
+        if self._recipe.format != "trellis":
+            none = torch.ones(1, dtype=torch.float16)
+            return none, none.expand(experts.n_experts, 1)
+        prefix = f"layers.{layer_id}.experts."
+        d_inner = self._writer.read(prefix + "d_inner", torch.float16)
+        return (
+            self._writer.read(prefix + "d_in", torch.float16),
+            d_inner.view(experts.n_experts, experts.n_inner),
+        )
+
+    def _expert(self, layer_id: int, expert_id: int, d_in: Tensor, d_inner: Tensor) -> None:
+        spans = [expert_span(layer_id, expert_id, part) for part in self._recipe.part_names]
+        if not self._writer.has(*spans):
+            matrices = self._experts.read_matrices(layer_id, expert_id)
+            parts = self._format.pack(*matrices, d_in, d_inner, encode=self._pool.encode)
+            self._writer.commit(dict(zip(spans, parts, strict=True)))
+        self._tick(3 * self._spec.n_hidden * self._format.n_inner)
+
+    def _ends(self) -> None:
+        """The final norm, the head, and an embedding that is also the head."""
+        final_norm = self._tensors.read("final_norm").float()
+        if not self._writer.has("final_norm"):
+            self._writer.commit({"final_norm": final_norm})
+        heard = None if self._run is None else self._run.final_norm_rms(final_norm)
+        if self._spec.tied_head:
+            self._embedding(heard)
+        else:
+            self._whole_matrix("head", heard)
+
+    def _embedding(self, activation_rms: Tensor | None) -> None:
+        """An untied embedding is only looked up: its error is not weighed by activations."""
+        self._whole_matrix("embedding", activation_rms)
+
+    def _whole_matrix(self, name: str, activation_rms: Tensor | None) -> None:
+        names = [n for n in self._writer.layout.places if n.split(".")[0] == name]
+        if not self._writer.has(*names):
+            matrix = self._tensors.read(name)
+            self._writer.commit(self._matrix_spans(name, matrix, activation_rms))
+        self._tick(self._spec.n_vocab * self._spec.n_hidden)
+        self._tensors.checkpoint.forget([self._family.tensor_name(Role(name))])
+
+    def _matrix_spans(
+        self, name: str, matrix: Tensor, activation_rms: Tensor | None
+    ) -> dict[str, Tensor]:
+        recipe = self._recipe
+        if recipe.dense_dtype is not None:
+            return {name: matrix.to(recipe.dense_dtype)}
+        d = channel_factors(activation_rms, column_rms(matrix), seed=_seed(name))
+        layout = PlaneLayout(*matrix.shape)
+        planes = self._pool.encode(matrix, d, layout, recipe.code, recipe.dense_planes)
+        return {f"{name}.plane{p}": plane for p, plane in enumerate(planes)} | {f"{name}.d": d}
+
+    # --- bookkeeping
+
+    def _forget_layer(self, layer_id: int) -> int:
+        """Let shards go that held only this layer and earlier ones; returns its weights."""
+        roles = {r: s for r, s in checkpoint_tensors(self._spec) if r.layer_id == layer_id}
+        self._tensors.checkpoint.forget(self._family.tensor_name(role) for role in roles)
+        return sum(s[0] * s[1] for r, s in roles.items() if len(s) == 2 and r.name != "router")
+
+    def _tick(self, n_weights: int) -> None:
+        self._done += n_weights
+        self._progress(Progress(done=self._done, total=self._total_weights()))
+
+    def _total_weights(self) -> int:
+        shapes = [(r, s) for r, s in checkpoint_tensors(self._spec) if r.name != "router"]
+        return sum(s[0] * s[1] for _, s in shapes if len(s) == 2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Experts:
+    """The experts of one layer of a checkpoint."""
+
+    source: CheckpointExperts
+    layer_id: int
+
+    def matrices(self, expert_id: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self.source.read_matrices(self.layer_id, expert_id)
+
+
+def _n_weights(*matrices: object) -> int:
+    return sum(m.numel() for m in matrices if isinstance(m, Tensor))
+
+
+def _seed(name: str) -> int:
+    """Signs of their own for every matrix, the same at every run."""
+    return xxhash.xxh3_64_intdigest(name.encode()) >> 1
