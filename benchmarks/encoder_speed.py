@@ -14,6 +14,7 @@ and 3/4 of a minimum, all at the best rate that torch's multiply-add reaches on 
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -52,6 +53,8 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": names[0].split(":")[1].strip() if names else platform.processor(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),  # others at work here make every figure worse
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

@@ -11,6 +11,7 @@ Ignorant of:  files, devices, how anything is computed.
 """
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,10 @@ class GroupedQueryAttention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoftmaxRouter:
-    """Softmax over all experts, the n_active likeliest, their weights made to add up to 1 or not."""
+    """Softmax over all experts, of which the n_active likeliest are used.
+
+    renormalize: whether their weights are made to add up to 1.
+    """
 
     n_active: int
     renormalize: bool
@@ -215,6 +219,10 @@ class HfConfig:
 
     @staticmethod
     def _positive(key: str, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value <= sys.float_info.max  # JSON's whole numbers can be longer
+        ):
             raise CheckpointError(f"config.json: {key} is {value!r}, but must be a number above 0.")
         return float(value)

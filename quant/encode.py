@@ -34,7 +34,8 @@ from quant.trellis import TrellisCode
 Encode: TypeAlias = Callable[[Tensor, Tensor, PlaneLayout, TrellisCode, int], list[Tensor]]
 
 # Words searched at once: their costs of one step, 1 MiB, stay in the second-level cache.
-# benchmarks/encoder_speed.py: 5.3 M weights/s at 512, 10.6 at 4096, 10.4 at 8192.
+# benchmarks/encoder_speed.py, one core: 2.7 M weights/s at 512, 4.6 at 2048, 4.8 at 4096, 4.5 at
+# 8192.
 CHUNK_WORDS = 4096
 SYMBOLS = 4
 _BLOCKED = 1e30  # a cost no path can reach

@@ -34,15 +34,20 @@ class TrellisMatrix:
 
     def transformed(self) -> Tensor:
         """W / d H, what a transformed activation is multiplied with; [n_out, n_in] float32."""
-        weights = decode_planes(self.planes, self.layout, self.code)
+        weights = decode_planes(self.planes, self.layout, self.code) * self.gain
         return weights[: self.layout.n_out, : self.layout.n_in]
+
+    @property
+    def gain(self) -> float:
+        """What makes up for the code's shrinking the weights, see TrellisCode."""
+        return self.code.gains[len(self.planes) - 1]
 
     def rows(self, row_ids: Tensor) -> Tensor:
         """The weights of some rows, [len(row_ids), n_in] float32, decoding only their blocks."""
         blocks, place = torch.unique(row_ids // BLOCK_ROWS, return_inverse=True)
         few = PlaneLayout(blocks.shape[0] * BLOCK_ROWS, self.layout.n_in)
         picked = tuple(_row_blocks(plane, self.layout, blocks, few) for plane in self.planes)
-        weights = decode_planes(picked, few, self.code)[:, : self.layout.n_in]
+        weights = decode_planes(picked, few, self.code)[:, : self.layout.n_in] * self.gain
         return restore_weights(weights[place * BLOCK_ROWS + row_ids % BLOCK_ROWS], self.d)
 
 

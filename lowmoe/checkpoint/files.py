@@ -10,6 +10,7 @@ Ignorant of:  what is in the files.
 
 import contextlib
 import errno
+import mmap
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from pathlib import Path
 from lowmoe.errors import DiskSpaceError, FolderError
 
 ALIGNMENT = 4096  # bytes; what O_DIRECT asks of offsets, lengths and addresses on every common disk
-_ASIDE = ".tmp"
+# Of files on their way to their names; what a kill leaves is removed by this ending, so no file of
+# anyone else's may bear it.
+_ASIDE = ".lowmoe-aside"
 
 
 def read_at(descriptor: int, buffer: memoryview, offset: int, path: Path) -> None:
@@ -58,12 +61,21 @@ def size_of(descriptor: int) -> int:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """A descriptor for reading."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """A descriptor for reading.  Raises FolderError for a file that cannot be opened."""
+    descriptor = _open_to_read(path, 0)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _open_to_read(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    except FileNotFoundError as e:
+        raise FolderError(f"{path}: missing. Something removed it; make it again.") from e
+    except OSError as e:
+        raise FolderError(f"{path}: opening it gave {e.strerror or e}.") from e
 
 
 def open_direct(path: Path) -> tuple[int, bool]:
@@ -71,15 +83,23 @@ def open_direct(path: Path) -> tuple[int, bool]:
 
     Returns (descriptor, whether it is direct); a direct one takes only aligned reads.
     """
-    flags = os.O_RDONLY | os.O_CLOEXEC
     direct = getattr(os, "O_DIRECT", 0)  # Linux only
-    if direct:
+    if direct and _can_be_read(path, direct):
+        return _open_to_read(path, direct), True
+    return _open_to_read(path, 0), False
+
+
+def _can_be_read(path: Path, direct: int) -> bool:
+    """Whether O_DIRECT works there: some file systems refuse it at open, some at the first read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | direct)
         try:
-            return os.open(path, flags | direct), True
-        except OSError as e:
-            if e.errno != errno.EINVAL:
-                raise
-    return os.open(path, flags), False
+            os.preadv(descriptor, [mmap.mmap(-1, ALIGNMENT)], 0)
+        finally:
+            os.close(descriptor)
+    except OSError as e:
+        return e.errno != errno.EINVAL  # whoever reads next hears of any other fault
+    return True
 
 
 def close(descriptor: int) -> None:
@@ -92,15 +112,16 @@ def reserve(path: Path, size: int) -> int:
 
     A file of that size that is there already keeps its content.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        if os.fstat(descriptor).st_size > size:
-            os.ftruncate(descriptor, size)
-        if size:
-            _allocate(descriptor, size)
-    except OSError as e:
-        os.close(descriptor)
-        raise _write_error(e, path, size) from e
+    with _faults(path, size):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            if os.fstat(descriptor).st_size > size:
+                os.ftruncate(descriptor, size)
+            if size:
+                _allocate(descriptor, size)
+        except OSError:
+            os.close(descriptor)
+            raise
     return descriptor
 
 
@@ -114,67 +135,64 @@ def _allocate(descriptor: int, size: int) -> None:
 def write_at(descriptor: int, data: memoryview, offset: int, path: Path) -> None:
     """Write all of data at offset."""
     done = 0
-    while done < len(data):
-        try:
+    with _faults(path, len(data)):
+        while done < len(data):
             done += os.pwrite(descriptor, data[done:], offset + done)
-        except OSError as e:
-            raise _write_error(e, path, len(data)) from e
 
 
 def append(path: Path, data: bytes) -> None:
     """Add data at the end of a file, and have it on the disk before returning."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    try:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    with _faults(path, len(data)), _opened_to_write(path, flags) as descriptor:
         done = 0
         while done < len(data):
             done += os.write(descriptor, data[done:])
         os.fsync(descriptor)
-    except OSError as e:
-        raise _write_error(e, path, len(data)) from e
-    finally:
-        os.close(descriptor)
 
 
 def truncate(path: Path, size: int) -> None:
     """Cut a file down to its first `size` bytes, on the disk before returning."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
+    with _faults(path, size), _opened_to_write(path, os.O_WRONLY) as descriptor:
         os.ftruncate(descriptor, size)
         os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _opened_to_write(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
-def sync(descriptor: int) -> None:
+def sync(descriptor: int, path: Path) -> None:
     """Have a file's content on the disk before returning."""
-    os.fsync(descriptor)
+    with _faults(path, 0):
+        os.fsync(descriptor)
 
 
 def sync_folder(path: Path) -> None:
     """Have a folder's names on the disk before returning."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with opened(path) as descriptor, _faults(path, 0):
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that after any crash it is there whole, or as it was before."""
     aside = path.with_name(path.name + _ASIDE)
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        write_at(descriptor, memoryview(data), 0, aside)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(aside, path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    with _faults(path, len(data)):
+        with _opened_to_write(aside, flags) as descriptor:
+            write_at(descriptor, memoryview(data), 0, path)
+            os.fsync(descriptor)
+        os.replace(aside, path)
     sync_folder(path.parent)
 
 
 def remove(path: Path) -> None:
     """Remove a file if it is there."""
-    with contextlib.suppress(FileNotFoundError):
+    with _faults(path, 0), contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
 
@@ -186,7 +204,8 @@ def remove_leftovers(folder: Path) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder and its parents."""
-    os.makedirs(path, exist_ok=True)
+    with _faults(path, 0):
+        os.makedirs(path, exist_ok=True)
 
 
 def free_bytes(path: Path) -> int:
@@ -196,10 +215,18 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def _write_error(e: OSError, path: Path, size: int) -> DiskSpaceError | FolderError:
-    if e.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskSpaceError(
-            f"{path}: the disk is full ({size} bytes to write). Free some space and run the same "
-            "command again: it goes on where it stopped."
-        )
-    return FolderError(f"{path}: writing {size} bytes gave {e.strerror or e}.")
+@contextlib.contextmanager
+def _faults(path: Path, n_bytes: int) -> Iterator[None]:
+    """Turn what the operating system says about writing into errors of ours."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskSpaceError(
+                f"{path}: the disk is full ({n_bytes} bytes to write). Free some space and run the "
+                "same command again: it goes on where it stopped."
+            ) from e
+        raise FolderError(
+            f"{path}: writing {n_bytes} bytes gave {e.strerror or e}. Choose a folder that can be "
+            "written to, or run the same command again: it goes on where it stopped."
+        ) from e

@@ -67,7 +67,7 @@ class ModelFolder:
 
     def read(self, name: str) -> Tensor:
         """One span in a buffer of its own, [n_bytes] uint8, checked."""
-        span = self.manifest.spans[name]
+        span = self._span(name)
         buffer = torch.empty(span.place.n_bytes, dtype=torch.uint8)
         data = buffer.numpy().data
         path = self.path / span.place.file
@@ -86,7 +86,7 @@ class ModelFolder:
         total = 0
         for part, buffer in zip(parts, buffers, strict=True):
             name = expert_span(layer_id, expert_id, part)
-            span = self.manifest.spans[name]
+            span = self._span(name)
             data = buffer.numpy().data
             files.read_at(
                 self._descriptor(span), data, span.place.offset, self.path / span.place.file
@@ -96,6 +96,11 @@ class ModelFolder:
                 self._verified.add(name)
             total += len(data)
         return total
+
+    def _span(self, name: str) -> Span:
+        if name not in self.manifest.spans:
+            raise FolderError(f"{self.path}: has no {name}, which its config promises.")
+        return self.manifest.spans[name]
 
     def _descriptor(self, span: Span) -> int:
         with self._lock:

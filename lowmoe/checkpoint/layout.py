@@ -145,9 +145,7 @@ def folder_layout(
     """The whole folder but for the small files that are copied into it."""
     dense = {name: (dtype, shape) for name, dtype, shape in dense_tensors(spec, recipe)}
     contents = {DENSE_FILE: dense}
-    for part, n_bytes in zip(
-        recipe.part_names, recipe.expert_format(spec).part_bytes, strict=True
-    ):
+    for part, n_bytes in zip(recipe.part_names, recipe.expert_format(spec).part_bytes, strict=True):
         padded = round_up(n_bytes, ALIGNMENT)
         spans = [
             expert_span(layer_id, expert_id, part)

@@ -71,9 +71,9 @@ class Manifest:
     small_files: Mapping[str, SmallFile]
     spans: Mapping[str, Span]
 
-    def to_json(self) -> bytes:
-        """The file's content; the same manifest always gives the same bytes."""
-        values = {
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the bytes of the spans, as it stands in the file."""
+        return {
             "kind": KIND,
             "version": VERSION,
             "source": asdict(self.source),
@@ -81,13 +81,17 @@ class Manifest:
             "recipe": asdict(self.recipe),
             "calibration": None if self.calibration is None else asdict(self.calibration),
             "small_files": {name: asdict(f) for name, f in sorted(self.small_files.items())},
-            "spans": {
-                name: [s.place.file, s.place.offset, s.place.n_bytes, s.hash]
-                for name, s in self.spans.items()
-            },
         }
+
+    def to_json(self) -> bytes:
+        """The file's content; the same manifest always gives the same bytes."""
+        spans = {
+            name: [s.place.file, s.place.offset, s.place.n_bytes, s.hash]
+            for name, s in self.spans.items()
+        }
+        values = {**self.identity(), "spans": spans}
         values["checksum"] = _checksum(values)
-        return json.dumps(values, indent=1, ensure_ascii=False).encode() + b"\n"
+        return json.dumps(values, indent=1).encode() + b"\n"
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -116,13 +120,14 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _from_values(values: Mapping[str, Any], path: Path) -> Manifest:
     try:
+        _check_places(values)
         recipe = dict(values["recipe"])
-        code = dict(recipe.pop("code"))
+        recipe.pop("code")
         calibration = values["calibration"]
         return Manifest(
             config=values["config"],
             source=Source(**values["source"]),
-            recipe=Recipe(**recipe, code=TrellisCode(**code | {"table": tuple(code["table"])})),
+            recipe=Recipe(**recipe, code=_code(values["recipe"]["code"])),
             calibration=None if calibration is None else Calibration(**calibration),
             small_files={n: SmallFile(**f) for n, f in values["small_files"].items()},
             spans={
@@ -130,8 +135,25 @@ def _from_values(values: Mapping[str, Any], path: Path) -> Manifest:
                 for name, (file, offset, n_bytes, digest) in values["spans"].items()
             },
         )
-    except (KeyError, TypeError, ValueError) as e:
-        raise FolderError(f"{path}: a field is missing or malformed ({e}).") from e
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise FolderError(
+            f"{path}: a field is missing or malformed ({e}). Make the model again."
+        ) from e
+
+
+def _code(values: Mapping[str, Any]) -> TrellisCode:
+    """A code from JSON, which knows no tuples."""
+    return TrellisCode(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+
+
+def _check_places(values: Mapping[str, Any]) -> None:
+    """Nothing outside the folder is ever opened, nothing read at a place that cannot be."""
+    for name in [*values["small_files"], *{span[0] for span in values["spans"].values()}]:
+        if Path(name).name != name or not name:
+            raise ValueError(f"{name!r} is not a plain file name")
+    for name, (_, offset, n_bytes, _) in values["spans"].items():
+        if not all(type(n) is int and n >= 0 for n in (offset, n_bytes)):
+            raise ValueError(f"{name} is {n_bytes!r} bytes at {offset!r}")
 
 
 def _checksum(values: Mapping[str, Any]) -> str:

@@ -121,7 +121,9 @@ class Checkpoint:
 def _require_weights(folder: Path) -> None:
     if (folder / SINGLE).is_file():
         return
-    others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf"))
+    others = sorted(
+        p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf")
+    )
     found = f"found {', '.join(others[:3])}, which cannot be read" if others else "found none"
     raise CheckpointError(f"{folder}: needs {SINGLE} or {INDEX}, {found}.")
 
@@ -137,5 +139,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
     except FolderError as e:
         raise CheckpointError(str(e)) from e
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: holds {type(values).__name__}, but a JSON object is needed.")
+        raise CheckpointError(
+            f"{path}: holds {type(values).__name__}, but a JSON object is needed."
+        )
     return values

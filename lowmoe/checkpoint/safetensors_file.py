@@ -31,6 +31,8 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
+MAX_DIMENSIONS = 16
+MAX_ELEMENTS = 2**62  # torch counts in int64, also where another dimension is 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,8 @@ class SafetensorsFile:
 
 def _parse(header: bytes, path: Path, *, data_start: int, size: int) -> dict[str, TensorEntry]:
     try:
-        values = json.loads(header)
-    except ValueError as e:  # also RecursionError's kin: bad UTF-8, bad JSON
+        values = json.loads(header, object_pairs_hook=_without_duplicates)
+    except ValueError as e:  # bad UTF-8, bad JSON, a name that comes twice
         raise CheckpointError(f"{path}: the header is not JSON ({e}). Download it again.") from e
     except RecursionError as e:
         raise CheckpointError(f"{path}: the header is nested too deeply.") from e
@@ -100,14 +102,29 @@ def _parse(header: bytes, path: Path, *, data_start: int, size: int) -> dict[str
     return entries
 
 
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"{name!r} comes twice")
+        values[name] = value
+    return values
+
+
 def _entry(name: str, value: Any, path: Path, data_start: int) -> TensorEntry:
     try:
         dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
     except (TypeError, KeyError, ValueError) as e:
         raise CheckpointError(f"{path}: the header's entry for {name} is malformed.") from e
-    numbers = [begin, end, *shape] if isinstance(shape, list) else [None]
-    if not all(type(n) is int and n >= 0 for n in numbers) or not isinstance(dtype, str):
+    # Checked before they are multiplied: a product of a million numbers would take minutes.
+    well_formed = (
+        isinstance(dtype, str) and isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS
+    )
+    numbers = [begin, end, *shape] if well_formed else [None]
+    if not all(type(n) is int and 0 <= n <= MAX_ELEMENTS for n in numbers):
         raise CheckpointError(f"{path}: the header's entry for {name} is malformed.")
+    if math.prod(n or 1 for n in shape) > MAX_ELEMENTS:
+        raise CheckpointError(f"{path}: {name} is {shape}, more than any file can hold.")
     if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != end - begin:
         raise CheckpointError(
             f"{path}: {name} is {dtype} {shape}, but the header gives it {end - begin} bytes."
@@ -119,7 +136,8 @@ def _check_offsets(
     entries: Mapping[str, TensorEntry], path: Path, data_start: int, size: int
 ) -> None:
     position = data_start
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
+    # An empty tensor lies where another begins, on either side of it in the header.
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].n_bytes)):
         if entry.offset != position or entry.n_bytes < 0:
             raise CheckpointError(
                 f"{path}: {name} begins at byte {entry.offset}, but the one before it ends at "

@@ -19,36 +19,56 @@ from torch import Tensor
 
 from lowmoe.checkpoint import files
 from lowmoe.checkpoint.layout import FolderLayout, Place
-from lowmoe.checkpoint.manifest import MANIFEST, Manifest, SmallFile, Span, content_hash
-from lowmoe.errors import DiskSpaceError, FolderError
+from lowmoe.checkpoint.manifest import (
+    MANIFEST,
+    Manifest,
+    SmallFile,
+    Span,
+    content_hash,
+    read_manifest,
+)
+from lowmoe.errors import DiskSpaceError, FolderError, LowMoeError
 
 JOURNAL = "journal.jsonl"
 STATE = "state-{:05}.bin"
 MAX_JOURNAL_BYTES = 2**30
-# What the file system itself and the small files may take beside the spans.
+# What the file system itself, the manifest and the small files may take beside the spans.
 SPARE_BYTES = 64 * 2**20
 
 
 class FolderWriter:
     """Writes spans in any order; use with `with`, which closes the files but finishes nothing."""
 
-    def __init__(self, folder: Path, layout: FolderLayout, fingerprint: Mapping[str, Any]) -> None:
-        """fingerprint: everything that decides the bytes; going on with another is refused."""
+    def __init__(
+        self,
+        folder: Path,
+        layout: FolderLayout,
+        identity: Mapping[str, Any],
+        *,
+        state_bytes: int,
+    ) -> None:
+        """identity: Manifest.identity() of what is made; going on with another is refused.
+
+        state_bytes: the most that save_state will be given.
+        """
         self.folder, self.layout = folder, layout
         self.finished = (folder / MANIFEST).is_file()
         self._descriptors: dict[str, int] = {}
         self.hashes: dict[str, str] = {}
         self._state: tuple[int, str] | None = None
         if self.finished:
+            self._require_same(read_manifest(folder).identity(), identity, "the model")
             self._clean()
             return
-        self._check_space()
+        self._check_space(state_bytes)
         files.make_folder(folder)
         files.remove_leftovers(folder)
-        self._replay(json.loads(json.dumps(fingerprint)))
-        for name, size in layout.sizes.items():
-            self._descriptors[name] = files.reserve(folder / name, size)
-        self._write_headers()
+        self._replay(identity)
+        try:
+            self._reserve()
+        except LowMoeError:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> "FolderWriter":
         return self
@@ -58,13 +78,21 @@ class FolderWriter:
             files.close(descriptor)
         self._descriptors.clear()
 
-    def _check_space(self) -> None:
+    def _require_same(self, found: object, wanted: object, what: str) -> None:
+        if json.dumps(found, sort_keys=True) != json.dumps(wanted, sort_keys=True):
+            raise FolderError(
+                f"{self.folder}: holds {what} of another checkpoint or with other options. "
+                "Give the same ones again, choose another folder, or remove this one."
+            )
+
+    def _check_space(self, state_bytes: int) -> None:
         present = sum(
             (self.folder / name).stat().st_size
             for name in self.layout.sizes
             if (self.folder / name).is_file()
         )
-        needed = self.layout.total_bytes - present + SPARE_BYTES
+        # A state is whole on the disk before the one before it goes.
+        needed = self.layout.total_bytes - present + 2 * state_bytes + SPARE_BYTES
         free = files.free_bytes(self.folder)
         if free < needed:
             raise DiskSpaceError(
@@ -72,30 +100,41 @@ class FolderWriter:
                 f"Free {needed - free} bytes more, or choose a folder on another disk."
             )
 
-    def _write_headers(self) -> None:
+    def _reserve(self) -> None:
+        """Make every file in its full length, with its header."""
+        for name, size in self.layout.sizes.items():
+            self._descriptors[name] = files.reserve(self.folder / name, size)
         for name, header in self.layout.headers.items():
             files.write_at(self._descriptors[name], memoryview(header), 0, self.folder / name)
-            files.sync(self._descriptors[name])
+            files.sync(self._descriptors[name], self.folder / name)
         files.sync_folder(self.folder)
 
     # --- the journal
 
-    def _replay(self, fingerprint: Mapping[str, Any]) -> None:
+    def _replay(self, identity: Mapping[str, Any]) -> None:
         path = self.folder / JOURNAL
         lines, whole_bytes = _whole_lines(path)
         if path.is_file() and whole_bytes < path.stat().st_size:
             files.truncate(path, whole_bytes)
         if not lines:
-            self._journal({"fingerprint": fingerprint})
+            self._journal({"identity": identity})
             return
-        if lines[0].get("fingerprint") != fingerprint:
-            raise FolderError(
-                f"{self.folder}: holds an unfinished conversion of another checkpoint or with "
-                "other options. Finish that one, choose another folder, or remove this one."
-            )
+        self._require_same(lines[0].get("identity"), identity, "an unfinished conversion")
         for line in lines[1:]:
             self.hashes |= line.get("spans", {})
             self._state = tuple(line["state"]) if "state" in line else self._state
+        self._check_present()
+
+    def _check_present(self) -> None:
+        """Refuse to go on over files that somebody removed or cut: they would be filled with 0."""
+        for name in sorted({self.layout.places[span].file for span in self.hashes}):
+            path = self.folder / name
+            size = path.stat().st_size if path.is_file() else 0
+            if size != self.layout.sizes[name]:
+                raise FolderError(
+                    f"{path}: {size} bytes, but the journal tells of {self.layout.sizes[name]}. "
+                    "The file was removed or cut short; remove the folder and start over."
+                )
 
     def _journal(self, line: Mapping[str, Any]) -> None:
         text = json.dumps(line, separators=(",", ":")).encode()
@@ -119,7 +158,7 @@ class FolderWriter:
             hashes[name] = content_hash(data)
             touched.add(place.file)
         for file in sorted(touched):
-            files.sync(self._descriptors[file])
+            files.sync(self._descriptors[file], self.folder / file)
         self._journal({"spans": hashes})
         self.hashes |= hashes
 

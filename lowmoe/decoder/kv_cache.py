@@ -21,7 +21,10 @@ class LayerCache:
         self._keys = self._values = torch.empty(0, *self._shape, dtype=dtype)
 
     def append(self, keys: Tensor, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """Store keys and values [T, B, D] of positions first on; returns all up to them, [S, B, D]."""
+        """Store keys and values of positions first on, [T, B, D] each.
+
+        Returns those of all positions up to them, [S, B, D] each.
+        """
         end = first + keys.shape[0]
         assert end <= self._capacity, (end, self._capacity)
         if end > self._keys.shape[0]:

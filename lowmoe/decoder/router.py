@@ -21,5 +21,5 @@ def route_softmax(logits: Tensor, router: SoftmaxRouter) -> tuple[Tensor, Tensor
 
 
 def router_logits(x: Tensor, router: Tensor) -> Tensor:
-    """The score of every expert for every token, [T, E] of x's dtype.  x: [T, H], router: [E, H]."""
+    """Every expert's score for every token, [T, E] of x's dtype.  x: [T, H], router: [E, H]."""
     return F.linear(x, router.to(x.dtype))

@@ -17,7 +17,6 @@ from lowmoe.spec import ModelSpec, Role, checkpoint_tensors
 from quant.layout import PlaneLayout
 from quant.matrix import Matrix, Nf4Matrix, TrellisMatrix
 
-
 HARMLESS_SUFFIX = "rotary_emb.inv_freq"
 
 
@@ -56,7 +55,8 @@ class DenseWeights:
     @property
     def n_bytes(self) -> int:
         """Bytes of RAM all of it takes."""
-        return sum(t.numel() * t.itemsize for t in {id(t): t for t in self._tensors()}.values())
+        memory = (t.untyped_storage() for t in self._tensors())
+        return sum({m.data_ptr(): m.nbytes() for m in memory}.values())
 
     def _tensors(self) -> list[Tensor]:
         found = [self.final_norm, *_matrix_tensors(self.embedding), *_matrix_tensors(self.head)]
@@ -144,9 +144,10 @@ class CheckpointTensors:
         harmless = {self.family.tensor_name(Role("head"))}
         extra = sorted(n for n in found - wanted - harmless if not n.endswith(HARMLESS_SUFFIX))
         if extra:
+            model_type = self.family.spec.model_type
             raise UnsupportedModelError(
-                f"{self.checkpoint.folder}: {len(extra)} tensors that a {self.family.spec.model_type} "
-                f"does not have, {extra[0]} among them. This variant is not implemented."
+                f"{self.checkpoint.folder}: {len(extra)} tensors that a {model_type} does not have, "
+                f"{extra[0]} among them. This variant is not implemented."
             )
 
     def read(self, name: str, layer_id: int | None = None) -> Tensor:

@@ -1,5 +1,3 @@
-"""From a folder to a stream of tokens: text in, token ids through the decoder, text out.
-
-Knows:        tokenizers, chat templates, how the next token is chosen, when to stop.
-Ignorant of:  HTTP, terminals, where an expert lives, what the bits mean.
+"""From a folder to a stream of tokens: `load` assembles, `generate` runs, `sampling` chooses,
+`text` spells, `statistics` says how it went, `evaluate` how much a code has cost.
 """

@@ -32,7 +32,9 @@ class ExpertSource(Protocol):
 class FolderExperts:
     """Experts of a model folder, in some or all of the parts it holds."""
 
-    def __init__(self, folder: ModelFolder, parts: tuple[str, ...], part_bytes: tuple[int, ...]) -> None:
+    def __init__(
+        self, folder: ModelFolder, parts: tuple[str, ...], part_bytes: tuple[int, ...]
+    ) -> None:
         self._folder, self._parts = folder, parts
         self.buffer_bytes = tuple(round_up(n, ALIGNMENT) for n in part_bytes)
 

@@ -60,6 +60,11 @@ class ExpertStore:
         return self._tier.n_slots
 
     @property
+    def expert_bytes(self) -> int:
+        """Bytes of one expert in RAM."""
+        return self._tier.slot_bytes
+
+    @property
     def resident_bytes(self) -> int:
         """Bytes of RAM taken for experts so far."""
         return self._tier.used_bytes
@@ -69,9 +74,9 @@ class ExpertStore:
         return self._ledger.traffic()
 
     def residents(self) -> dict[int, list[int]]:
-        """The experts in RAM now, by layer."""
+        """The experts in RAM now, by layer; not those still being read."""
         layers: dict[int, list[int]] = {}
-        for layer_id, expert_id in sorted(self._tier.residents):
+        for layer_id, expert_id in sorted(filter(self._is_ready, self._tier.residents)):
             layers.setdefault(layer_id, []).append(expert_id)
         return layers
 
@@ -80,8 +85,9 @@ class ExpertStore:
 
         They stay in place until `portions` has handed them out.
         """
-        self._policy.record(layer_id, list(expert_ids))
-        keys = [(layer_id, e) for e in sorted(expert_ids)]
+        keys = [(layer_id, e) for e in sorted(set(expert_ids))]
+        self._policy.record(layer_id, [e for _, e in keys])
+        self._forget_failures(keys)
         ready = [key for key in keys if self._is_ready(key)]
         for key in keys:
             self._note_request(key, in_ram=key in ready)
@@ -101,9 +107,10 @@ class ExpertStore:
             self._read_wanted()
 
     def _read_wanted(self) -> None:
-        keep = set(self._wanted[: self.n_slots])
-        for key in self._wanted[: min(self.n_slots, N_READERS + 1)]:
-            self._start_read(key, keep)
+        near = self._wanted[: self.n_slots]
+        missing = [key for key in near if not self._is_ready(key)]
+        for key in missing[: N_READERS + 1]:
+            self._start_read(key, set(near))
 
     @contextlib.contextmanager
     def borrow(
@@ -118,10 +125,12 @@ class ExpertStore:
                 f"{len(expert_ids)} experts are wanted at once, but RAM is given to {self.n_slots}."
             )
         keys = [(layer_id, e) for e in expert_ids]
+        # As many wanted ones as fit beside these stay too, so that none is read twice.
+        keep = set(list(dict.fromkeys([*keys, *self._wanted]))[: self.n_slots])
         lent: list[Slot] = []
         try:
             for key in keys:
-                lent.append(self._lend(key, set(keys)))
+                lent.append(self._lend(key, keep))
             for slot in lent:
                 assert slot.filling is not None
                 slot.filling.result()
@@ -153,7 +162,13 @@ class ExpertStore:
 
     def _is_ready(self, key: Key) -> bool:
         slot = self._tier.residents.get(key)
-        return slot is not None and slot.is_settled
+        return slot is not None and slot.is_settled and not slot.has_failed
+
+    def _forget_failures(self, keys: list[Key]) -> None:
+        """Guesses whose reading failed are read again; only who needs an expert gets its error."""
+        for slot in [self._tier.residents[key] for key in keys if key in self._tier.residents]:
+            if slot.lent == 0 and slot.has_failed:
+                self._tier.clear(slot)
 
     def _note_request(self, key: Key, *, in_ram: bool) -> None:
         self._ledger.lent(in_ram=in_ram, n_bytes=self._tier.slot_bytes)
@@ -202,10 +217,11 @@ class ExpertStore:
             self._ledger.read_ends(n_bytes)
 
     def _await_any_read(self, keep: set[Key]) -> None:
-        pending: list[Future[None]] = [
+        # A read that ended a moment ago counts too: its slot was not yet free for _evict.
+        reads: list[Future[None]] = [
             slot.filling
             for key, slot in self._tier.residents.items()
-            if slot.filling is not None and not slot.is_settled and key not in keep
+            if slot.filling is not None and slot.lent == 0 and key not in keep
         ]
-        assert pending, "every slot is lent or wanted: more borrowed than there are slots"
-        wait(pending, return_when="FIRST_COMPLETED")
+        assert reads, "every slot is lent or wanted: more borrowed than there are slots"
+        wait(reads, return_when="FIRST_COMPLETED")

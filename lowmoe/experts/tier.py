@@ -4,7 +4,9 @@ Knows:        buffers, which expert fills which slot, what is lent or being fill
 Ignorant of:  how slots are filled, whose turn it is to leave.
 """
 
+import contextlib
 import mmap
+import sys
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -80,8 +82,12 @@ class RamTier:
 
 
 def _page_aligned(n_bytes: int) -> Tensor:
-    pages = mmap.mmap(-1, n_bytes)
+    if sys.platform == "win32":
+        return torch.frombuffer(mmap.mmap(-1, n_bytes), dtype=torch.uint8)
+    # Private, because Linux as it comes gives huge pages to private memory only.
+    pages = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        # 4 KiB pages cost up to 13 % of read bandwidth.
-        pages.madvise(mmap.MADV_HUGEPAGE)
+        # 4 KiB pages cost up to 13 % of read bandwidth; a kernel built without larger ones refuses.
+        with contextlib.suppress(OSError):
+            pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=torch.uint8)

@@ -54,7 +54,9 @@ _APUS = _mixtral(
 
 ALIASES: Mapping[str, Alias] = {
     "apus-xdan-4.0": Alias("xDAN2099/APUS-xDAN-4.0-MoE-v2", _APUS),
-    "mixtral-8x22b": Alias("mistralai/Mixtral-8x22B-Instruct-v0.1", {**_8X22B, "vocab_size": 32768}),
+    "mixtral-8x22b": Alias(
+        "mistralai/Mixtral-8x22B-Instruct-v0.1", {**_8X22B, "vocab_size": 32768}
+    ),
     "mixtral-8x22b-base": Alias("mistralai/Mixtral-8x22B-v0.1", _8X22B),
     "mixtral-8x7b": Alias("mistralai/Mixtral-8x7B-Instruct-v0.1", _8X7B),
     "mixtral-8x7b-base": Alias("mistralai/Mixtral-8x7B-v0.1", _8X7B),

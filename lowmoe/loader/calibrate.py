@@ -36,7 +36,7 @@ class Moments:
 
     def add(self, x: Tensor) -> None:
         """Count tokens x [T, n_in]."""
-        self.total += x.double().square().sum(0)
+        self.total += column_squares(x)
         self.count += x.shape[0]
 
     def rms(self) -> Tensor:
@@ -131,7 +131,7 @@ class CalibrationRun:
 
     def _attention(self, spec: LayerSpec, weights: LayerWeights) -> Tensor:
         outputs = []
-        for sequence in self.hidden.split(self._lengths):
+        for sequence in torch.split(self.hidden, self._lengths):
             cache = LayerCache(spec, sequence.shape[0], torch.float32)
             normed = rms_norm(sequence, weights.attention_norm, self._epsilon)
             outputs.append(attend(normed, weights, spec.attention, cache, 0, self._kernels))
@@ -144,16 +144,33 @@ class CalibrationRun:
         mixed = torch.zeros_like(x)
         inner, columns = [], _Columns(Moments(x.shape[1]), [])
         for expert_id in range(spec.feed_forward.n_experts):
-            gate, up, down = experts.matrices(expert_id)
-            columns.add(gate, up, down)
-            whole = Expert(torch.cat([gate, up]), down, gate.shape[0], blocked=False)
-            token, rank = torch.where(routing.expert_ids == expert_id)
-            if token.numel():
-                output = self._kernels.expert(x[token], whole)
-                mixed.index_add_(0, token, output * routing.weights[token, rank][:, None])
-            self._kernels.heard(whole.gate_up, 0)  # the layer's own input is counted once, above
-            inner.append(self._kernels.heard(whole.down, gate.shape[0]))
+            inner.append(self._expert(x, routing, experts, expert_id, mixed, columns))
         return mixed, inner, columns
+
+    def _expert(
+        self,
+        x: Tensor,
+        routing: Routing,
+        experts: LayerExperts,
+        expert_id: int,
+        mixed: Tensor,
+        columns: "_Columns",
+    ) -> Moments:
+        """Add one expert's outputs to mixed [T, H]; returns the moments inside it.
+
+        A function of its own, so that no two experts are in memory at once.
+        """
+        gate, up, down = experts.matrices(expert_id)
+        columns.add(gate, up, down)
+        n_inner = gate.shape[0]
+        whole = Expert(torch.cat([gate, up]), down, n_inner, blocked=False)
+        del gate, up
+        token, rank = torch.where(routing.expert_ids == expert_id)
+        if token.numel():
+            output = self._kernels.expert(x[token], whole)
+            mixed.index_add_(0, token, output * routing.weights[token, rank][:, None])
+        self._kernels.heard(whole.gate_up, 0)  # the layer's own input is counted once, by itself
+        return self._kernels.heard(whole.down, n_inner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +193,8 @@ class _Columns:
 def column_squares(weights: Tensor) -> Tensor:
     """The sum of squares of every column, [n_in] float64, in pieces small beside the matrix."""
     total = torch.zeros(weights.shape[1], dtype=torch.float64)
-    for rows in weights.split(1024):
-        total += rows.float().square().sum(0)
+    for rows in torch.split(weights, 1024):
+        total += rows.float().square().sum(0, dtype=torch.float64)
     return total
 
 

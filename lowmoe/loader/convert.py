@@ -7,8 +7,8 @@ Knows:        the order of work, which spans each step makes, what may be skippe
 Ignorant of:  where shards come from, text, how bits are chosen, crash safety of files.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ import xxhash
 from torch import Tensor
 
 from lowmoe.checkpoint.layout import Recipe, expert_span, folder_layout
-from lowmoe.checkpoint.manifest import Calibration, Manifest, Source
+from lowmoe.checkpoint.manifest import Calibration, Manifest, Source, Span
 from lowmoe.checkpoint.writer import FolderWriter, small_file_table
 from lowmoe.decoder.weights import CheckpointTensors, LayerWeights
 from lowmoe.experts.source import CheckpointExperts
@@ -66,52 +66,55 @@ class Conversion:
         self._tensors, self._folder, self._recipe = tensors, folder, recipe
         self._family, self._spec = tensors.family, tensors.family.spec
         self._source, self._small_files, self._calibration = source, small_files, calibration
-        self._pool = EncoderPool(n_workers)
-        self._progress = progress
+        self._n_workers, self._progress = n_workers, progress
         self._done = 0
         self._experts = CheckpointExperts(tensors.checkpoint, self._family, torch.float32)
         self._format = recipe.expert_format(self._spec)
         self._run: CalibrationRun | None = None
 
     def run(self) -> None:
-        """Make the folder, or what is missing of it."""
-        layout = folder_layout(self._spec, self._recipe)
-        with self._pool, FolderWriter(self._folder, layout, self._fingerprint()) as self._writer:
+        """Make the folder, or what is missing of it.
+
+        Raises FolderError where it holds something else, or the unfinished part of it;
+        DiskSpaceError; CheckpointError for weights that contradict the config.
+        """
+        writer = FolderWriter(
+            self._folder,
+            folder_layout(self._spec, self._recipe),
+            self._manifest({}).identity(),
+            state_bytes=self._state_bytes(),
+        )
+        with writer as self._writer, EncoderPool(self._n_workers) as self._pool:
             if self._writer.finished:
                 return
             first = self._begin()
             for layer_id in range(first, len(self._spec.layers)):
                 self._layer(layer_id)
             self._ends()
-            self._writer.finish(self._manifest(), self._small_files)
+            self._writer.finish(self._manifest(self._writer.spans()), self._small_files)
 
-    def _fingerprint(self) -> dict[str, object]:
-        return {
-            "config": dict(self._tensors.checkpoint.config),
-            "recipe": asdict(self._recipe),
-            "source": asdict(self._source),
-            "calibration": self._calibration_record() and asdict(self._calibration_record()),
-            "small_files": {n: xxhash.xxh3_128_hexdigest(d) for n, d in self._small_files.items()},
-        }
+    def _state_bytes(self) -> int:
+        n_tokens = 0 if self._calibration is None else self._calibration.n_tokens
+        return n_tokens * self._spec.n_hidden * torch.float32.itemsize
 
-    def _calibration_record(self) -> Calibration | None:
-        text = self._calibration
-        return text and Calibration(n_tokens=text.n_tokens, text_hash=text.text_hash)
-
-    def _manifest(self) -> Manifest:
+    def _manifest(self, spans: Mapping[str, Span]) -> Manifest:
+        calibration = None
+        if text := self._calibration:
+            calibration = Calibration(n_tokens=text.n_tokens, text_hash=text.text_hash)
         return Manifest(
             config=self._tensors.checkpoint.config,
             source=self._source,
             recipe=self._recipe,
-            calibration=self._calibration_record(),
+            calibration=calibration,
             small_files=small_file_table(self._small_files),
-            spans=self._writer.spans(),
+            spans=spans,
         )
 
     # --- where to go on
 
     def _begin(self) -> int:
         """Code the embedding, set up calibration; returns the first layer that is not done."""
+        self._forget_all_but_roles()
         if self._calibration is None:
             first = self._first_unfinished_layer()
         else:
@@ -140,9 +143,11 @@ class Conversion:
             embedding = self._tensors.read("embedding")
             ids = torch.cat(list(self._calibration.sequences))
             hidden, first = embedding[ids].float(), 0
+            self._save_state(0, hidden)  # the embedding's shard may go before layer 0 is done
         else:
             first, data = state
-            hidden = torch.frombuffer(bytearray(data), dtype=torch.float32)
+            # Copied to where torch aligns it: the same kernels must see it as in an unbroken run.
+            hidden = torch.frombuffer(bytearray(data), dtype=torch.float32).clone()
             hidden = hidden.view(-1, self._spec.n_hidden)
         self._run = CalibrationRun(hidden, lengths, self._spec.norm_epsilon)
         return first
@@ -150,18 +155,25 @@ class Conversion:
     # --- the steps
 
     def _layer(self, layer_id: int) -> None:
-        spec = self._spec.layers[layer_id]
+        self._all_but_experts(layer_id)
+        d_in, d_inner = self._expert_transforms(layer_id)
+        for expert_id in range(self._spec.layers[layer_id].feed_forward.n_experts):
+            self._expert(layer_id, expert_id, d_in, d_inner[expert_id])
+        if self._run is not None:
+            self._save_state(layer_id + 1, self._run.hidden)
+        self._forget_layer(layer_id)
+
+    def _all_but_experts(self, layer_id: int) -> None:
+        """Take the calibration tokens through a layer and code its dense matrices."""
         weights = self._tensors.layer(layer_id, torch.float32)
         moments = None
         if self._run is not None:
-            moments = self._run.through_layer(spec, weights, _Experts(self._experts, layer_id))
+            experts = _Experts(self._experts, layer_id)
+            moments = self._run.through_layer(self._spec.layers[layer_id], weights, experts)
         self._dense_spans(layer_id, weights, moments)
-        d_in, d_inner = self._expert_transforms(layer_id)
-        for expert_id in range(spec.feed_forward.n_experts):
-            self._expert(layer_id, expert_id, d_in, d_inner[expert_id])
-        if self._run is not None:
-            self._writer.save_state(layer_id + 1, self._run.hidden.numpy().tobytes())
-        self._forget_layer(layer_id)
+
+    def _save_state(self, step: int, hidden: Tensor) -> None:
+        self._writer.save_state(step, hidden.numpy().tobytes())
 
     def _dense_spans(
         self, layer_id: int, weights: LayerWeights, moments: LayerMoments | None
@@ -183,10 +195,9 @@ class Conversion:
             prefix + "experts_norm": weights.experts_norm,
             prefix + "router": weights.router,
         }
-        spans |= self._matrix_spans(prefix + "qkv", qkv, moments and moments.qkv)
-        spans |= self._matrix_spans(
-            prefix + "attention_out", out, moments and moments.attention_out
-        )
+        heard = (moments.qkv, moments.attention_out) if moments else (None, None)
+        spans |= self._matrix_spans(prefix + "qkv", qkv, heard[0])
+        spans |= self._matrix_spans(prefix + "attention_out", out, heard[1])
         if self._recipe.format == "trellis":
             spans |= self._transform_spans(layer_id, moments)
         self._writer.commit(spans)
@@ -196,13 +207,13 @@ class Conversion:
         prefix = f"layers.{layer_id}.experts."
         experts = self._spec.layers[layer_id].feed_forward
         d_in = channel_factors(
-            moments and moments.experts_in,
+            moments.experts_in if moments else None,
             moments.gate_up_columns if moments else torch.ones(self._spec.n_hidden),
             seed=_seed(prefix + "d_in"),
         )
         d_inner = [
             channel_factors(
-                moments and moments.inner[e],
+                moments.inner[e] if moments else None,
                 moments.down_columns[e] if moments else torch.ones(experts.n_inner),
                 seed=_seed(f"{prefix}{e}.d_inner"),
             )
@@ -229,13 +240,14 @@ class Conversion:
             matrices = self._experts.read_matrices(layer_id, expert_id)
             parts = self._format.pack(*matrices, d_in, d_inner, encode=self._pool.encode)
             self._writer.commit(dict(zip(spans, parts, strict=True)))
-        self._tick(3 * self._spec.n_hidden * self._format.n_inner)
+        self._tick(3 * self._spec.n_hidden * self._spec.uniform_experts().n_inner)
 
     def _ends(self) -> None:
         """The final norm, the head, and an embedding that is also the head."""
-        final_norm = self._tensors.read("final_norm").float()
         if not self._writer.has("final_norm"):
-            self._writer.commit({"final_norm": final_norm})
+            self._writer.commit({"final_norm": self._tensors.read("final_norm").float()})
+        self._forget([Role("final_norm")])
+        final_norm = self._writer.read("final_norm", torch.float32)
         heard = None if self._run is None else self._run.final_norm_rms(final_norm)
         if self._spec.tied_head:
             self._embedding(heard)
@@ -252,7 +264,7 @@ class Conversion:
             matrix = self._tensors.read(name)
             self._writer.commit(self._matrix_spans(name, matrix, activation_rms))
         self._tick(self._spec.n_vocab * self._spec.n_hidden)
-        self._tensors.checkpoint.forget([self._family.tensor_name(Role(name))])
+        self._forget([Role(name)])
 
     def _matrix_spans(
         self, name: str, matrix: Tensor, activation_rms: Tensor | None
@@ -270,8 +282,17 @@ class Conversion:
     def _forget_layer(self, layer_id: int) -> int:
         """Let shards go that held only this layer and earlier ones; returns its weights."""
         roles = {r: s for r, s in checkpoint_tensors(self._spec) if r.layer_id == layer_id}
-        self._tensors.checkpoint.forget(self._family.tensor_name(role) for role in roles)
+        self._forget(roles)
         return sum(s[0] * s[1] for r, s in roles.items() if len(s) == 2 and r.name != "router")
+
+    def _forget_all_but_roles(self) -> None:
+        """Tensors nobody reads, such as a tied head that is stored all the same."""
+        roles = (role for role, _ in checkpoint_tensors(self._spec))
+        wanted = {self._family.tensor_name(role) for role in roles}
+        self._tensors.checkpoint.forget(self._tensors.checkpoint.names() - wanted)
+
+    def _forget(self, roles: Iterable[Role]) -> None:
+        self._tensors.checkpoint.forget(self._family.tensor_name(role) for role in roles)
 
     def _tick(self, n_weights: int) -> None:
         self._done += n_weights

@@ -239,7 +239,7 @@ def _require_room(folder: Path, file: HubFile, *, n_bytes: int) -> None:
 @contextmanager
 def _sole_writer(folder: Path) -> Iterator[None]:
     """Two processes that append to one file would leave a mixture of both."""
-    from huggingface_hub.utils import WeakFileLock
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
     with ExitStack() as stack:
         try:

@@ -97,7 +97,7 @@ class HubClient:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.errors import HfHubHTTPError
         from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils import build_hf_headers
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         # Compressed on the way, what is here and what a range counts would differ.
         headers = build_hf_headers(headers=self._headers | {"accept-encoding": "identity"})
@@ -154,9 +154,8 @@ class HubClient:
                 f"{self.repo_id}: HF_HUB_OFFLINE forbids the network, and not everything is here "
                 "yet. Unset it and run the same command again."
             ) from None
-        if isinstance(error, (httpx2.TransportError)) and not isinstance(
-            error, httpx2.UnsupportedProtocol
-        ):
+        is_address = isinstance(error, httpx2.UnsupportedProtocol)
+        if isinstance(error, httpx2.TransportError) and not is_address:
             return f"the line to {self._endpoint} broke ({str(error) or type(error).__name__})"
         if isinstance(error, OSError):
             if error.errno is not None:

@@ -37,8 +37,17 @@ from tests.loader.fake_hub import (
 SHARD = "model-00001-of-00002.safetensors"
 OTHER_SHARD = "model-00002-of-00002.safetensors"
 MEGABYTE = 1_000_000
-# What a socket read returns at most in httpcore: a cut may lose a read that was not finished.
-READ_BYTES = 65_536
+# In place of the library's 10 MiB, which a test's whole shard fits in: what a cut may lose.
+CHUNK_BYTES = 250_000
+
+
+@pytest.fixture(autouse=True)
+def library_sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits the library's own loop asked for; nobody has to sit through them."""
+    waits: list[float] = []
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", waits.append)
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", CHUNK_BYTES)
+    return waits
 
 
 @pytest.fixture(autouse=True)
@@ -157,11 +166,11 @@ def test_a_released_shard_is_gone_and_can_be_fetched_again(hub: FakeHub, tmp_pat
 
 
 def test_releasing_a_half_fetched_shard_deletes_its_beginning(hub: FakeHub, tmp_path: Path) -> None:
-    hub.faults[SHARD] = [Fault(cut_after=100_000)]
+    hub.faults[SHARD] = [Fault(cut_after=260_000, then_gone=True)]
     repository = pull(hub, tmp_path, retry=RetryPolicy(tries=1))
     with pytest.raises(DownloadError):
         repository.fetch(SHARD)
-    assert list(tmp_path.glob("*.part"))
+    assert [part.stat().st_size for part in tmp_path.glob("*.part")] == [CHUNK_BYTES]
     repository.release(SHARD)
     assert not list(tmp_path.glob("*.part"))
 
@@ -182,59 +191,95 @@ def test_progress_never_runs_backwards_and_ends_at_the_total(hub: FakeHub, tmp_p
     assert seen[-1].file_bytes_done == seen[-1].file_bytes == 300_000
 
 
-def test_progress_speaks_of_bytes_a_kill_would_not_lose(hub: FakeHub, tmp_path: Path) -> None:
-    on_disk: list[int] = []
+def test_progress_is_never_a_chunk_ahead_of_the_disk(big_hub: FakeHub, tmp_path: Path) -> None:
+    ahead: list[int] = []
 
     def look(step: DownloadProgress) -> None:
         paths = [tmp_path / f"{step.file}.part", tmp_path / step.file]
-        on_disk.append(next(path for path in paths if path.exists()).stat().st_size)
-        assert on_disk[-1] == step.file_bytes_done
+        on_disk = next(path for path in paths if path.exists()).stat().st_size
+        ahead.append(step.file_bytes_done - on_disk)
 
-    # Shorter than any write buffer, so that one which is not emptied would show.
-    hub.add_commit({"model.safetensors": b"weights"})
-    pull(hub, tmp_path, progress=look).fetch("model.safetensors")
-    assert on_disk == [7, 7]
+    pull(big_hub, tmp_path, progress=look).fetch(SHARD)
+    assert ahead == [CHUNK_BYTES] * (6 * MEGABYTE // CHUNK_BYTES) + [0]
+
+
+def test_a_pull_that_is_over_leaves_nothing_behind(hub: FakeHub, tmp_path: Path) -> None:
+    folder = tmp_path / "pull"
+    repository = pull(hub, folder)
+    repository.fetch_small()
+    repository.fetch(SHARD)
+    repository.release(SHARD)
+    (folder / f"{OTHER_SHARD}.part").write_bytes(b"begun")
+    repository.forget()
+    assert not folder.exists()
+
+
+def test_forgetting_a_pull_spares_what_is_not_its_own(hub: FakeHub, tmp_path: Path) -> None:
+    repository = pull(hub, tmp_path)
+    repository.fetch(SHARD)
+    (tmp_path / "notes.txt").write_text("the user's")
+    repository.forget()
+    assert os.listdir(tmp_path) == ["notes.txt"]
 
 
 # When the line breaks
 
 
 @pytest.mark.parametrize("cut", range(MEGABYTE, 6 * MEGABYTE, MEGABYTE))
+def test_an_interrupted_pull_goes_on_where_it_stopped(
+    big_hub: FakeHub, tmp_path: Path, cut: int
+) -> None:
+    def interrupt(step: DownloadProgress) -> None:
+        if step.file == SHARD and step.file_bytes_done >= cut:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pull(big_hub, tmp_path, progress=interrupt).fetch(SHARD)
+    assert not (tmp_path / SHARD).exists()
+    path = pull(big_hub, tmp_path).fetch(SHARD)
+    assert path.read_bytes() == content(big_hub, SHARD)
+    assert big_hub.downloads(SHARD)[-1].bytes_sent <= 6 * MEGABYTE - cut + CHUNK_BYTES
+
+
+@pytest.mark.parametrize("cut", range(MEGABYTE, 6 * MEGABYTE, MEGABYTE))
 @pytest.mark.parametrize("from_storage", [False, True])
-def test_a_cut_pull_goes_on_where_it_stopped(
+def test_a_cut_line_costs_no_more_than_a_chunk(
     big_hub: FakeHub, tmp_path: Path, cut: int, from_storage: bool
 ) -> None:
     big_hub.faults[SHARD] = [Fault(cut_after=cut, from_storage=from_storage)]
-    with pytest.raises(DownloadError, match=rf"^{SHARD}: .* of 6,000,000 bytes .* same command"):
-        pull(big_hub, tmp_path, retry=RetryPolicy(tries=1)).fetch(SHARD)
-    assert not (tmp_path / SHARD).exists()
     path = pull(big_hub, tmp_path).fetch(SHARD)
     assert path.read_bytes() == content(big_hub, SHARD)
     first, second = big_hub.downloads(SHARD)
     assert first.bytes_sent == cut
-    assert second.bytes_sent <= 6 * MEGABYTE - cut + READ_BYTES
+    assert second.bytes_sent <= 6 * MEGABYTE - cut + CHUNK_BYTES
 
 
 def test_cuts_within_one_run_are_outlived_without_giving_up(
     big_hub: FakeHub, tmp_path: Path
 ) -> None:
-    # More cuts than tries: as long as something arrives between them, none counts as hopeless.
-    big_hub.faults[SHARD] = [Fault(cut_after=MEGABYTE // 2)] * 11
+    # More refusals than tries: as long as something arrives between them, none is hopeless.
+    # The library itself outlives a cut, but not a 500.
+    big_hub.faults[SHARD] = [Fault(cut_after=MEGABYTE // 2), Fault(status=500)] * 11
     sleeps = Sleeps()
-    path = pull(big_hub, tmp_path, retry=sleeps.policy(tries=3)).fetch(SHARD)
+    path = pull(big_hub, tmp_path, retry=sleeps.policy(tries=2)).fetch(SHARD)
     assert path.read_bytes() == content(big_hub, SHARD)
     assert sleeps == [1.0] * 11
     sent = sum(request.bytes_sent for request in big_hub.downloads(SHARD))
-    assert sent <= 6 * MEGABYTE + 11 * READ_BYTES
+    assert sent <= 6 * MEGABYTE + 11 * CHUNK_BYTES
 
 
-CHILD = """
+CHILD = f"""
 import sys
 from pathlib import Path
+from huggingface_hub import constants
 from lowmoe.loader.hub import HubRepository
 
+constants.DOWNLOAD_CHUNK_SIZE = {CHUNK_BYTES}
+
 def report(step):
-    print(step.file, step.file_bytes_done, flush=True)
+    if step.file_bytes_done >= {2 * MEGABYTE}:
+        print(step.file_bytes_done, flush=True)
+        sys.stdin.read()  # until killed
 
 repository = HubRepository(sys.argv[1], folder=Path(sys.argv[2]), progress=report)
 repository.fetch(sys.argv[3])
@@ -248,6 +293,7 @@ def start_child(hub: FakeHub, folder: Path, **env: str) -> subprocess.Popen[str]
         env=os.environ
         | {"HF_ENDPOINT": hub.endpoint, "PYTHONPATH": os.pathsep.join(sys.path)}
         | env,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -255,20 +301,16 @@ def start_child(hub: FakeHub, folder: Path, **env: str) -> subprocess.Popen[str]
 
 
 def test_a_killed_pull_goes_on_where_it_stopped(big_hub: FakeHub, tmp_path: Path) -> None:
-    reached = 0
     with start_child(big_hub, tmp_path) as child:
         assert child.stdout is not None
-        while reached < 2 * MEGABYTE:
-            name, n_bytes = child.stdout.readline().split()
-            reached = int(n_bytes) if name == SHARD else 0
+        reached = int(child.stdout.readline())
         child.kill()
     assert child.returncode == -signal.SIGKILL
     assert not (tmp_path / SHARD).exists()
     path = pull(big_hub, tmp_path).fetch(SHARD)
     assert path.read_bytes() == content(big_hub, SHARD)
-    # What the child said it had, it had already handed to the operating system.
-    assert big_hub.downloads(SHARD)[-1].first_byte >= reached
-    assert big_hub.downloads(SHARD)[-1].bytes_sent <= 6 * MEGABYTE - reached
+    # What the child had been given, it had already handed to the operating system.
+    assert big_hub.downloads(SHARD)[-1].first_byte == reached - CHUNK_BYTES
 
 
 def test_the_offline_switch_of_the_library_is_obeyed(hub: FakeHub, tmp_path: Path) -> None:
@@ -279,13 +321,14 @@ def test_the_offline_switch_of_the_library_is_obeyed(hub: FakeHub, tmp_path: Pat
 
 
 def test_a_server_that_goes_away_ends_the_pull_with_advice(hub: FakeHub, tmp_path: Path) -> None:
-    hub.faults[SHARD] = [Fault(cut_after=100_000, then_gone=True)]
+    hub.faults[SHARD] = [Fault(cut_after=260_000, then_gone=True)]
     sleeps = Sleeps()
     repository = pull(hub, tmp_path, retry=sleeps.policy())
-    found = r"100,000 of 300,000 bytes are here, then no network: http://.* same command again"
+    found = r"not all of its 300,000 bytes came, because the line to http://.* same command again"
     with pytest.raises(DownloadError, match=found):
         repository.fetch(SHARD)
     assert sleeps == [1, 2, 4, 8, 16, 32, 60]
+    assert (tmp_path / f"{SHARD}.part").stat().st_size == CHUNK_BYTES
 
 
 def test_no_network_at_the_start_is_said_at_once(hub: FakeHub, tmp_path: Path) -> None:
@@ -299,7 +342,7 @@ def test_no_network_at_the_start_is_said_at_once(hub: FakeHub, tmp_path: Path) -
 
 def test_an_address_that_is_none_is_not_tried_again(tmp_path: Path) -> None:
     sleeps = Sleeps()
-    with pytest.raises(DownloadError, match=r"nonsense cannot be used .* Check HF_ENDPOINT"):
+    with pytest.raises(DownloadError, match=r"nonsense cannot be used, .* Check HF_ENDPOINT"):
         HubRepository("a/b", folder=tmp_path, endpoint="nonsense", retry=sleeps.policy())
     assert sleeps == []
 
@@ -317,7 +360,7 @@ def test_a_second_pull_needs_no_network_for_what_is_here(hub: FakeHub, tmp_path:
 # When the hub is busy
 
 
-@pytest.mark.parametrize("status", [408, 500, 502, 503])
+@pytest.mark.parametrize("status", [500, 502, 503])
 @pytest.mark.parametrize("key", ["api", SHARD])
 def test_a_passing_refusal_is_outwaited(
     hub: FakeHub, tmp_path: Path, key: str, status: int
@@ -329,35 +372,39 @@ def test_a_passing_refusal_is_outwaited(
     assert sleeps == [1.0, 2.0, 4.0]
 
 
-@pytest.mark.parametrize("key", ["api", SHARD])
+@pytest.mark.parametrize("status", [408, 429])
+def test_a_busy_hub_is_asked_for_its_list_again(hub: FakeHub, tmp_path: Path, status: int) -> None:
+    hub.faults["api"] = [Fault(status=status)] * 3
+    sleeps = Sleeps()
+    assert pull(hub, tmp_path, retry=sleeps.policy()).commit == hub.branches["main"]
+    assert sleeps == [1.0, 2.0, 4.0]
+
+
 @pytest.mark.parametrize(
     "header",
     [("Retry-After", "77"), ("RateLimit", '"resolvers";r=0;t=77')],
 )
 def test_the_wait_a_busy_hub_asks_for_is_kept(
-    hub: FakeHub, tmp_path: Path, key: str, header: tuple[str, str]
+    hub: FakeHub, tmp_path: Path, header: tuple[str, str], library_sleeps: list[float]
 ) -> None:
-    hub.faults[key] = [Fault(status=429, headers=(header,))]
-    sleeps = Sleeps()
-    pull(hub, tmp_path, retry=sleeps.policy()).fetch(SHARD)
-    assert sleeps == [77.0]
+    hub.faults[SHARD] = [Fault(status=429, headers=(header,))]
+    pull(hub, tmp_path).fetch(SHARD)
+    assert library_sleeps == [78.0]  # the library adds a second for rounding
 
 
-@pytest.mark.parametrize("wait", ["601", "9" * 300])
-def test_a_hub_that_asks_for_hours_is_not_waited_for(
-    hub: FakeHub, tmp_path: Path, wait: str
-) -> None:
-    hub.faults["api"] = [Fault(status=429, headers=(("Retry-After", wait),))] * 9
+def test_a_hub_that_stays_busy_is_given_up(hub: FakeHub, tmp_path: Path) -> None:
+    # The library asks six times before it hands the refusal on.
+    hub.faults[SHARD] = [Fault(status=429)] * 12
     sleeps = Sleeps()
-    with pytest.raises(DownloadError, match="the hub answered 429"):
-        pull(hub, tmp_path, retry=sleeps.policy(tries=2))
-    assert sum(sleeps) <= 1.0
+    with pytest.raises(DownloadError, match="because the hub answered 429"):
+        pull(hub, tmp_path, retry=sleeps.policy(tries=2)).fetch(SHARD)
+    assert sleeps == [1.0]
 
 
 def test_a_hub_that_stays_broken_is_given_up(hub: FakeHub, tmp_path: Path) -> None:
     hub.faults["api"] = [Fault(status=500)] * 9
     sleeps = Sleeps()
-    with pytest.raises(DownloadError, match="the hub answered 500, expected its file list"):
+    with pytest.raises(DownloadError, match="no file list, because the hub answered 500"):
         pull(hub, tmp_path, retry=sleeps.policy())
     assert len(sleeps) == 7
 
@@ -431,18 +478,20 @@ def test_a_shard_that_rotted_on_the_disk_is_fetched_again(hub: FakeHub, tmp_path
 @pytest.mark.parametrize("length", [0, 5, 299_999, 300_001])
 def test_a_wrong_length_is_never_accepted(hub: FakeHub, tmp_path: Path, length: int) -> None:
     hub.faults[SHARD] = [Fault(body=bytes(length))] * 2
-    found = rf"{SHARD}: .* the hub announced {length} bytes where its list says 300000"
+    # The library's word for a body that ends too early; ours for one that does not end.
+    short, long = f"has size {length} ", "more than the 300,000 bytes"
+    found = f"^{SHARD}: .*, because .*{short if length < 300_000 else long}"
     with pytest.raises(DownloadError, match=found):
         pull(hub, tmp_path, retry=Sleeps().policy(tries=2)).fetch(SHARD)
     assert not (tmp_path / SHARD).exists()
     assert pull(hub, tmp_path).fetch(SHARD).read_bytes() == content(hub, SHARD)
 
 
-def test_a_login_page_does_not_cost_what_has_arrived(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_login_page_does_not_become_part_of_the_file(hub: FakeHub, tmp_path: Path) -> None:
     page = Fault(body=b"<html>please log in</html>", without_range=True)
-    hub.faults[SHARD] = [Fault(cut_after=200_000), page]
+    hub.faults[SHARD] = [Fault(cut_after=260_000), page]
     assert pull(hub, tmp_path).fetch(SHARD).read_bytes() == content(hub, SHARD)
-    assert hub.downloads(SHARD)[-1].first_byte >= 200_000 - READ_BYTES
+    assert hub.downloads(SHARD)[-1].first_byte == 0
 
 
 @pytest.mark.parametrize("length", [5, 300_001])
@@ -457,17 +506,34 @@ def test_a_wrong_length_that_nobody_announced_is_noticed(
 
 
 def test_a_server_that_ignores_ranges_sends_the_file_again(hub: FakeHub, tmp_path: Path) -> None:
-    hub.faults[SHARD] = [Fault(cut_after=100_000), Fault(without_range=True)]
+    hub.faults[SHARD] = [Fault(cut_after=260_000), Fault(without_range=True)]
     assert pull(hub, tmp_path).fetch(SHARD).read_bytes() == content(hub, SHARD)
-    assert [r.bytes_sent for r in hub.downloads(SHARD)] == [100_000, 300_000]
+    assert [r.bytes_sent for r in hub.downloads(SHARD)] == [260_000, 300_000]
 
 
-def test_an_answer_from_another_byte_is_not_appended(hub: FakeHub, tmp_path: Path) -> None:
-    hub.faults[SHARD] = [Fault(cut_after=100_000), Fault(from_byte=7)] + [Fault(from_byte=9)] * 9
-    found = r"'bytes 9-.*/300000' came where bytes 100000- were asked for"
-    with pytest.raises(DownloadError, match=found):
+@pytest.mark.parametrize("from_byte", [7, 299_000])
+def test_an_answer_from_another_byte_is_noticed(
+    hub: FakeHub, tmp_path: Path, from_byte: int
+) -> None:
+    hub.faults[SHARD] = [Fault(cut_after=260_000), Fault(from_byte=from_byte)]
+    assert pull(hub, tmp_path).fetch(SHARD).read_bytes() == content(hub, SHARD)
+    assert [r.first_byte for r in hub.downloads(SHARD)] == [0, CHUNK_BYTES, 0]
+
+
+def test_a_hub_that_has_no_more_bytes_than_are_here_is_asked_anew(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.faults[SHARD] = [Fault(cut_after=260_000), Fault(from_byte=300_000)]
+    assert pull(hub, tmp_path).fetch(SHARD).read_bytes() == content(hub, SHARD)
+
+
+def test_a_file_beyond_what_the_hub_hands_out_is_named(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "MAX_HTTP_DOWNLOAD_SIZE", 299_999)
+    with pytest.raises(DownloadError, match=r"has 300,000 bytes, .* at most 299,999\."):
         pull(hub, tmp_path).fetch(SHARD)
-    assert (tmp_path / f"{SHARD}.part").stat().st_size == 100_000
+    assert hub.downloads(SHARD) == []
 
 
 # When the hub refuses
@@ -511,7 +577,7 @@ def test_a_name_no_repository_can_have_is_refused_before_any_request(
                 headers=(("X-Error-Message", "Invalid credentials in Authorization header"),),
             ),
             DownloadError,
-            "does not accept the token",
+            r"gated or private \(401\).*valid token",
         ),
         (Fault(status=418), DownloadError, "the hub answered 418, expected 200 or 206"),
     ],
@@ -562,7 +628,7 @@ def test_an_answer_that_describes_no_model_is_refused(
     hub: FakeHub, tmp_path: Path, body: bytes
 ) -> None:
     hub.faults["api"] = [Fault(body=body)]
-    with pytest.raises(DownloadError, match="answered with something that describes no model"):
+    with pytest.raises(DownloadError, match=r"is no hub \(.*Check HF_ENDPOINT"):
         pull(hub, tmp_path)
 
 
@@ -579,7 +645,7 @@ GOOD = {"rfilename": "model.safetensors", "size": 5, "blobId": "0" * 40}
         ({"blobId": "main"}, "its hash is 'main'"),
         ({"blobId": None}, "the hub gives no hash"),
         ({"lfs": {"sha256": "0" * 63, "size": 5, "pointerSize": 1}}, "its hash is '0"),
-        ({"rfilename": 7}, "a file named 7"),
+        ({"rfilename": 7}, "a file is named 7"),
     ],
 )
 def test_an_absurd_entry_of_the_list_is_refused(
@@ -783,6 +849,16 @@ def test_a_disk_that_fills_up_meanwhile_is_named(hub: FakeHub, tmp_path: Path) -
     (tmp_path / "pull.json.new").symlink_to("/dev/full")
     with pytest.raises(DiskSpaceError, match=r"the disk ran full while .*pull\.json.* was written"):
         pull(hub, tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full disk")
+def test_a_disk_that_fills_up_under_a_shard_is_named_at_once(hub: FakeHub, tmp_path: Path) -> None:
+    sleeps = Sleeps()
+    repository = pull(hub, tmp_path, retry=sleeps.policy())
+    (tmp_path / f"{SHARD}.part").symlink_to("/dev/full")
+    with pytest.raises(DiskSpaceError, match=rf"the disk ran full while .*{SHARD} was written"):
+        repository.fetch(SHARD)
+    assert sleeps == []
 
 
 def test_a_folder_that_cannot_be_made_is_named(hub: FakeHub, tmp_path: Path) -> None:

@@ -1,0 +1,220 @@
+"""lowmoe for Python programs.
+
+    with lowmoe.load("mixtral-8x22b", bits=4) as model:
+        print(model.generate("Why is the sky blue?", max_new_tokens=64, temperature=0.0))
+
+Knows:        what a caller may ask of a model.
+Ignorant of:  terminals, HTTP.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lowmoe.engine.generate import Session, Token, check_ids
+from lowmoe.engine.load import LoadOptions, Runtime, load_checkpoint, load_folder
+from lowmoe.engine.options import SamplingOptions, sampling_options
+from lowmoe.engine.statistics import RunStatistics
+from lowmoe.errors import PromptError, UsageError
+from lowmoe.families.aliases import DEMO
+from lowmoe.library import (
+    LocalCheckpoint,
+    MakeOptions,
+    Reporter,
+    SilentReporter,
+    locate,
+    prepare,
+    quantize_checkpoint,
+)
+from lowmoe.settings import read_settings
+
+# A string to go on with, or chat messages, each with a "role" and a "content".
+Prompt = str | Sequence[Mapping[str, str]]
+
+
+class Model:
+    """A model in memory.  Close it, or use it with `with`.  One thread at a time."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self._session = Session(runtime)
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give memory, files and threads back."""
+        self.runtime.close()
+
+    def options(
+        self,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] | None = None,
+        max_new_tokens: int | None = None,
+    ) -> SamplingOptions:
+        """Settle sampling options: what is given, else what the model recommends, else ours."""
+        return sampling_options(
+            self.runtime.text.defaults,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=stop,
+            max_new_tokens=max_new_tokens,
+        )
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Iterator[Token]:
+        """Tokens of the answer as they are made.
+
+        prompt: a string, or chat messages.  Options left out are what the model recommends, else
+        lowmoe's own defaults.  Raises PromptError for a prompt that is empty or too long.
+        """
+        options = self.options(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=stop,
+            max_new_tokens=max_new_tokens,
+        )
+        return self.stream_with(prompt, options)
+
+    def stream_with(self, prompt: Prompt, options: SamplingOptions) -> Iterator[Token]:
+        """The same with options that are settled."""
+        if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+            raise PromptError("the prompt is empty. Give at least one word.")
+        return self._session.stream(self.runtime.text.encode(prompt), options)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] | None = None,
+        max_new_tokens: int | None = None,
+    ) -> str:
+        """The whole answer, without the prompt.  Arguments and errors are stream's."""
+        options = self.options(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=stop,
+            max_new_tokens=max_new_tokens,
+        )
+        return "".join(token.text for token in self.stream_with(prompt, options))
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """The scores after each token.  ids: token ids.  Returns float32 [T, V]."""
+        ids = [int(token_id) for token_id in ids]
+        if not ids:
+            raise PromptError("no token ids were given. Give at least one.")
+        if len(ids) > self.runtime.n_context:
+            raise PromptError(
+                f"{len(ids)} tokens, but the context holds {self.runtime.n_context}. Give fewer, "
+                "or load with a larger context."
+            )
+        check_ids(ids, self.runtime.spec.n_vocab)
+        self._session.rewind([])
+        chunks = [self.runtime.decoder.logits(h) for h in self._session.forward(ids)]
+        return torch.cat(chunks)
+
+    def statistics(self) -> RunStatistics:
+        """How the last stream or generate went."""
+        return self._session.statistics()
+
+
+def load(
+    model: str | Path = DEMO,
+    *,
+    gpu: str = "auto",
+    bits: int | str = "auto",
+    ram: str | int | None = None,
+    vram: str | int | None = None,
+    threads: int | None = None,
+    context: int | None = None,
+    dtype: str | None = None,
+    report: Reporter | None = None,
+) -> Model:
+    """Load a model, making its model folder first if there is none yet.
+
+    model: an alias, a hub repository id or a path to a model folder or checkpoint. With dtype
+    ("float32", "bfloat16", "float16") a checkpoint runs unquantized, straight from its files.
+    The other options are LoadOptions'. report hears about downloads and quantizing.
+    """
+    options = LoadOptions(
+        gpu=gpu, bits=bits, ram=ram, vram=vram, threads=threads, context=context, dtype=dtype
+    )
+    settings = read_settings()
+    located = locate(str(model), settings)
+    if options.dtype is not None:
+        if not isinstance(located, LocalCheckpoint):
+            raise UsageError(
+                f"dtype runs a checkpoint on this disk unquantized, but {model} is none. "
+                "Give the checkpoint's folder, or leave dtype out."
+            )
+        return Model(load_checkpoint(located.path, options))
+    making = MakeOptions(
+        bits=MakeOptions().bits if isinstance(bits, str) else bits, threads=threads
+    )
+    folder = prepare(located, settings, making, report or SilentReporter())
+    return Model(load_folder(folder, options))
+
+
+def quantize(
+    source: str | Path,
+    folder: str | Path,
+    *,
+    bits: int = MakeOptions().bits,
+    format: str = MakeOptions().format,
+    calibration: str | Path | None = None,
+    calibrate: bool = True,
+    threads: int | None = None,
+    report: Reporter | None = None,
+) -> None:
+    """Make a model folder from a checkpoint folder.  The options are MakeOptions'.
+
+    An interrupted call goes on where it stopped when it is made again.
+    """
+    options = MakeOptions(
+        bits=bits,
+        format=format,
+        calibration=None if calibration is None else Path(calibration),
+        calibrate=calibrate,
+        threads=threads,
+    )
+    quantize_checkpoint(Path(source), Path(folder), options, report or SilentReporter())

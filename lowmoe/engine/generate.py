@@ -1,0 +1,214 @@
+"""Runs prompts through a model and streams what comes out.
+
+Knows:        prefill and decode, when to stop, what is already in the cache, the clock.
+Ignorant of:  weights and tiers; where tokens are shown.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowmoe.engine.load import Runtime
+from lowmoe.engine.machine import ram_read_bandwidth
+from lowmoe.engine.options import SamplingOptions
+from lowmoe.engine.sampling import Sampler
+from lowmoe.engine.statistics import PerTier, RunStatistics, bound_tokens_per_s, hit_rate
+from lowmoe.engine.text import StopText, StreamingDetokenizer
+from lowmoe.errors import PromptError
+from lowmoe.experts.ledger import Traffic
+
+# Long enough that an expert is decoded once for many tokens, short enough for quick interruption.
+PREFILL_CHUNK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of an answer.  text: what became printable with it, often a word, maybe nothing."""
+
+    id: int
+    text: str
+
+
+class Session:
+    """A model and the tokens in its cache; a prompt that begins like the last one is not redone."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self._cache = runtime.decoder.new_cache(runtime.n_context)
+        self._cached: list[int] = []
+        self._ram_bandwidth: float | None = None
+        self.last_run: _Run | None = None
+
+    def forward(self, ids: Sequence[int]) -> Iterator[Tensor]:
+        """The last hidden state after each chunk of ids, [T, H], prompt ids already there skipped."""
+        for first in range(0, len(ids), PREFILL_CHUNK):
+            chunk = list(ids[first : first + PREFILL_CHUNK])
+            del self._cached[self._cache.n_tokens :]  # what an interrupted pass may have left
+            hidden = self.runtime.decoder.forward(torch.tensor(chunk), self._cache)
+            self._cached += chunk
+            yield hidden
+
+    def rewind(self, ids: Sequence[int]) -> int:
+        """Keep what the cache and ids have in common at the start; returns how many tokens."""
+        n_common = 0
+        for old, new in zip(self._cached, ids, strict=False):
+            if old != new:
+                break
+            n_common += 1
+        self._cache.n_tokens = n_common
+        del self._cached[n_common:]
+        return n_common
+
+    def stream(self, prompt_ids: Sequence[int], options: SamplingOptions) -> Iterator[Token]:
+        """Tokens after the prompt, until an end token, a stop text or a limit.
+
+        Raises PromptError for an empty prompt or one that leaves no room in the context.
+        """
+        self._check_prompt(prompt_ids)
+        run = _Run(self.runtime, len(prompt_ids))
+        self.last_run = run
+        sampler = Sampler(options)
+        text = _AnswerText(self.runtime, options)
+        # The last prompt token is always run again: its logits are what the answer begins with.
+        n_kept = min(self.rewind(prompt_ids), len(prompt_ids) - 1)
+        self.rewind(prompt_ids[:n_kept])
+        for hidden in self.forward(prompt_ids[n_kept:]):
+            last = hidden[-1:]
+        run.prefilled(len(prompt_ids) - n_kept)
+        context = list(prompt_ids)
+        ends = self._end_ids()
+        for _ in range(options.max_new_tokens):
+            token_id = sampler.pick(self.runtime.decoder.logits(last)[0], context)
+            run.token()
+            if token_id in ends:
+                break
+            context.append(token_id)
+            piece = text.push(token_id)
+            if piece.stopped or len(context) >= self.runtime.n_context:
+                yield Token(token_id, piece.text)
+                break
+            yield Token(token_id, piece.text)
+            (last,) = self.forward([token_id])
+        run.ended()
+        if rest := text.flush():
+            yield Token(context[-1], rest)
+
+    def statistics(self) -> RunStatistics:
+        """Of the last stream, as far as it came."""
+        assert self.last_run is not None, "nothing has been generated yet"
+        if self._ram_bandwidth is None:
+            self._ram_bandwidth = ram_read_bandwidth()
+        return self.last_run.statistics(self._ram_bandwidth)
+
+    def _check_prompt(self, prompt_ids: Sequence[int]) -> None:
+        if not prompt_ids:
+            raise PromptError("the prompt is empty. Give at least one word.")
+        n_context, n_vocab = self.runtime.n_context, self.runtime.spec.n_vocab
+        if len(prompt_ids) >= n_context:
+            raise PromptError(
+                f"the prompt has {len(prompt_ids)} tokens, but the context holds {n_context} and "
+                "must leave room for an answer. Shorten it, or give a larger --context."
+            )
+        check_ids(prompt_ids, n_vocab)
+
+    def _end_ids(self) -> set[int]:
+        return {*self.runtime.spec.end_ids, *self.runtime.text.defaults.eos_ids}
+
+
+def check_ids(ids: Sequence[int], n_vocab: int) -> None:
+    """Raises PromptError for a token id outside the vocabulary."""
+    for token_id in ids:
+        if not 0 <= token_id < n_vocab:
+            raise PromptError(f"token id {token_id}, but the vocabulary has ids 0 to {n_vocab - 1}.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    text: str
+    stopped: bool
+
+
+class _AnswerText:
+    """Spells an answer as far as it is certain: whole characters, no beginning of a stop text."""
+
+    def __init__(self, runtime: Runtime, options: SamplingOptions) -> None:
+        self._spell = StreamingDetokenizer(runtime.text.tokenizer)
+        self._stops = StopText(options.stop)
+        self._stopped = False
+
+    def push(self, token_id: int) -> _Piece:
+        text, self._stopped = self._stops.push(self._spell.push(token_id))
+        return _Piece(text, self._stopped)
+
+    def flush(self) -> str:
+        """What was held back, if the answer ended otherwise."""
+        if self._stopped:
+            return ""
+        text, stopped = self._stops.push(self._spell.flush())
+        return text if stopped else text + self._stops.flush()
+
+
+class _Run:
+    """The clock of one stream."""
+
+    def __init__(self, runtime: Runtime, n_prompt: int) -> None:
+        self._runtime, self._n_prompt = runtime, n_prompt
+        self._begin = self._now = time.perf_counter()
+        self._n_prefilled = self._n_new = 0
+        self._prefill_s = 0.0
+        self._first_token_at: float | None = None
+        self._start_traffic = runtime.store.traffic()
+        self._decode_traffic = self._start_traffic
+        self._end_traffic: Traffic | None = None
+
+    def prefilled(self, n_tokens: int) -> None:
+        self._n_prefilled = n_tokens
+        self._prefill_s = time.perf_counter() - self._begin
+        self._decode_traffic = self._runtime.store.traffic()
+
+    def token(self) -> None:
+        self._now = time.perf_counter()
+        self._n_new += 1
+        if self._first_token_at is None:
+            self._first_token_at = self._now
+
+    def ended(self) -> None:
+        self._end_traffic = self._runtime.store.traffic()
+
+    def statistics(self, ram_bandwidth: float) -> RunStatistics:
+        end = self._end_traffic or self._runtime.store.traffic()
+        whole, decode = end - self._start_traffic, end - self._decode_traffic
+        first = self._first_token_at or self._now
+        n_steps = self._n_new - 1  # the first token comes out of the prefill
+        per_token = PerTier()
+        bound = None
+        if n_steps > 0:
+            dense = self._runtime.dense_bytes
+            per_token = PerTier(
+                ram=dense + decode.ram_bytes / n_steps, disk=decode.disk_bytes / n_steps
+            )
+            disk = whole.disk_bytes / whole.disk_busy_s if whole.disk_busy_s else None
+            bound = bound_tokens_per_s(per_token, ram_bandwidth=ram_bandwidth, disk_bandwidth=disk)
+        return RunStatistics(
+            prompt_tokens=self._n_prompt,
+            new_tokens=self._n_new,
+            ttft_s=first - self._begin,
+            prefill_tokens_per_s=self._n_prefilled / self._prefill_s if self._prefill_s else None,
+            decode_tokens_per_s=n_steps / (self._now - first) if n_steps > 0 else None,
+            bits=self._runtime.bits,
+            placement=placement(self._runtime),
+            hit_rate=hit_rate(whole),
+            bytes_per_token=per_token,
+            bound_tokens_per_s=bound,
+            predicted_tokens_per_s=None,
+        )
+
+
+def placement(runtime: Runtime) -> PerTier:
+    """Bytes of weights in RAM, and of those that are on disk only."""
+    in_ram = runtime.store.expert_bytes * sum(map(len, runtime.store.residents().values()))
+    everything = runtime.store.expert_bytes * runtime.spec.n_experts_total
+    return PerTier(ram=runtime.dense_bytes + in_ram, disk=everything - in_ram)

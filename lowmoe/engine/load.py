@@ -1,0 +1,247 @@
+"""Assembles a model from a folder or a checkpoint: spec, weights, store, kernels, text.
+
+Knows:        which parts make a running model, how memory is divided among them.
+Ignorant of:  names and downloads; tokens and sampling.
+"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lowmoe.checkpoint.folder import ModelFolder
+from lowmoe.checkpoint.reader import Checkpoint
+from lowmoe.decoder.decoder import Decoder
+from lowmoe.decoder.kv_cache import cache_bytes
+from lowmoe.decoder.weights import CheckpointTensors, DenseWeights, from_checkpoint, from_folder
+from lowmoe.engine.machine import physical_cores
+from lowmoe.engine.memory import available_ram_bytes, parse_budget, total_ram_bytes
+from lowmoe.engine.text_parts import TextParts
+from lowmoe.errors import UsageError
+from lowmoe.experts.source import CheckpointExperts, ExpertSource, FolderExperts
+from lowmoe.experts.store import ExpertStore
+from lowmoe.families import Family, read_config
+from lowmoe.kernels.reference import ReferenceKernels
+from lowmoe.spec import ModelSpec
+from quant.expert import ExpertFormat
+from quant.layout import SYMBOL_BITS
+
+DEFAULT_CONTEXT = 8192
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How to run a model.  None, or "auto", leaves the choice to us.
+
+    gpu: "auto", "none" or a card's name; bits: 2, 4, 6 or "auto"; ram, vram: sizes like "24GiB";
+    threads: of computation; context: tokens; dtype: of unquantized weights, for checkpoints only.
+    """
+
+    gpu: str = "auto"
+    bits: int | str = "auto"
+    ram: str | int | None = None
+    vram: str | int | None = None
+    threads: int | None = None
+    context: int | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.bits not in ("auto", 2, 4, 6):
+            raise UsageError(f"bits is {self.bits!r}, but must be 2, 4, 6 or auto.")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise UsageError(f"dtype is {self.dtype!r}, but must be one of {', '.join(DTYPES)}.")
+        for name, value in (("threads", self.threads), ("context", self.context)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}, but must be at least 1.")
+        self._check_gpu()
+
+    def _check_gpu(self) -> None:
+        if self.vram is not None:
+            raise UsageError(
+                "vram is given, but this version computes on the CPU only. Leave it out."
+            )
+        if self.gpu in ("auto", "none"):
+            return
+        found = (
+            f"found {torch.cuda.get_device_name()}, but this version has no CUDA kernels yet"
+            if torch.cuda.is_available()
+            else "no CUDA device was found"
+        )
+        raise UsageError(f"gpu is {self.gpu!r}, but {found}. Run on the CPU with gpu none.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """A model in memory.  bits: what experts are computed at, 2, 4, 6 or the dtype's 16 or 32.
+
+    n_context: tokens a conversation may have; read_past_cache: as ModelFolder.direct, None for a
+    checkpoint.
+    """
+
+    spec: ModelSpec
+    decoder: Decoder
+    store: ExpertStore
+    text: TextParts
+    bits: int
+    n_context: int
+    dense_bytes: int
+    folder: ModelFolder | None
+    _closing: ExitStack
+
+    def close(self) -> None:
+        """Give memory, files and threads back."""
+        self._closing.close()
+
+
+def load_folder(path: Path, options: LoadOptions) -> Runtime:
+    """A model folder, ready to run."""
+    if options.dtype is not None:
+        raise UsageError(
+            f"dtype is for checkpoints, but {path} is a quantized model folder. Leave it out."
+        )
+    _use_threads(options)
+    with ExitStack() as closing:
+        folder = closing.enter_context(ModelFolder(path))
+        family = read_config(folder.manifest.config)
+        weights = from_folder(folder, family.spec)
+        context = _context(family.spec, options)
+        budget = _expert_budget(family.spec, weights, context, torch.float32, options)
+        format, parts = _choose_planes(folder, family.spec, budget, options)
+        source = FolderExperts(folder, parts, format.part_bytes)
+        text = TextParts(folder.small_file)
+        return _assemble(
+            family, weights, source, format, budget, context, torch.float32, text, folder, closing
+        )
+
+
+def load_checkpoint(path: Path, options: LoadOptions) -> Runtime:
+    """A checkpoint, unquantized, its experts read from the checkpoint as they are needed."""
+    assert options.dtype is not None
+    if options.bits != "auto":
+        raise UsageError(f"dtype runs unquantized weights, but bits is {options.bits}. Give one.")
+    _use_threads(options)
+    dtype = DTYPES[options.dtype]
+    checkpoint = Checkpoint(path)
+    family = read_config(checkpoint.config)
+    weights = from_checkpoint(CheckpointTensors(checkpoint, family), dtype)
+    source = CheckpointExperts(checkpoint, family, dtype)
+    context = _context(family.spec, options)
+    budget = _expert_budget(family.spec, weights, context, dtype, options)
+    text = TextParts(lambda name: _optional_file(path / name))
+    with ExitStack() as closing:
+        return _assemble(
+            family, weights, source, source.format, budget, context, dtype, text, None, closing
+        )
+
+
+def _assemble(
+    family: Family,
+    weights: DenseWeights,
+    source: ExpertSource,
+    format: ExpertFormat,
+    budget: int,
+    context: int,
+    dtype: torch.dtype,
+    text: TextParts,
+    folder: ModelFolder | None,
+    closing: ExitStack,
+) -> Runtime:
+    spec = family.spec
+    store = closing.enter_context(
+        ExpertStore(source, ram_budget_bytes=budget, n_experts_total=spec.n_experts_total)
+    )
+    decoder = Decoder(
+        spec=spec,
+        weights=weights,
+        store=store,
+        format=format,
+        kernels=ReferenceKernels(),
+        dtype=dtype,
+    )
+    return Runtime(
+        spec=spec,
+        decoder=decoder,
+        store=store,
+        text=text,
+        bits=_bits(folder, format, dtype),
+        n_context=context,
+        dense_bytes=weights.n_bytes,
+        folder=folder,
+        _closing=closing.pop_all(),
+    )
+
+
+def _bits(folder: ModelFolder | None, format: ExpertFormat, dtype: torch.dtype) -> int:
+    if folder is None:
+        return dtype.itemsize * 8
+    recipe = folder.recipe
+    if recipe.format == "trellis":
+        return SYMBOL_BITS * len(format.part_bytes)
+    return 4 if recipe.dense_dtype is None else recipe.dense_dtype.itemsize * 8
+
+
+def _choose_planes(
+    folder: ModelFolder, spec: ModelSpec, budget: int, options: LoadOptions
+) -> tuple[ExpertFormat, tuple[str, ...]]:
+    """As many planes as were asked for; else the most whose experts all fit in RAM, or one."""
+    recipe = folder.recipe
+    parts = recipe.part_names
+    if recipe.format != "trellis":
+        if options.bits != "auto":
+            raise UsageError(
+                f"bits is {options.bits}, but {folder.path} holds {recipe.format} experts, which "
+                "have one width. Leave it out."
+            )
+        return recipe.expert_format(spec), parts
+    if options.bits == "auto":
+        fitting = [
+            n
+            for n in range(1, len(parts) + 1)
+            if sum(recipe.expert_format(spec, n_planes=n).part_bytes) * spec.n_experts_total
+            <= budget
+        ]
+        n_planes = max(fitting, default=1)
+    else:
+        n_planes = int(options.bits) // SYMBOL_BITS
+        if n_planes > len(parts):
+            raise UsageError(
+                f"bits is {options.bits}, but {folder.path} holds {SYMBOL_BITS * len(parts)} bits "
+                f"a weight. Make it again with --bits {options.bits}, or ask for fewer."
+            )
+    return recipe.expert_format(spec, n_planes=n_planes), parts[:n_planes]
+
+
+def _context(spec: ModelSpec, options: LoadOptions) -> int:
+    if options.context is None:
+        return min(spec.context_length, DEFAULT_CONTEXT)
+    if options.context > spec.context_length:
+        raise UsageError(
+            f"context is {options.context} tokens, but this model was made for "
+            f"{spec.context_length}."
+        )
+    return options.context
+
+
+def _expert_budget(
+    spec: ModelSpec,
+    weights: DenseWeights,
+    context: int,
+    dtype: torch.dtype,
+    options: LoadOptions,
+) -> int:
+    """Bytes of RAM for experts: what was given for the whole model, less all its other parts."""
+    cache = cache_bytes(spec, context, dtype)
+    if options.ram is None:
+        return available_ram_bytes() - cache  # dense weights are already in RAM
+    whole = parse_budget(options.ram, name="ram", whole_bytes=total_ram_bytes())
+    return whole - weights.n_bytes - cache
+
+
+def _use_threads(options: LoadOptions) -> None:
+    torch.set_num_threads(options.threads or physical_cores())
+
+
+def _optional_file(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

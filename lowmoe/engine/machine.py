@@ -1,0 +1,64 @@
+"""What this machine is and how fast its memory is.
+
+Knows:        the processor's name, cores, RAM, measured read bandwidth.
+Ignorant of:  models.
+"""
+
+import os
+import platform
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+PROBE_BYTES = 256 * 2**20  # well beyond any last-level cache of a consumer processor
+PROBE_RUNS = 3
+
+
+def physical_cores() -> int:
+    """Cores this process may use, hyper-threads not counted twice."""
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        allowed = os.cpu_count() or 1
+    physical = psutil.cpu_count(logical=False) or allowed
+    return max(1, min(allowed, physical, _cgroup_cpus() or allowed))
+
+
+def _cgroup_cpus() -> int | None:
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else max(1, round(int(quota) / int(period)))
+
+
+def machine_line() -> str:
+    """One line to put above any figure."""
+    ram = psutil.virtual_memory().total / 2**30
+    return (
+        f"{_cpu_name()}, {physical_cores()} cores, {ram:.0f} GiB RAM, "
+        f"{platform.system()} {platform.machine()}, torch {torch.__version__}"
+    )
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").open():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def ram_read_bandwidth() -> float:
+    """Bytes a second that this process reads from RAM with torch's threads, best of 3."""
+    probe = torch.ones(PROBE_BYTES // 4, dtype=torch.float32)
+    best = 0.0
+    for _ in range(PROBE_RUNS):
+        begin = time.perf_counter()
+        probe.sum()
+        best = max(best, PROBE_BYTES / (time.perf_counter() - begin))
+    return best
