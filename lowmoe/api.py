@@ -153,6 +153,10 @@ class Model:
         chunks = [self.runtime.decoder.logits(h) for h in self._session.forward(ids)]
         return torch.cat(chunks)
 
+    def stop(self) -> None:
+        """End the stream under way at its next token; any thread or signal handler may call it."""
+        self._session.stop()
+
     def statistics(self) -> RunStatistics:
         """How the last stream or generate went."""
         return self._session.statistics()

@@ -112,7 +112,7 @@ def reserve(path: Path, size: int) -> int:
 
     A file of that size that is there already keeps its content.
     """
-    with _faults(path, size):
+    with _faults(path, f"reserving {size} bytes"):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             if os.fstat(descriptor).st_size > size:
@@ -135,7 +135,7 @@ def _allocate(descriptor: int, size: int) -> None:
 def write_at(descriptor: int, data: memoryview, offset: int, path: Path) -> None:
     """Write all of data at offset."""
     done = 0
-    with _faults(path, len(data)):
+    with _faults(path, f"writing {len(data)} bytes"):
         while done < len(data):
             done += os.pwrite(descriptor, data[done:], offset + done)
 
@@ -143,7 +143,7 @@ def write_at(descriptor: int, data: memoryview, offset: int, path: Path) -> None
 def append(path: Path, data: bytes) -> None:
     """Add data at the end of a file, and have it on the disk before returning."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    with _faults(path, len(data)), _opened_to_write(path, flags) as descriptor:
+    with _faults(path, f"writing {len(data)} bytes"), _opened_to_write(path, flags) as descriptor:
         done = 0
         while done < len(data):
             done += os.write(descriptor, data[done:])
@@ -152,7 +152,7 @@ def append(path: Path, data: bytes) -> None:
 
 def truncate(path: Path, size: int) -> None:
     """Cut a file down to its first `size` bytes, on the disk before returning."""
-    with _faults(path, size), _opened_to_write(path, os.O_WRONLY) as descriptor:
+    with _faults(path, f"cutting it to {size} bytes"), _opened_to_write(path, os.O_WRONLY) as descriptor:
         os.ftruncate(descriptor, size)
         os.fsync(descriptor)
 
@@ -168,13 +168,13 @@ def _opened_to_write(path: Path, flags: int) -> Iterator[int]:
 
 def sync(descriptor: int, path: Path) -> None:
     """Have a file's content on the disk before returning."""
-    with _faults(path, 0):
+    with _faults(path, "syncing"):
         os.fsync(descriptor)
 
 
 def sync_folder(path: Path) -> None:
     """Have a folder's names on the disk before returning."""
-    with opened(path) as descriptor, _faults(path, 0):
+    with opened(path) as descriptor, _faults(path, "syncing"):
         os.fsync(descriptor)
 
 
@@ -182,7 +182,7 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that after any crash it is there whole, or as it was before."""
     aside = path.with_name(path.name + _ASIDE)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    with _faults(path, len(data)):
+    with _faults(path, f"writing {len(data)} bytes"):
         with _opened_to_write(aside, flags) as descriptor:
             write_at(descriptor, memoryview(data), 0, path)
             os.fsync(descriptor)
@@ -192,7 +192,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file if it is there."""
-    with _faults(path, 0), contextlib.suppress(FileNotFoundError):
+    with _faults(path, "removing it"), contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
 
@@ -203,9 +203,12 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents."""
-    with _faults(path, 0):
+    """Make a folder and its parents, on the disk before returning."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    with _faults(path, "making the folder"):
         os.makedirs(path, exist_ok=True)
+    for folder in new:
+        sync_folder(folder.parent)
 
 
 def free_bytes(path: Path) -> int:
@@ -216,17 +219,17 @@ def free_bytes(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def _faults(path: Path, n_bytes: int) -> Iterator[None]:
+def _faults(path: Path, doing: str) -> Iterator[None]:
     """Turn what the operating system says about writing into errors of ours."""
     try:
         yield
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskSpaceError(
-                f"{path}: the disk is full ({n_bytes} bytes to write). Free some space and run the "
-                "same command again: it goes on where it stopped."
+                f"{path}: {doing} found the disk full. Free some space and run the same command "
+                "again: it goes on where it stopped."
             ) from e
         raise FolderError(
-            f"{path}: writing {n_bytes} bytes gave {e.strerror or e}. Choose a folder that can be "
-            "written to, or run the same command again: it goes on where it stopped."
+            f"{path}: {doing} gave {e.strerror or e}. Choose a folder that can be written to, or "
+            "run the same command again: it goes on where it stopped."
         ) from e

@@ -143,7 +143,8 @@ def _from_values(values: Mapping[str, Any], path: Path) -> Manifest:
 
 def _code(values: Mapping[str, Any]) -> TrellisCode:
     """A code from JSON, which knows no tuples."""
-    return TrellisCode(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+    fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+    return TrellisCode(**fields)
 
 
 def _check_places(values: Mapping[str, Any]) -> None:

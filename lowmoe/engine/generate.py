@@ -4,6 +4,7 @@ Knows:        prefill and decode, when to stop, what is already in the cache, th
 Ignorant of:  weights and tiers; where tokens are shown.
 """
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from lowmoe.engine.sampling import Sampler
 from lowmoe.engine.statistics import PerTier, RunStatistics, bound_tokens_per_s, hit_rate
 from lowmoe.engine.text import StopText, StreamingDetokenizer
 from lowmoe.errors import PromptError
-from lowmoe.experts.ledger import Traffic
 
 # Long enough that an expert is decoded once for many tokens, short enough for quick interruption.
 PREFILL_CHUNK = 256
@@ -40,6 +40,7 @@ class Session:
         self._cache = runtime.decoder.new_cache(runtime.n_context)
         self._cached: list[int] = []
         self._ram_bandwidth: float | None = None
+        self._stop = threading.Event()
         self.last_run: _Run | None = None
 
     def forward(self, ids: Sequence[int]) -> Iterator[Tensor]:
@@ -62,46 +63,62 @@ class Session:
         del self._cached[n_common:]
         return n_common
 
-    def stream(self, prompt_ids: Sequence[int], options: SamplingOptions) -> Iterator[Token]:
-        """Tokens after the prompt, until an end token, a stop text or a limit.
+    def stop(self) -> None:
+        """End the stream under way at its next token; any thread or signal handler may call it."""
+        self._stop.set()
+
+    def token_ids(self, prompt_ids: Sequence[int], options: SamplingOptions) -> Iterator[int]:
+        """Token ids after the prompt, until an end token, a limit or `stop`.
 
         Raises PromptError for an empty prompt or one that leaves no room in the context.
         """
         self._check_prompt(prompt_ids)
-        run = _Run(self.runtime, len(prompt_ids))
-        self.last_run = run
-        sampler = Sampler(options)
-        text = _AnswerText(self.runtime, options)
+        self._stop.clear()
+        run = self.last_run = _Run(self.runtime, len(prompt_ids))
         # The last prompt token is always run again: its logits are what the answer begins with.
-        n_kept = min(self.rewind(prompt_ids), len(prompt_ids) - 1)
-        self.rewind(prompt_ids[:n_kept])
+        n_kept = self.rewind(prompt_ids[: self.rewind(prompt_ids[:-1])])
         for hidden in self.forward(prompt_ids[n_kept:]):
             last = hidden[-1:]
+            if self._stop.is_set():
+                return
         run.prefilled(len(prompt_ids) - n_kept)
-        context = list(prompt_ids)
-        ends = self._end_ids()
+        context, sampler, ends = list(prompt_ids), Sampler(options), self._end_ids()
         for _ in range(options.max_new_tokens):
             token_id = sampler.pick(self.runtime.decoder.logits(last)[0], context)
             run.token()
-            if token_id in ends:
-                break
             context.append(token_id)
-            piece = text.push(token_id)
-            if piece.stopped or len(context) >= self.runtime.n_context:
-                yield Token(token_id, piece.text)
-                break
-            yield Token(token_id, piece.text)
+            if token_id in ends:
+                return
+            yield token_id
+            if self._stop.is_set() or len(context) >= self.runtime.n_context:
+                return
             (last,) = self.forward([token_id])
-        run.ended()
-        if rest := text.flush():
-            yield Token(context[-1], rest)
+
+    def stream(self, prompt_ids: Sequence[int], options: SamplingOptions) -> Iterator[Token]:
+        """The same as tokens with their text, ended also by a stop text."""
+        spell = StreamingDetokenizer(self.runtime.text.tokenizer)
+        stops = StopText(options.stop)
+        token_id = -1
+        for token_id in self.token_ids(prompt_ids, options):
+            text, stopped = stops.push(spell.push(token_id))
+            yield Token(token_id, text)
+            if stopped:
+                return
+        text, stopped = stops.push(spell.flush())
+        rest = text if stopped else text + stops.flush()
+        if rest:
+            yield Token(token_id, rest)
 
     def statistics(self) -> RunStatistics:
         """Of the last stream, as far as it came."""
         assert self.last_run is not None, "nothing has been generated yet"
+        return self.last_run.statistics(self.ram_bandwidth())
+
+    def ram_bandwidth(self) -> float:
+        """Bytes a second this machine reads from RAM, measured once."""
         if self._ram_bandwidth is None:
             self._ram_bandwidth = ram_read_bandwidth()
-        return self.last_run.statistics(self._ram_bandwidth)
+        return self._ram_bandwidth
 
     def _check_prompt(self, prompt_ids: Sequence[int]) -> None:
         if not prompt_ids:
@@ -125,32 +142,6 @@ def check_ids(ids: Sequence[int], n_vocab: int) -> None:
             raise PromptError(f"token id {token_id}, but the vocabulary has ids 0 to {n_vocab - 1}.")
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    text: str
-    stopped: bool
-
-
-class _AnswerText:
-    """Spells an answer as far as it is certain: whole characters, no beginning of a stop text."""
-
-    def __init__(self, runtime: Runtime, options: SamplingOptions) -> None:
-        self._spell = StreamingDetokenizer(runtime.text.tokenizer)
-        self._stops = StopText(options.stop)
-        self._stopped = False
-
-    def push(self, token_id: int) -> _Piece:
-        text, self._stopped = self._stops.push(self._spell.push(token_id))
-        return _Piece(text, self._stopped)
-
-    def flush(self) -> str:
-        """What was held back, if the answer ended otherwise."""
-        if self._stopped:
-            return ""
-        text, stopped = self._stops.push(self._spell.flush())
-        return text if stopped else text + self._stops.flush()
-
-
 class _Run:
     """The clock of one stream."""
 
@@ -162,7 +153,6 @@ class _Run:
         self._first_token_at: float | None = None
         self._start_traffic = runtime.store.traffic()
         self._decode_traffic = self._start_traffic
-        self._end_traffic: Traffic | None = None
 
     def prefilled(self, n_tokens: int) -> None:
         self._n_prefilled = n_tokens
@@ -175,11 +165,8 @@ class _Run:
         if self._first_token_at is None:
             self._first_token_at = self._now
 
-    def ended(self) -> None:
-        self._end_traffic = self._runtime.store.traffic()
-
     def statistics(self, ram_bandwidth: float) -> RunStatistics:
-        end = self._end_traffic or self._runtime.store.traffic()
+        end = self._runtime.store.traffic()
         whole, decode = end - self._start_traffic, end - self._decode_traffic
         first = self._first_token_at or self._now
         n_steps = self._n_new - 1  # the first token comes out of the prefill

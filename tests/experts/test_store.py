@@ -1,11 +1,14 @@
 import threading
 from concurrent.futures import wait
+from typing import cast
 
 import pytest
 import torch
+from driven_readers import DrivenReaders, wait_for_one
 from fake_source import PATIENCE_S, FakeExperts, within_patience
 
 from lowmoe.errors import MemoryBudgetError
+from lowmoe.experts import store as store_module
 from lowmoe.experts.policy import Key
 from lowmoe.experts.store import N_READERS, ExpertStore
 from lowmoe.experts.tier import Slot
@@ -164,6 +167,53 @@ def test_a_guess_never_takes_the_place_of_what_is_lent_or_wanted() -> None:
         assert source.reads.total() == 3
 
 
+def test_hits_stay_though_more_is_wanted_than_fits() -> None:
+    source = FakeExperts()
+    with store_of(source, 2) as store:
+        settle(store, source, (0, 7), (0, 8))
+        assert use(store, source, 0, [0, 1, 7, 8])[:2] == [7, 8]
+        assert source.reads[0, 7] == source.reads[0, 8] == 1
+
+
+def test_a_borrower_waits_for_a_guess_rather_than_drop_what_is_wanted_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store_module, "ThreadPoolExecutor", DrivenReaders)
+    monkeypatch.setattr(store_module, "wait", wait_for_one)
+    source = FakeExperts()
+    with store_of(source, 2) as store:
+        store.prefetch(0, [5])
+        store.prefetch(1, [0])
+        store.want(0, [0, 5])  # no slot is left for 0 until a guess has been read
+        while not store.residents():
+            cast(DrivenReaders, store._readers).finish_one()
+        assert store.residents() == {0: [5]}
+        with store.borrow(0, [0]):
+            assert store.residents() == {0: [0, 5]}
+    assert source.reads[0, 5] == 1
+
+
+def test_guessing_what_is_in_ram_is_no_guess() -> None:
+    source = FakeExperts()
+    with store_of(source, 4) as store:
+        settle(store, source, (0, 1))
+        store.prefetch(0, [1])
+        use(store, source, 0, [1])
+        assert store.traffic().guessed == store.traffic().guessed_right == 0
+
+
+def test_an_expert_lent_twice_stays_until_it_is_given_back_twice() -> None:
+    source = FakeExperts()
+    with store_of(source, 2) as store, store.borrow(0, [0]):
+        with store.borrow(0, [0]):
+            pass
+        use(store, source, 0, [1])
+        use(store, source, 0, [2])
+        store.prefetch(0, [3])
+        assert 0 in store.residents()[0]
+    assert source.reads[0, 0] == 1
+
+
 def test_a_guess_takes_at_most_half_of_the_slots() -> None:
     source = FakeExperts()
     with store_of(source, 6) as store:
@@ -198,6 +248,17 @@ def test_a_failing_read_raises_where_the_expert_is_borrowed_and_the_store_goes_o
         use(store, source, 0, [0, 2, 3])
         source.broken.clear()
         assert use(store, source, 0, [1]) == [1]
+
+
+def test_a_borrower_who_is_refused_may_ask_again() -> None:
+    source = FakeExperts()
+    with store_of(source, 2) as store:
+        source.broken.add((0, 1))
+        with pytest.raises(OSError, match="cannot read"), store.borrow(0, [1]):
+            pass
+        source.broken.clear()
+        with store.borrow(0, [1]) as experts:
+            assert all(map(torch.equal, experts[1], source.content((0, 1))))
 
 
 def test_a_failed_guess_is_nobodys_error_and_is_read_again_for_who_needs_it() -> None:

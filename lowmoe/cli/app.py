@@ -1,0 +1,277 @@
+"""The commands and their options.
+
+Knows:        typer, which command calls what, exit codes.
+Ignorant of:  everything else; torch is imported inside the commands, so that --help is instant.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lowmoe.errors import LowMoeError, UsageError
+
+if TYPE_CHECKING:
+    from lowmoe.engine.load import LoadOptions
+
+app = typer.Typer(
+    name="lowmoe",
+    help="Run Mixture-of-Experts models of 100B+ parameters on one PC.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+Model = Annotated[
+    str, typer.Argument(help="An alias, a hub repository (owner/name), a model folder or a checkpoint.")
+]
+OptionalModel = Annotated[
+    str,
+    typer.Argument(
+        help="An alias, a hub repository (owner/name), a model folder or a checkpoint. "
+        "Without it: the demo model that comes with lowmoe."
+    ),
+]
+Gpu = Annotated[str, typer.Option(help="auto, none, or a card's name such as 4090.")]
+Bits = Annotated[str, typer.Option(help="Bits a weight of experts: 2, 4, 6 or auto.")]
+Ram = Annotated[
+    str | None, typer.Option(help="RAM for weights and cache: 24GiB, 64GB, 90%. Default: what is free.")
+]
+Vram = Annotated[str | None, typer.Option(help="GPU memory for weights, likewise.")]
+Threads = Annotated[int | None, typer.Option(help="Threads. Default: the physical cores.")]
+Context = Annotated[int | None, typer.Option(help="Tokens a conversation may have.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+Calibration = Annotated[
+    Path | None, typer.Option(help="Text to calibrate on. Default: the one that comes with lowmoe.")
+]
+NoCalibration = Annotated[
+    bool, typer.Option("--no-calibration", help="Skip calibration: faster, and worse at every width.")
+]
+MakeBits = Annotated[int, typer.Option("--bits", help="Bits a weight of experts: 2, 4 or 6.")]
+Format = Annotated[str, typer.Option(help="trellis, nf4, bf16, fp16 or fp32.")]
+
+
+@app.command()
+def run(
+    model: OptionalModel = "demo",
+    prompt: Annotated[
+        str | None, typer.Option(help="Text to go on with. Without it: a chat, in a terminal.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Take --prompt as a chat message.")] = False,
+    system: Annotated[str | None, typer.Option(help="The chat's system message.")] = None,
+    gpu: Gpu = "auto",
+    bits: Bits = "auto",
+    ram: Ram = None,
+    vram: Vram = None,
+    threads: Threads = None,
+    context: Context = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Choose among so many tokens; 0: all.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Choose among this much probability.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Drop tokens below this share of the likeliest.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1 discourages repeating.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes answers repeatable.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends an answer; may be given several times.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    json: Json = False,
+) -> None:
+    """Chat with a model, or let it go on with a text; pulls and quantizes on first use."""
+    from lowmoe.cli.run import Asked, Generating, run_model
+
+    run_model(
+        model,
+        Asked(prompt=prompt, chat=chat or system is not None, system=system, json=json),
+        _load_options(gpu, bits, ram, vram, threads, context),
+        Generating(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=stop,
+            max_new_tokens=max_new_tokens,
+        ),
+    )
+
+
+def _load_options(
+    gpu: str,
+    bits: str,
+    ram: str | None,
+    vram: str | None,
+    threads: int | None,
+    context: int | None,
+) -> "LoadOptions":
+    from lowmoe.engine.load import LoadOptions
+
+    if not (bits.isdigit() or bits == "auto"):
+        raise UsageError(f"--bits is {bits!r}, but must be 2, 4, 6 or auto.")
+    number: int | str = int(bits) if bits.isdigit() else bits
+    return LoadOptions(gpu=gpu, bits=number, ram=ram, vram=vram, threads=threads, context=context)
+
+
+@app.command()
+def quantize(
+    source: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    folder: Annotated[Path, typer.Argument(help="The model folder to make or go on with.")],
+    bits: MakeBits = 4,
+    format: Format = "trellis",
+    calibration: Calibration = None,
+    no_calibration: NoCalibration = False,
+    threads: Threads = None,
+) -> None:
+    """Make a model folder from a checkpoint on disk; an interrupted run goes on."""
+    from lowmoe.cli.make import quantize_command
+    from lowmoe.library import MakeOptions
+
+    options = MakeOptions(
+        bits=bits,
+        format=format,
+        calibration=calibration,
+        calibrate=not no_calibration,
+        threads=threads,
+    )
+    quantize_command(source, folder, options)
+
+
+@app.command()
+def pull(
+    model: Annotated[str, typer.Argument(help="An alias or a hub repository (owner/name).")],
+    bits: MakeBits = 4,
+    format: Format = "trellis",
+    calibration: Calibration = None,
+    no_calibration: NoCalibration = False,
+    threads: Threads = None,
+) -> None:
+    """Download shard by shard, verify, quantize, delete the shard; an interrupted run goes on."""
+    from lowmoe.cli.make import pull_command
+    from lowmoe.library import MakeOptions
+
+    options = MakeOptions(
+        bits=bits,
+        format=format,
+        calibration=calibration,
+        calibrate=not no_calibration,
+        threads=threads,
+    )
+    pull_command(model, options)
+
+
+@app.command()
+def bench(
+    model: OptionalModel = "demo",
+    synthetic: Annotated[
+        bool,
+        typer.Option(
+            "--synthetic",
+            help="Random weights of that model's shape (an alias or a config.json): no download.",
+        ),
+    ] = False,
+    gpu: Gpu = "auto",
+    bits: Bits = "auto",
+    ram: Ram = None,
+    vram: Vram = None,
+    threads: Threads = None,
+    runs: Annotated[int, typer.Option(help="Counted runs; one more warms up.")] = 3,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of prefill in each run.")] = 64,
+    new_tokens: Annotated[int, typer.Option(help="Tokens of decode in each run.")] = 32,
+    json: Json = False,
+) -> None:
+    """Measure tokens/s of prefill and decode beside what the machine allows."""
+    from lowmoe.cli.bench import bench_command
+    from lowmoe.engine.bench import BenchOptions
+
+    options = BenchOptions(runs=runs, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+    load = _load_options(gpu, bits, ram, vram, threads, None)
+    bench_command(model, options, load, synthetic=synthetic, json=json)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Model,
+    file: Annotated[Path, typer.Argument(help="A text file.")],
+    against: Annotated[
+        Path | None,
+        typer.Option(help="The unquantized checkpoint: adds KL divergence and top-1 agreement."),
+    ] = None,
+    window: Annotated[int, typer.Option(help="Tokens a window; windows share nothing.")] = 512,
+    gpu: Gpu = "auto",
+    bits: Bits = "auto",
+    ram: Ram = None,
+    vram: Vram = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Perplexity of a text, and how far quantization has moved the model."""
+    from lowmoe.cli.evaluate import evaluate_command
+
+    load = _load_options(gpu, bits, ram, vram, threads, None)
+    evaluate_command(model, file, against, window, load, json=json)
+
+
+@app.command()
+def inspect(model: OptionalModel = "demo", json: Json = False) -> None:
+    """What a model folder or checkpoint holds."""
+    from lowmoe.cli.manage import inspect_command
+
+    inspect_command(model, json=json)
+
+
+@app.command()
+def verify(model: OptionalModel = "demo") -> None:
+    """Check every byte of a model folder against its hash."""
+    from lowmoe.cli.manage import verify_command
+
+    verify_command(model)
+
+
+@app.command(name="list")
+def list_(json: Json = False) -> None:
+    """The models on this machine."""
+    from lowmoe.cli.manage import list_command
+
+    list_command(json=json)
+
+
+@app.command()
+def rm(
+    name: Annotated[str, typer.Argument(help="A name that `lowmoe list` shows.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a model of this machine."""
+    from lowmoe.cli.manage import rm_command
+
+    rm_command(name, yes=yes)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """What this machine offers, and what is missing."""
+    from lowmoe.cli.manage import doctor_command
+
+    doctor_command(json=json)
+
+
+def main() -> None:
+    """The entry point: one line on stderr for what the world did wrong, a traceback for bugs."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)  # what typer.Exit carried, or nothing
+    except typer.TyperException as e:
+        e.show()
+        sys.exit(e.exit_code)
+    except LowMoeError as e:
+        print(f"lowmoe: {e}", file=sys.stderr)
+        sys.exit(e.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

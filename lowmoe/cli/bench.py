@@ -1,0 +1,103 @@
+"""`lowmoe bench`.
+
+Knows:        what is measured, where synthetic models are kept.
+Ignorant of:  how it is measured.
+"""
+
+import json as json_module
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lowmoe.checkpoint.layout import Recipe
+from lowmoe.checkpoint.reader import read_json
+from lowmoe.cli.render import TerminalReporter, out, print_json, size, statistics_line
+from lowmoe.cli.run import load_model
+from lowmoe.engine.bench import BenchOptions, BenchResult, bench
+from lowmoe.engine.load import LoadOptions
+from lowmoe.engine.machine import machine_line
+from lowmoe.errors import UnknownModelError, UsageError
+from lowmoe.families import read_config
+from lowmoe.families.aliases import ALIASES, near_names
+from lowmoe.library import models_home
+from lowmoe.loader.synthetic import write_synthetic
+from lowmoe.settings import read_settings
+from quant.layout import SYMBOL_BITS
+
+
+def bench_command(
+    name: str, options: BenchOptions, load: LoadOptions, *, synthetic: bool, json: bool
+) -> None:
+    """Print the machine, the medians and what the machine allows."""
+    for field in ("runs", "prompt_tokens", "new_tokens"):
+        value = getattr(options, field)
+        if value < 1:
+            raise UsageError(f"--{field.replace('_', '-')} is {value}, but must be at least 1.")
+    if synthetic:
+        name = str(_synthetic(name, load))
+    with load_model(name, load) as model:
+        if not json:
+            out.print(machine_line(), style="dim", markup=False, soft_wrap=True)
+        with TerminalReporter() as report:
+            result = bench(
+                model.runtime, options, lambda d, t: report.step("bench", d, t, "runs")
+            )
+        _show(result, model.runtime.folder is not None, json=json)
+
+
+def _synthetic(name: str, load: LoadOptions) -> Path:
+    """The folder of random codes of that shape, written now if it is not there."""
+    title, config = _shape(name)
+    bits = 4 if load.bits == "auto" else int(load.bits)
+    folder = models_home(read_settings()) / f"synthetic-{title}-{bits}bit"
+    recipe = Recipe(expert_planes=bits // SYMBOL_BITS)
+    with TerminalReporter() as report:
+        write_synthetic(
+            folder,
+            config,
+            read_config(config),
+            recipe,
+            name=f"synthetic {title}",
+            progress=lambda done, total: report.step("write", done, total, "spans"),
+        )
+    return folder
+
+
+def _shape(name: str) -> tuple[str, Mapping[str, Any]]:
+    if name in ALIASES:
+        return name, ALIASES[name].config
+    path = Path(name)
+    if path.is_file():
+        config = read_json(path)
+        digest = json_module.dumps(config, sort_keys=True)
+        return f"{path.resolve().parent.name}-{_short_hash(digest)}", config
+    near = near_names(name)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise UnknownModelError(
+        f"{name!r} is no alias and no config.json.{hint} Aliases: {', '.join(ALIASES)}."
+    )
+
+
+def _short_hash(text: str) -> str:
+    import xxhash
+
+    return xxhash.xxh3_64_hexdigest(text.encode())[:8]
+
+
+def _show(result: BenchResult, from_folder: bool, *, json: bool) -> None:
+    if json:
+        print_json({"machine": machine_line(), **result.to_json()})
+        return
+    for sample in result.samples:
+        out.print(statistics_line(sample), markup=False, soft_wrap=True)
+    medians = result.to_json()
+    out.print(
+        f"median: prefill {medians['prefill_tokens_per_s']:.3g} tokens/s, decode "
+        f"{medians['decode_tokens_per_s'] or 0:.3g} tokens/s, bound "
+        f"{medians['bound_tokens_per_s'] or 0:.3g}"
+    )
+    out.print(f"RAM reads: {size(result.ram_ceiling_bytes_per_s)}/s measured here")
+    if result.disk_ceiling_bytes_per_s is not None:
+        out.print(f"disk, plain reads of the same sizes: {size(result.disk_ceiling_bytes_per_s)}/s")
+    if result.disk_read_bytes_per_s is not None:
+        out.print(f"disk, while decoding: {size(result.disk_read_bytes_per_s)}/s")

@@ -1,0 +1,67 @@
+"""`lowmoe eval`.
+
+Knows:        which text, which two models.
+Ignorant of:  the measures.
+"""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import lowmoe
+from lowmoe.api import Model
+from lowmoe.cli.render import TerminalReporter, out, print_json
+from lowmoe.cli.run import load_model
+from lowmoe.engine.evaluate import Evaluation, evaluate
+from lowmoe.engine.load import LoadOptions
+from lowmoe.errors import CheckpointError, UsageError
+
+
+def evaluate_command(
+    name: str, file: Path, against: Path | None, window: int, options: LoadOptions, *, json: bool
+) -> None:
+    """Print perplexity, and with a checkpoint divergence and agreement."""
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"{file}: cannot be read as UTF-8 text ({e}).") from e
+    if window < 2:
+        raise UsageError(f"--window is {window}, but must be at least 2.")
+    with ExitStack() as stack:
+        model = stack.enter_context(load_model(name, options))
+        reference = None if against is None else stack.enter_context(_reference(against, options))
+        if reference is not None and reference.runtime.spec.n_vocab != model.runtime.spec.n_vocab:
+            raise CheckpointError(
+                f"{against}: has a vocabulary of {reference.runtime.spec.n_vocab}, but {name} one "
+                f"of {model.runtime.spec.n_vocab}. They are different models."
+            )
+        ids = model.runtime.text.tokenizer.encode(text, add_special=False)
+        report = stack.enter_context(TerminalReporter())
+        result = evaluate(
+            model.logits,
+            ids,
+            window=min(window, model.runtime.n_context),
+            reference=None if reference is None else reference.logits,
+            progress=lambda done, total: report.step("evaluate", done, total, "windows"),
+        )
+    _show(result, json=json)
+
+
+def _reference(path: Path, options: LoadOptions) -> Model:
+    return lowmoe.load(
+        path, dtype="float32", gpu="none", threads=options.threads, context=options.context
+    )
+
+
+def _show(result: Evaluation, *, json: bool) -> None:
+    values = {
+        "perplexity": result.perplexity,
+        "kl": result.kl,
+        "top1": result.top1,
+        "tokens": result.tokens,
+    }
+    if json:
+        print_json(values)
+        return
+    out.print(f"perplexity {result.perplexity:.3f} over {result.tokens} tokens")
+    if result.kl is not None and result.top1 is not None:
+        out.print(f"KL divergence {result.kl:.5f} nats a token, same top token {result.top1:.2%}")

@@ -1,0 +1,51 @@
+"""`lowmoe quantize` and `lowmoe pull`.
+
+Knows:        which models may be made from what.
+Ignorant of:  how they are made.
+"""
+
+from pathlib import Path
+
+from lowmoe.checkpoint.manifest import MANIFEST
+from lowmoe.cli.render import TerminalReporter, err, size
+from lowmoe.errors import UsageError
+from lowmoe.library import (
+    HubModel,
+    MakeOptions,
+    locate,
+    models_home,
+    prepare,
+    quantize_checkpoint,
+)
+from lowmoe.settings import read_settings
+
+
+def quantize_command(source: Path, folder: Path, options: MakeOptions) -> None:
+    """Make a model folder from a checkpoint on disk."""
+    if not source.is_dir():
+        raise UsageError(f"{source}: no such folder. Give the folder of a checkpoint.")
+    if (folder / MANIFEST).is_file():
+        raise UsageError(f"{folder}: is a finished model already. Give another folder.")
+    with TerminalReporter() as report:
+        quantize_checkpoint(source, folder, options, report)
+    _done(folder)
+
+
+def pull_command(name: str, options: MakeOptions) -> None:
+    """Download and quantize a repository into the model home."""
+    settings = read_settings()
+    located = locate(name, settings)
+    if not isinstance(located, HubModel):
+        raise UsageError(f"{name}: is on this disk already. Run it, or give a hub repository.")
+    folder = models_home(settings) / located.home_name
+    if (folder / MANIFEST).is_file():
+        err.print(f"{folder} is complete already.", style="dim", markup=False)
+        return
+    with TerminalReporter() as report:
+        prepare(located, settings, options, report)
+    _done(folder)
+
+
+def _done(folder: Path) -> None:
+    total = sum(f.stat().st_size for f in folder.iterdir())
+    err.print(f"{folder}: {size(total)}, complete", markup=False, soft_wrap=True)

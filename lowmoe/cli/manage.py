@@ -1,0 +1,190 @@
+"""`lowmoe list`, `inspect`, `verify`, `rm` and `doctor`.
+
+Knows:        what users want to see of models and machines.
+Ignorant of:  running models.
+"""
+
+import importlib.metadata
+import platform
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lowmoe.checkpoint import files
+from lowmoe.checkpoint.folder import ModelFolder
+from lowmoe.checkpoint.reader import Checkpoint
+from lowmoe.cli.render import TerminalReporter, err, out, print_json, size
+from lowmoe.engine.machine import machine_line, physical_cores, ram_read_bandwidth
+from lowmoe.engine.memory import available_ram_bytes, total_ram_bytes
+from lowmoe.errors import UsageError
+from lowmoe.families import read_config
+from lowmoe.families.aliases import ALIASES
+from lowmoe.library import (
+    HubModel,
+    LocalFolder,
+    demo_folder,
+    installed,
+    locate,
+    models_home,
+    remove,
+    verify,
+)
+from lowmoe.settings import read_settings
+from lowmoe.spec import ModelSpec
+
+
+def list_command(*, json: bool) -> None:
+    """Models of the home, the demo, aliases that can be pulled."""
+    settings = read_settings()
+    models = installed(settings)
+    if json:
+        print_json(
+            {
+                "home": str(models_home(settings)),
+                "models": [
+                    {"name": m.name, "bytes": m.n_bytes, "finished": m.finished} for m in models
+                ],
+            }
+        )
+        return
+    total = sum(f.stat().st_size for f in demo_folder().iterdir())
+    out.print(f"{'demo':40} {size(total):>9}  comes with lowmoe")
+    for model in models:
+        note = "" if model.finished else "  unfinished: run the same command again to go on"
+        out.print(f"{model.name:40} {size(model.n_bytes):>9}{note}", markup=False, soft_wrap=True)
+    out.print(f"in {models_home(settings)}", style="dim", markup=False, soft_wrap=True)
+    out.print(f"aliases to pull: {', '.join(ALIASES)}", style="dim", soft_wrap=True)
+
+
+def inspect_command(name: str, *, json: bool) -> None:
+    """What a folder or a checkpoint holds."""
+    located = locate(name, read_settings())
+    if isinstance(located, HubModel):
+        raise UsageError(f"{name}: is not on this disk. Pull it first: lowmoe pull {name}.")
+    if isinstance(located, LocalFolder):
+        with ModelFolder(located.path) as folder:
+            values = {**_shape(read_config(folder.manifest.config).spec), **_contents(folder)}
+    else:
+        checkpoint = Checkpoint(located.path)
+        values = {
+            **_shape(read_config(checkpoint.config).spec),
+            "path": str(located.path),
+            "format": "checkpoint, unquantized",
+            "tensors": len(checkpoint.names()),
+        }
+    if json:
+        print_json(values)
+        return
+    for key, value in values.items():
+        out.print(f"{key.replace('_', ' '):20} {_shown(key, value)}", markup=False, soft_wrap=True)
+
+
+def _shown(key: str, value: Any) -> str:
+    if key == "bytes":
+        return ", ".join(f"{name} {size(n)}" for name, n in value.items())
+    if isinstance(value, int) and value >= 10**6:
+        return f"{value / 1e9:.4g} billion"
+    return str(value)
+
+
+def _shape(spec: ModelSpec) -> Mapping[str, Any]:
+    layer = spec.layers[0]
+    attention, experts = layer.attention, layer.feed_forward
+    return {
+        "family": spec.model_type,
+        "parameters": spec.n_parameters,
+        "active_parameters": spec.n_active_parameters,
+        "layers": len(spec.layers),
+        "hidden": spec.n_hidden,
+        "heads": f"{attention.n_heads} of {attention.head_size}, {attention.n_kv_heads} key-value",
+        "experts": f"{experts.n_experts} of {experts.n_inner}, {experts.router.n_active} a token",
+        "vocabulary": spec.n_vocab,
+        "context": spec.context_length,
+    }
+
+
+def _contents(folder: ModelFolder) -> Mapping[str, Any]:
+    manifest, recipe = folder.manifest, folder.recipe
+    sizes: dict[str, int] = {}
+    for span in manifest.spans.values():
+        sizes[span.place.file] = sizes.get(span.place.file, 0) + span.place.n_bytes
+    planes = f", {recipe.expert_planes} planes" if recipe.format == "trellis" else ""
+    calibration = manifest.calibration
+    return {
+        "path": str(folder.path),
+        "format": f"{recipe.format}{planes}",
+        "source": manifest.source.name + (f" @ {c}" if (c := manifest.source.commit) else ""),
+        "calibration": f"{calibration.n_tokens} tokens" if calibration else "none",
+        "spans": len(manifest.spans),
+        "bytes": sizes,
+    }
+
+
+def verify_command(name: str) -> None:
+    """Check every byte."""
+    located = locate(name, read_settings())
+    if not isinstance(located, LocalFolder):
+        raise UsageError(f"{name}: is no model folder; only those have hashes of every byte.")
+    with ModelFolder(located.path) as folder, TerminalReporter() as report:
+        verify(folder, lambda done, total: report.step("verify", done, total, "B"))
+        n_spans = len(folder.manifest.spans)
+    out.print(f"{located.path}: all {n_spans} spans are what they should be", markup=False)
+
+
+def rm_command(name: str, *, yes: bool) -> None:
+    """Delete a model of the home."""
+    if not yes:
+        answer = input(f"Delete {name}? [y/N] ")
+        if answer.strip().lower() not in ("y", "yes"):
+            out.print("Nothing was deleted.")
+            return
+    out.print(f"{size(remove(name, read_settings()))} given back")
+
+
+def doctor_command(*, json: bool) -> None:
+    """What this machine offers."""
+    home = read_settings().home
+    direct = _direct_reads(home)
+    values = {
+        "lowmoe": importlib.metadata.version("lowmoe"),
+        "python": platform.python_version(),
+        "machine": machine_line(),
+        "cores": physical_cores(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "ram_bytes": total_ram_bytes(),
+        "ram_available_bytes": available_ram_bytes(),
+        "ram_read_bytes_per_s": ram_read_bandwidth(),
+        "home": str(home),
+        "disk_free_bytes": files.free_bytes(home),
+        "direct_reads": direct,
+        "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+    if json:
+        print_json(values)
+        return
+    for key, value in values.items():
+        shown = size(value) if "bytes" in key else value
+        out.print(f"{key.replace('_', ' '):22} {shown}", markup=False, soft_wrap=True)
+    if not direct:
+        err.print(
+            f"{home}: the file system does not allow direct reads; models larger than RAM will "
+            "run through the page cache, which is slower. A local ext4, xfs or btrfs allows them.",
+            markup=False,
+            soft_wrap=True,
+        )
+    if values["cuda_device"]:
+        err.print("This version computes on the CPU only; the GPU is not used yet.")
+
+
+def _direct_reads(home: Path) -> bool:
+    """Whether files of the home can be read past the page cache."""
+    files.make_folder(home)
+    with tempfile.NamedTemporaryFile(dir=home) as probe:
+        probe.write(b"\0" * files.ALIGNMENT)
+        probe.flush()
+        descriptor, direct = files.open_direct(Path(probe.name))
+        files.close(descriptor)
+        return direct

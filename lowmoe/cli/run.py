@@ -1,0 +1,134 @@
+"""`lowmoe run`: one answer, or a chat.
+
+Knows:        prompts from the command line or stdin, Ctrl-C, where the statistics line goes.
+Ignorant of:  how an answer is made.
+"""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import lowmoe
+from lowmoe.api import Model, Prompt
+from lowmoe.cli.render import TerminalReporter, print_json, print_statistics
+from lowmoe.engine.load import LoadOptions
+from lowmoe.engine.options import SamplingOptions
+from lowmoe.errors import PromptError, UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What to do.  prompt: None to read stdin or to chat; chat: take it as a message."""
+
+    prompt: str | None
+    chat: bool
+    system: str | None
+    json: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generating:
+    """Sampling options as typed; None leaves them to the model."""
+
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: list[str] | None
+    max_new_tokens: int | None
+
+    def settled(self, model: Model) -> SamplingOptions:
+        """With the model's recommendations."""
+        return model.options(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+            stop=self.stop,
+            max_new_tokens=self.max_new_tokens,
+        )
+
+
+def load_model(name: str, options: LoadOptions) -> Model:
+    """Load with progress on stderr."""
+    with TerminalReporter() as report:
+        return lowmoe.load(
+            name,
+            gpu=options.gpu,
+            bits=options.bits,
+            ram=options.ram,
+            vram=options.vram,
+            threads=options.threads,
+            context=options.context,
+            report=report,
+        )
+
+
+def run_model(name: str, asked: Asked, options: LoadOptions, generating: Generating) -> None:
+    """Load and answer, or chat where there is a terminal and no prompt."""
+    prompt = asked.prompt
+    chatting = prompt is None and sys.stdin.isatty()
+    if chatting and asked.json:
+        raise UsageError("--json is for one answer. Give --prompt, or leave --json out.")
+    if prompt is None and not chatting:
+        prompt = sys.stdin.read()
+    if prompt is not None and not prompt.strip():
+        raise PromptError("the prompt is empty. Give at least one word.")
+    with load_model(name, options) as model:
+        sampling = generating.settled(model)
+        if prompt is None:
+            from lowmoe.cli.chat import Chat
+
+            Chat(model, sampling, asked.system).run()
+            return
+        answer(model, _as_asked(prompt, asked), sampling, json=asked.json)
+
+
+def _as_asked(prompt: str, asked: Asked) -> Prompt:
+    if not asked.chat:
+        return prompt
+    messages = [{"role": "user", "content": prompt}]
+    return ([{"role": "system", "content": asked.system}] if asked.system else []) + messages
+
+
+def answer(model: Model, prompt: Prompt, sampling: SamplingOptions, *, json: bool) -> None:
+    """Stream one answer to stdout and end with the statistics; Ctrl-C ends it early, code 130."""
+    with stopping(model) as interrupted:
+        for token in model.stream_with(prompt, sampling):
+            sys.stdout.write(token.text)
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+    if json:
+        print_json(model.statistics().to_json())
+    else:
+        print_statistics(model.statistics())
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def stopping(model: Model) -> Iterator[list[bool]]:
+    """Let Ctrl-C end the answer at its next token; a second one interrupts at once.
+
+    Yields a list that is empty until Ctrl-C was pressed.
+    """
+    pressed: list[bool] = []
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(True)
+        model.stop()
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,126 @@
+"""How fast a loaded model is, beside what the machine allows.
+
+Knows:        prefill and decode runs on random tokens, read bandwidths, medians.
+Ignorant of:  how results are shown.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from lowmoe.checkpoint.folder import ModelFolder
+from lowmoe.checkpoint.layout import expert_span
+from lowmoe.engine.generate import Session
+from lowmoe.engine.load import Runtime
+from lowmoe.engine.options import SamplingOptions
+from lowmoe.engine.statistics import RunStatistics
+from lowmoe.experts.store import N_READERS
+from lowmoe.experts.tier import RamTier
+
+DISK_PROBE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """runs: counted, after one that is not; prompt_tokens, new_tokens: of each run."""
+
+    runs: int = 3
+    prompt_tokens: int = 64
+    new_tokens: int = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchResult:
+    """samples: one a run; disk_read_bytes_per_s: while decoding; *_ceiling: measured beside it."""
+
+    samples: list[RunStatistics]
+    ram_ceiling_bytes_per_s: float
+    disk_read_bytes_per_s: float | None
+    disk_ceiling_bytes_per_s: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A run's keys as medians, and everything else."""
+        plain = [s.to_json() for s in self.samples]
+        return {
+            **{key: _median([s[key] for s in plain]) for key in plain[0]},
+            "ram_ceiling_bytes_per_s": self.ram_ceiling_bytes_per_s,
+            "disk_read_bytes_per_s": self.disk_read_bytes_per_s,
+            "disk_ceiling_bytes_per_s": self.disk_ceiling_bytes_per_s,
+            "samples": plain,
+        }
+
+
+def _median(values: list[Any]) -> Any:
+    if isinstance(values[0], dict):
+        return {key: _median([v[key] for v in values]) for key in values[0]}
+    known = [v for v in values if v is not None]
+    return statistics.median(known) if known else None
+
+
+def bench(
+    runtime: Runtime, options: BenchOptions, progress: Callable[[int, int], None]
+) -> BenchResult:
+    """Prefill and decode random tokens, the prompt another one in every run.
+
+    Random tokens route more evenly than text, so that caches of experts look worse than they are.
+    """
+    generator = random.Random(0)
+    session = Session(runtime)
+    sampling = SamplingOptions(
+        temperature=1.0, top_p=1.0, seed=0, max_new_tokens=options.new_tokens
+    )
+    samples: list[RunStatistics] = []
+    before = runtime.store.traffic()
+    for run in range(options.runs + 1):
+        ids = [generator.randrange(runtime.spec.n_vocab) for _ in range(options.prompt_tokens)]
+        session.rewind([])
+        for _ in session.token_ids(ids, sampling):
+            pass
+        if run == 0:
+            before = runtime.store.traffic()
+        else:
+            samples.append(session.statistics())
+        progress(run + 1, options.runs + 1)
+    traffic = runtime.store.traffic() - before
+    busy = traffic.disk_busy_s
+    return BenchResult(
+        samples=samples,
+        ram_ceiling_bytes_per_s=session.ram_bandwidth(),
+        disk_read_bytes_per_s=traffic.disk_bytes / busy if busy else None,
+        disk_ceiling_bytes_per_s=None if runtime.folder is None else disk_bandwidth(runtime.folder),
+    )
+
+
+def disk_bandwidth(folder: ModelFolder) -> float:
+    """Bytes a second of plain reads of a folder's experts, in random order, nothing done to them.
+
+    As many threads as the store has, reads of the same sizes, past the page cache where allowed.
+    """
+    recipe, spans = folder.recipe, folder.manifest.spans
+    names = [n for n in spans if n.split(".")[-1] == recipe.part_names[0] and ".experts." in n]
+    keys = [(int(n.split(".")[1]), int(n.split(".")[3])) for n in names]
+    sizes = tuple(
+        spans[expert_span(*keys[0], part)].place.n_bytes for part in recipe.part_names
+    )
+    tier = RamTier(sizes, N_READERS)
+    random.Random(1).shuffle(keys)
+    begin = time.perf_counter()
+
+    def read_some(share: list[tuple[int, int]]) -> int:
+        slot, total = tier.take_free(), 0
+        assert slot is not None
+        for key in share:
+            total += folder.read_expert(*key, recipe.part_names, slot.buffers, check=False)
+            if time.perf_counter() - begin > DISK_PROBE_S:
+                break
+        return total
+
+    with ThreadPoolExecutor(N_READERS) as readers:
+        total = sum(readers.map(read_some, [keys[i::N_READERS] for i in range(N_READERS)]))
+    return total / (time.perf_counter() - begin)
+
+

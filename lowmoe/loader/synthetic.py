@@ -1,0 +1,110 @@
+"""Model folders of random codes in the real layout: a model's speed without its weights.
+
+Knows:        a model's shape, which bytes make sane weights.
+Ignorant of:  any real weights.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowmoe.checkpoint.layout import Recipe, folder_layout
+from lowmoe.checkpoint.manifest import Manifest, Source
+from lowmoe.checkpoint.writer import FolderWriter
+from lowmoe.families import Family
+from quant.expert import TrellisFormat
+from quant.layout import PlaneLayout
+
+# Each plane codes about a twelfth of the energy of the one before it.
+PLANE_RATIO = 0.28
+
+
+def write_synthetic(
+    folder: Path,
+    config: Mapping[str, Any],
+    family: Family,
+    recipe: Recipe,
+    *,
+    name: str,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Write a folder of a model of this shape.  progress: spans done and in all."""
+    assert recipe.format == "trellis"
+    layout = folder_layout(family.spec, recipe)
+    random = np.random.Generator(np.random.SFC64(0))
+    with FolderWriter(folder, layout, {"synthetic": dict(config), "planes": recipe.expert_planes}) as w:
+        if w.finished:
+            return
+        makers = _makers(family, recipe, random)
+        total = len(layout.places)
+        for done, span in enumerate(layout.places, start=1):
+            if not w.has(span):
+                w.commit({span: makers[_kind(span)](span)})
+            progress(done, total)
+        manifest = Manifest(
+            config=config,
+            source=Source(name=name, commit=None),
+            recipe=recipe,
+            calibration=None,
+            small_files={},
+            spans=w.spans(),
+        )
+        w.finish(manifest, {})
+
+
+def _kind(span: str) -> str:
+    """The name of a span without its layer, expert and plane."""
+    words = [w for w in span.split(".") if not w.isdigit() and w != "layers"]
+    return ".".join(w for w in words if not w.startswith("plane"))
+
+
+def _makers(
+    family: Family, recipe: Recipe, random: np.random.Generator
+) -> dict[str, Callable[[str], Tensor]]:
+    spec = family.spec
+    layer = spec.layers[0]
+    attention, experts = layer.attention, layer.feed_forward
+    expert = recipe.expert_format(spec)
+    assert isinstance(expert, TrellisFormat)
+
+    def plane(*layouts: PlaneLayout) -> Callable[[str], Tensor]:
+        return lambda span: torch.cat(
+            [_random_plane(layout, int(span[-1]), random) for layout in layouts]
+        )
+
+    def ones(count: int, dtype: torch.dtype) -> Callable[[str], Tensor]:
+        return lambda span: torch.ones(count, dtype=dtype)
+
+    def router(span: str) -> Tensor:
+        scores = random.standard_normal((experts.n_experts, spec.n_hidden), dtype=np.float32)
+        return torch.from_numpy(scores)
+
+    qkv = PlaneLayout(attention.q_size + 2 * attention.kv_size, spec.n_hidden)
+    out = PlaneLayout(spec.n_hidden, attention.q_size)
+    words = PlaneLayout(spec.n_vocab, spec.n_hidden)
+    makers: dict[str, Callable[[str], Tensor]] = {
+        "experts": plane(expert.gate_up, expert.down),
+        "experts.d_in": ones(spec.n_hidden, torch.float16),
+        "experts.d_inner": ones(experts.n_experts * experts.n_inner, torch.float16),
+        "router": router,
+    }
+    for name in ("attention_norm", "experts_norm", "final_norm"):
+        makers[name] = ones(spec.n_hidden, torch.float32)
+    for name, layout in (("qkv", qkv), ("attention_out", out), ("embedding", words), ("head", words)):
+        makers[name] = plane(layout)
+        makers[f"{name}.d"] = ones(layout.n_in, torch.float16)
+    return makers
+
+
+def _random_plane(layout: PlaneLayout, plane: int, random: np.random.Generator) -> Tensor:
+    """A plane whose weights have an rms of about 1 / sqrt(n_in), so that activations stay finite."""
+    data = torch.from_numpy(np.frombuffer(random.bytes(layout.plane_bytes), dtype=np.uint8).copy())
+    scale = PLANE_RATIO**plane / layout.n_in**0.5
+    data[layout.row_scale_offset :].view(torch.float16).fill_(scale)
+    return data
+
+
