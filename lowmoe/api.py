@@ -38,8 +38,7 @@ class Model:
     """A model in memory.  Close it, or use it with `with`.  One thread at a time."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
-        self._session = Session(runtime)
+        self._session: Session | None = Session(runtime)
 
     def __enter__(self) -> "Model":
         return self
@@ -48,8 +47,20 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Give memory, files and threads back."""
-        self.runtime.close()
+        """Give memory, files and threads back; what is asked afterwards raises UsageError."""
+        if self._session is not None:
+            self._session.runtime.close()
+            self._session = None
+
+    def _open_session(self) -> Session:
+        if self._session is None:
+            raise UsageError("the model is closed. Load it again.")
+        return self._session
+
+    @property
+    def runtime(self) -> Runtime:
+        """The parts the model is made of."""
+        return self._open_session().runtime
 
     def options(
         self,
@@ -92,7 +103,8 @@ class Model:
         """Tokens of the answer as they are made.
 
         prompt: a string, or chat messages.  Options left out are what the model recommends, else
-        lowmoe's own defaults.  Raises PromptError for a prompt that is empty or too long.
+        lowmoe's own defaults.  Raises PromptError for a prompt that is empty or too long,
+        TextError for a model without a tokenizer, or for messages without a chat template.
         """
         options = self.options(
             temperature=temperature,
@@ -110,7 +122,7 @@ class Model:
         """The same with options that are settled."""
         if not prompt or (isinstance(prompt, str) and not prompt.strip()):
             raise PromptError("the prompt is empty. Give at least one word.")
-        return self._session.stream(self.runtime.text.encode(prompt), options)
+        return self._open_session().stream(self.runtime.text.encode(prompt), options)
 
     def generate(
         self,
@@ -149,17 +161,19 @@ class Model:
                 "or load with a larger context."
             )
         check_ids(ids, self.runtime.spec.n_vocab)
-        self._session.rewind([])
-        chunks = [self.runtime.decoder.logits(h) for h in self._session.forward(ids)]
+        session = self._open_session()
+        session.rewind([])
+        chunks = [self.runtime.decoder.logits(h) for h in session.forward(ids)]
         return torch.cat(chunks)
 
     def stop(self) -> None:
         """End the stream under way at its next token; any thread or signal handler may call it."""
-        self._session.stop()
+        if self._session is not None:
+            self._session.stop()
 
     def statistics(self) -> RunStatistics:
         """How the last stream or generate went."""
-        return self._session.statistics()
+        return self._open_session().statistics()
 
 
 def load(

@@ -10,7 +10,7 @@ Ignorant of:  running models; how progress is shown.
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -22,9 +22,10 @@ from filelock import FileLock, Timeout
 
 from lowmoe.checkpoint import files
 from lowmoe.checkpoint.folder import ModelFolder
-from lowmoe.checkpoint.layout import FORMATS, Recipe, folder_layout
+from lowmoe.checkpoint.layout import FORMATS, Place, Recipe, folder_layout
 from lowmoe.checkpoint.manifest import MANIFEST, Source
 from lowmoe.checkpoint.reader import CONFIG, Checkpoint
+from lowmoe.checkpoint.safetensors_file import SafetensorsFile
 from lowmoe.checkpoint.writer import SPARE_BYTES
 from lowmoe.decoder.weights import CheckpointTensors
 from lowmoe.engine.machine import physical_cores
@@ -94,6 +95,13 @@ class MakeOptions:
             raise UsageError(f"bits is {self.bits}, but must be 2, 4 or 6.")
         if self.format not in FORMATS:
             raise UsageError(f"format is {self.format!r}, but must be one of {', '.join(FORMATS)}.")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads is {self.threads}, but must be at least 1.")
+        if self.calibration is not None and not self.calibrate:
+            raise UsageError(
+                f"calibration is {self.calibration}, but calibrating is switched off. "
+                "Leave one of them out."
+            )
 
     def recipe(self) -> Recipe:
         """The same in terms of planes."""
@@ -144,20 +152,19 @@ Located = LocalFolder | LocalCheckpoint | HubModel
 def locate(model: str, settings: Settings) -> Located:
     """What MODEL is: an alias, a hub repository id, a path or a name that `list` shows.
 
-    Raises UnknownModelError if it is none of these.
+    What was pulled before is a folder.  Raises UnknownModelError if it is none of these.
     """
     if model == DEMO:
         return LocalFolder(demo_folder())
     path = Path(model).expanduser()
     if path.is_dir():
         return _locate_folder(path)
-    if model in ALIASES:
-        return HubModel(ALIASES[model].repository)
-    named = models_home(settings) / model.replace("/", "--")
-    if (named / MANIFEST).is_file() and "/" not in model:
+    on_hub = HubModel(ALIASES[model].repository if model in ALIASES else model)
+    named = models_home(settings) / on_hub.home_name
+    if (named / MANIFEST).is_file():
         return LocalFolder(named)
-    if _REPO_ID.fullmatch(model):
-        return HubModel(model)
+    if _REPO_ID.fullmatch(on_hub.repo_id):
+        return on_hub
     near = near_names(model)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UnknownModelError(
@@ -200,7 +207,10 @@ class Installed:
 def installed(settings: Settings) -> list[Installed]:
     """The models of the home, by name."""
     home = models_home(settings)
-    folders = sorted(p for p in home.iterdir() if p.is_dir()) if home.is_dir() else []
+    try:
+        folders = sorted(p for p in home.iterdir() if p.is_dir()) if home.is_dir() else []
+    except OSError as e:
+        raise FolderError(f"{home}: listing it gave {e.strerror}. Set LOWMOE_HOME.") from e
     return [
         Installed(
             name=path.name,
@@ -212,30 +222,31 @@ def installed(settings: Settings) -> list[Installed]:
     ]
 
 
-def remove(name: str, settings: Settings) -> int:
-    """Delete a model of the home, finished or not; returns the bytes given back."""
-    for model in installed(settings):
-        if name in (model.name, model.name.replace("--", "/")) or _alias_name(name) == model.name:
-            with _locked(model.path):
-                # The manifest first: what is left of a removal that was interrupted is unfinished.
-                files.remove(model.path / MANIFEST)
-                shutil.rmtree(model.path)
-                shutil.rmtree(settings.home / "work" / model.name, ignore_errors=True)
-            return model.n_bytes
-    known = ", ".join(model.name for model in installed(settings)) or "none"
-    raise UnknownModelError(f"{name!r} is not among the models in {models_home(settings)}: {known}.")
+def find_installed(name: str, settings: Settings) -> Installed:
+    """The model of the home, finished or not, that an alias, hub id or listed name stands for."""
+    home_name = HubModel(ALIASES[name].repository if name in ALIASES else name).home_name
+    models = {model.name: model for model in installed(settings)}
+    if home_name not in models:
+        known = ", ".join(models) or "none"
+        raise UnknownModelError(
+            f"{name!r} is not among the models in {models_home(settings)}: {known}."
+        )
+    return models[home_name]
 
 
-def _alias_name(name: str) -> str | None:
-    return HubModel(ALIASES[name].repository).home_name if name in ALIASES else None
+def remove(model: Installed, settings: Settings) -> None:
+    """Delete a model of the home."""
+    with _locked(model.path), _disk_faults(model.path, "removing it"):
+        # The manifest first: what is left of a removal that was interrupted is unfinished.
+        files.remove(model.path / MANIFEST)
+        shutil.rmtree(model.path)
+        shutil.rmtree(settings.home / "work" / model.name, ignore_errors=True)
 
 
 # --- making model folders
 
 
-def prepare(
-    located: Located, settings: Settings, options: MakeOptions, report: Reporter
-) -> Path:
+def prepare(located: Located, settings: Settings, options: MakeOptions, report: Reporter) -> Path:
     """The model folder of what was located, made now if need be."""
     if isinstance(located, LocalFolder):
         return located.path
@@ -249,9 +260,7 @@ def prepare(
     return folder
 
 
-def quantize_checkpoint(
-    source: Path, folder: Path, options: MakeOptions, report: Reporter
-) -> None:
+def quantize_checkpoint(source: Path, folder: Path, options: MakeOptions, report: Reporter) -> None:
     """Make a model folder from a checkpoint on this disk."""
     if source.resolve() == folder.resolve():
         raise UsageError(f"{folder}: is the checkpoint itself. Give the model another folder.")
@@ -303,6 +312,7 @@ def _convert(
     def coded(p: Progress) -> None:
         report.step("quantize", p.done, p.total, "weights")
 
+    calibration = _calibration(small_files, family, options)
     files.make_folder(folder.parent)
     with _locked(folder):
         Conversion(
@@ -311,7 +321,7 @@ def _convert(
             options.recipe(),
             source=source,
             small_files=small_files,
-            calibration=_calibration(small_files, family, options),
+            calibration=calibration,
             n_workers=options.threads or physical_cores(),
             progress=coded,
         ).run()
@@ -357,7 +367,7 @@ def _calibration(
         )
     length = min(CALIBRATION_SEQUENCE, family.spec.context_length)
     return CalibrationText(
-        sequences=torch.tensor(ids).split(length),
+        sequences=torch.split(torch.tensor(ids), length),
         text_hash=xxhash.xxh3_128_hexdigest(text.encode()),
     )
 
@@ -408,8 +418,8 @@ def _check_pull_disk(
     needed = max(0, result - present) + 2 * repository.largest_shard_bytes() + SPARE_BYTES
     free = files.free_bytes(folder)
     report.note(
-        f"{repository.repo_id}: {repository.total_bytes()} bytes to download, {result} bytes in the "
-        f"end, at most {needed} bytes of disk in between, {free} free"
+        f"{repository.repo_id}: {repository.total_bytes()} bytes to download, {result} bytes in "
+        f"the end, at most {needed} bytes of disk in between, {free} free"
     )
     if free < needed:
         raise DiskSpaceError(
@@ -425,9 +435,11 @@ def _is_ours(folder: Path) -> bool:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keep other processes from making or removing the same folder."""
-    lock = FileLock(folder.with_name(folder.name + ".lock"))
+    path = folder.with_name(folder.name + ".lock")
+    lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        with _disk_faults(path, "locking it"):
+            lock.acquire(timeout=0)
     except Timeout:
         raise FolderError(
             f"{folder}: another lowmoe is making or removing it. Wait for it to end."
@@ -435,12 +447,31 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # Removed while it is held: whoever opened it meanwhile notices and is refused.
+        with suppress(OSError):  # Windows removes no open file; there it stays
+            path.unlink()
         lock.release()
 
 
+@contextmanager
+def _disk_faults(path: Path, doing: str) -> Iterator[None]:
+    try:
+        yield
+    except Timeout:  # an OSError too, of another kind
+        raise
+    except OSError as e:
+        raise FolderError(
+            f"{path}: {doing} gave {e.strerror or e}. Choose a folder that can be written to."
+        ) from e
+
+
 def verify(folder: ModelFolder, report: Callable[[int, int], None]) -> None:
-    """Read every byte of a model folder.  report: bytes done and in all.  Raises FolderError."""
+    """Read every byte of a model folder.  report: bytes done and in all.
+
+    Raises FolderError for a span, CheckpointError for a header that was damaged.
+    """
     spans = folder.manifest.spans
+    _verify_headers(folder)
     total, done = sum(s.place.n_bytes for s in spans.values()), 0
     for name, span in spans.items():
         folder.read(name)
@@ -448,3 +479,18 @@ def verify(folder: ModelFolder, report: Callable[[int, int], None]) -> None:
         report(done, total)
     for name in folder.manifest.small_files:
         folder.small_file(name)
+
+
+def _verify_headers(folder: ModelFolder) -> None:
+    """We never read them; other people's readers of safetensors do."""
+    spans = folder.manifest.spans
+    for file in sorted({span.place.file for span in spans.values()}):
+        found = SafetensorsFile.open(folder.path / file).tensors
+        places = {name: Place(file, e.offset, e.n_bytes) for name, e in found.items()}
+        wanted = {name: s.place for name, s in spans.items() if s.place.file == file}
+        if places != wanted:
+            name = min(n for n in {*places, *wanted} if places.get(n) != wanted.get(n))
+            raise FolderError(
+                f"{folder.path / file}: its header and the manifest disagree about {name}. "
+                "The file was damaged; make the model again."
+            )

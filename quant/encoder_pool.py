@@ -13,8 +13,9 @@ import os
 import pickle
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import TracebackType
@@ -23,22 +24,30 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from quant.encode import encode_planes
-from quant.layout import BLOCK_COLUMNS, BLOCK_ROWS, PlaneLayout
+from quant.encode import (
+    CodedRows,
+    encode_planes,
+    encode_rows,
+    join_rows,
+    row_chunks,
+    transformed_covariance,
+)
+from quant.layout import PlaneLayout
+from quant.transform import hadamard_size
 from quant.trellis import TrellisCode
-
-# Weights of a job: 25 ms a plane, long against its transfer, short against a small matrix.
-JOB_WEIGHTS = 2**17
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
+    """Rows to code; tensors as bytes.  factors: [blocks, h, h] float32, or None."""
+
     rows: bytes
     dtype: str
+    n_in: int
     d: bytes
-    layout: PlaneLayout
     code: TrellisCode
     n_planes: int
+    metric: bytes | None
 
 
 class EncoderPool:
@@ -81,74 +90,70 @@ class EncoderPool:
             worker.wait()
 
     def encode(
-        self, weights: Tensor, d: Tensor, layout: PlaneLayout, code: TrellisCode, n_planes: int
-    ) -> list[Tensor]:
-        """What encode_planes does."""
-        if not self._workers or weights.numel() <= JOB_WEIGHTS:
-            return encode_planes(weights, d, layout, code, n_planes)
-        planes = [torch.zeros(layout.plane_bytes, dtype=torch.uint8) for _ in range(n_planes)]
-        with ThreadPoolExecutor(len(self._workers)) as threads:
-            jobs = [(first, last) for first, last in _row_ranges(layout)]
-            coded = threads.map(
-                lambda job: self._run(weights, d, layout, code, n_planes, *job), jobs
-            )
-            for (first, last), part in zip(jobs, coded, strict=True):
-                for plane, rows in zip(planes, part, strict=True):
-                    _put_blocks(plane, layout, rows, PlaneLayout(last - first, layout.n_in), first)
-        return planes
-
-    def _run(
         self,
         weights: Tensor,
         d: Tensor,
         layout: PlaneLayout,
         code: TrellisCode,
         n_planes: int,
-        first: int,
-        last: int,
+        covariance: Tensor | None = None,
     ) -> list[Tensor]:
-        rows = weights[first:last].contiguous()
-        job = _Job(
-            rows.view(torch.uint8).numpy().tobytes(),
-            str(rows.dtype).removeprefix("torch."),
-            d.contiguous().view(torch.uint8).numpy().tobytes(),
-            PlaneLayout(last - first, layout.n_in),
-            code,
-            n_planes,
+        """What encode_planes does."""
+        chunks = list(row_chunks(layout))
+        if not self._workers or len(chunks) == 1:
+            return encode_planes(weights, d, layout, code, n_planes, covariance)
+        metric = transformed_covariance(covariance, d)
+        sent = None if metric is None else _to_bytes(metric)
+        jobs = (
+            _Job(
+                rows=_to_bytes(weights[first:last]),
+                dtype=str(weights.dtype).removeprefix("torch."),
+                n_in=layout.n_in,
+                d=_to_bytes(d),
+                code=code,
+                n_planes=n_planes,
+                metric=sent,
+            )
+            for first, last in chunks
         )
+        return join_rows(self._run_all(jobs), layout, n_planes)
+
+    def _run_all(self, jobs: Iterator[_Job]) -> Iterator[CodedRows]:
+        """The coded rows of each job in order; no more jobs in memory than workers."""
+        with ThreadPoolExecutor(len(self._workers)) as threads:
+            under_way: deque[Future[CodedRows]] = deque()
+            for job in jobs:
+                if len(under_way) == len(self._workers):
+                    yield under_way.popleft().result()
+                under_way.append(threads.submit(self._run, job))
+            while under_way:
+                yield under_way.popleft().result()
+
+    def _run(self, job: _Job) -> CodedRows:
         worker = self._idle.get()
         assert worker.stdin is not None
         assert worker.stdout is not None
-        _send(worker.stdin, job)
-        coded: list[bytes] = _receive(worker.stdout)
-        self._idle.put(worker)
-        return [torch.frombuffer(bytearray(plane), dtype=torch.uint8) for plane in coded]
+        try:
+            _send(worker.stdin, job)
+            answer = _receive(worker.stdout)
+        except (EOFError, BrokenPipeError) as e:
+            raise RuntimeError(
+                f"an encoder process ended with exit code {worker.wait()}; out of memory?"
+            ) from e
+        finally:
+            self._idle.put(worker)  # also a dead one, so that nobody waits for ever
+        if isinstance(answer, Exception):
+            raise answer
+        planes, energy, kept = answer
+        return CodedRows([_from_bytes(plane, torch.uint8) for plane in planes], energy, kept)
 
 
-def _row_ranges(layout: PlaneLayout) -> Iterator[tuple[int, int]]:
-    step = max(1, JOB_WEIGHTS // (layout.column_blocks * BLOCK_COLUMNS * BLOCK_ROWS)) * BLOCK_ROWS
-    for first in range(0, layout.n_out, step):
-        yield first, min(first + step, layout.n_out)
+def _to_bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def _put_blocks(
-    plane: Tensor, layout: PlaneLayout, part: Tensor, of: PlaneLayout, first: int
-) -> None:
-    """Copy the blocks of `part`, a plane of layout `of`, to row `first` of `plane`."""
-    begin = first // BLOCK_ROWS
-    for start, size, part_start, part_size in (
-        (0, layout.code_bytes, 0, of.code_bytes),
-        (
-            layout.group_scale_offset,
-            layout.group_scale_bytes,
-            of.group_scale_offset,
-            of.group_scale_bytes,
-        ),
-        (layout.row_scale_offset, layout.row_scale_bytes, of.row_scale_offset, of.row_scale_bytes),
-    ):
-        region = plane[start : start + size].view(layout.row_blocks, -1)
-        rows = part[part_start : part_start + part_size].view(of.row_blocks, -1)
-        region[begin : begin + of.row_blocks] = rows
+def _from_bytes(data: bytes, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(dtype)
 
 
 def _send(stream: IO[bytes], message: object) -> None:
@@ -169,10 +174,19 @@ def serve() -> None:
             job: _Job = _receive(sys.stdin.buffer)
         except EOFError:
             return
-        dtype: torch.dtype = getattr(torch, job.dtype)
-        rows = torch.frombuffer(bytearray(job.rows), dtype=torch.uint8).view(dtype)
-        d = torch.frombuffer(bytearray(job.d), dtype=torch.uint8).view(torch.float16)
-        planes = encode_planes(
-            rows.view(job.layout.n_out, job.layout.n_in), d, job.layout, job.code, job.n_planes
-        )
-        _send(sys.stdout.buffer, [plane.numpy().tobytes() for plane in planes])
+        try:
+            _send(sys.stdout.buffer, _work(job))
+        except ValueError as e:
+            _send(sys.stdout.buffer, e)
+
+
+def _work(job: _Job) -> tuple[list[bytes], float, list[float]]:
+    dtype: torch.dtype = getattr(torch, job.dtype)
+    metric = None
+    if job.metric is not None:
+        size = hadamard_size(job.n_in)
+        metric = _from_bytes(job.metric, torch.float32).view(-1, size, size)
+    weights = _from_bytes(job.rows, dtype).view(-1, job.n_in)
+    d = _from_bytes(job.d, torch.float16)
+    rows = encode_rows(weights, d, job.code, job.n_planes, metric)
+    return [_to_bytes(plane) for plane in rows.planes], rows.energy, rows.kept

@@ -48,6 +48,17 @@ class Expert:
         return gate[:, : self.n_inner], up[:, : self.n_inner]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputCovariances:
+    """Covariances of what gate and up, and down, multiply; see encode_planes.  None: unknown."""
+
+    gate_up: Tensor | None = None
+    down: Tensor | None = None
+
+
+NO_COVARIANCES = InputCovariances()
+
+
 class ExpertFormat(Protocol):
     """How the bytes of every expert of one layer are to be read."""
 
@@ -64,6 +75,7 @@ class ExpertFormat(Protocol):
         d_inner: Tensor,
         *,
         encode: Encode = encode_planes,
+        inputs: InputCovariances = NO_COVARIANCES,
     ) -> list[Tensor]:
         """The parts of an expert, uint8 each.  d_in [H], d_inner [I]: its input transforms."""
 
@@ -101,14 +113,15 @@ class TrellisFormat:
         d_inner: Tensor,
         *,
         encode: Encode = encode_planes,
+        inputs: InputCovariances = NO_COVARIANCES,
     ) -> list[Tensor]:
         both = torch.zeros(2, self.gate_up.n_out // 2, self.n_hidden, dtype=gate.dtype)
         both[0, : self.n_inner], both[1, : self.n_inner] = gate, up
         blocks = both.view(2, -1, BLOCK_ROWS, self.n_hidden).transpose(0, 1)
         blocks = blocks.reshape(self.gate_up.n_out, self.n_hidden)
         stacks = [
-            encode(w, d, layout, self.code, self.n_planes)
-            for w, d, layout in ((blocks, d_in, self.gate_up), (down, d_inner, self.down))
+            encode(blocks, d_in, self.gate_up, self.code, self.n_planes, inputs.gate_up),
+            encode(down, d_inner, self.down, self.code, self.n_planes, inputs.down),
         ]
         return [torch.cat(parts) for parts in zip(*stacks, strict=True)]
 
@@ -151,6 +164,7 @@ class Nf4Format:
         d_inner: Tensor,
         *,
         encode: Encode = encode_planes,
+        inputs: InputCovariances = NO_COVARIANCES,
     ) -> list[Tensor]:
         return [torch.cat([nf4.encode(torch.cat([gate, up])), nf4.encode(down)])]
 
@@ -190,6 +204,7 @@ class PlainFormat:
         d_inner: Tensor,
         *,
         encode: Encode = encode_planes,
+        inputs: InputCovariances = NO_COVARIANCES,
     ) -> list[Tensor]:
         buffer = torch.zeros(self.part_bytes[0], dtype=torch.uint8)
         self.fill(buffer, gate, up, down)

@@ -2,12 +2,13 @@
 
 A plane of W [N, K] (rows out, columns in) codes W in blocks of 64 rows x 64 columns; N and K are
 padded up to multiples of 64. Padded rows have scale 0. Padded columns share the scales of the last
-group and decode to something near 0, so the activations they meet must be 0. The bytes are three
+group and decode to something near 0, so the activations they meet must be 0. The bytes are four
 regions, each starting at a multiple of 64 bytes, integers little-endian:
 
     codes        [N/64][K/64][16 slices][8 words]  uint64   a slice is 64 rows x 4 columns
     group scales [N/64][K/64][32]                  uint8    two rows a byte
     row scales   [N]                               float16
+    gain         [1]                               float32
 
 Word w of slice s codes 8 rows x 4 columns, 32 symbols of 2 bits. Weight i of the word is
 
@@ -28,7 +29,10 @@ Byte b of a block's group scales holds row b in its low four bits, row 32 + b in
 
     weight[n][k] = row_scale[n] * nibble[n][k / 64] / 15 * table_unit * table[window]
 
-summed over the planes of a stack. `layout.h` repeats all this for C++; a test pins the two.
+summed over the planes of a stack, times the gain of the last of them. The gain undoes what the
+code of least squared error does: it keeps only 1 - D of the weights' energy at relative error D,
+and would weaken the output of every layer by as much. `layout.h` repeats all this for C++; a test
+pins the two.
 
 Knows:        bits, bytes, paddings.
 Ignorant of:  how codes are chosen, what the matrix is for, files.
@@ -99,5 +103,9 @@ class PlaneLayout:
         return self.group_scale_offset + round_up(self.group_scale_bytes, REGION_ALIGNMENT)
 
     @property
-    def plane_bytes(self) -> int:
+    def gain_offset(self) -> int:
         return self.row_scale_offset + self.row_scale_bytes
+
+    @property
+    def plane_bytes(self) -> int:
+        return self.gain_offset + REGION_ALIGNMENT

@@ -13,7 +13,7 @@ from torch import Tensor
 from quant import nf4
 from quant.layout import BLOCK_ROWS, PlaneLayout
 from quant.transform import restore_weights
-from quant.trellis import TrellisCode, decode_planes
+from quant.trellis import TrellisCode, decode_planes, gain
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ class TrellisMatrix:
 
     @property
     def gain(self) -> float:
-        """What makes up for the code's shrinking the weights, see TrellisCode."""
-        return self.code.gains[len(self.planes) - 1]
+        """What makes up for the code's shrinking the weights, see quant/layout.py."""
+        return gain(self.planes[-1], self.layout)
 
     def rows(self, row_ids: Tensor) -> Tensor:
         """The weights of some rows, [len(row_ids), n_in] float32, decoding only their blocks."""
@@ -61,6 +61,7 @@ def _row_blocks(plane: Tensor, layout: PlaneLayout, blocks: Tensor, few: PlaneLa
     ):
         region = plane[start : start + size].view(layout.row_blocks, -1).index_select(0, blocks)
         out[new_start : new_start + region.numel()] = region.flatten()
+    out[few.gain_offset :] = plane[layout.gain_offset :]
     return out
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from quant.layout import (
     BLOCK_COLUMNS,
     BLOCK_ROWS,
-    MAX_PLANES,
     SCALE_LEVELS,
     SLICES,
     SYMBOL_BITS,
@@ -39,17 +38,12 @@ class TrellisCode:
     window_bits: bits of the word that choose a weight, 2 new ones and the rest shared with its
     neighbours; table: 2**window_bits signed 7-bit values; table_unit: the weight that 1 in the
     table stands for where the scale is 1, so that a unit Gaussian is coded at scale 1.
-    gains: what weights decoded from 1, 2, 3 planes are multiplied by. The code of least squared
-    error is a shrunken copy: of relative error D it keeps 1 - D of the weights' energy, and so
-    weakens every layer by as much. 1 / (1 - D) undoes that. On the demo model it halves the KL
-    divergence of one plane (.0496 to .0241) and takes 4 % off that of two.
     """
 
     window_bits: int = 6
     group_size: int = BLOCK_COLUMNS
     table: tuple[int, ...] = WINDOW_6_TABLE
     table_unit: float = 2.65267 / TABLE_LIMIT
-    gains: tuple[float, ...] = (1.084, 1.0061, 1.0005)
 
     def __post_init__(self) -> None:
         if not 2 * SYMBOL_BITS <= self.window_bits <= 10:
@@ -63,8 +57,6 @@ class TrellisCode:
             )
         if max(map(abs, self.table)) > TABLE_LIMIT or not 0 < self.table_unit < float("inf"):
             raise ValueError(f"table values must lie in ±{TABLE_LIMIT} and their unit be positive")
-        if len(self.gains) != MAX_PLANES or not all(1 <= g < 2 for g in self.gains):
-            raise ValueError(f"gains are {self.gains}, but must be {MAX_PLANES} from 1 up to 2")
 
     @property
     def scale_unit(self) -> float:
@@ -88,6 +80,12 @@ def row_scales(plane: Tensor, layout: PlaneLayout) -> Tensor:
     """The scale of every row, [padded_rows] float16."""
     start = layout.row_scale_offset
     return plane[start : start + layout.row_scale_bytes].view(torch.float16)
+
+
+def gain(plane: Tensor, layout: PlaneLayout) -> float:
+    """What the weights of a stack that ends with this plane are to be multiplied by."""
+    start = layout.gain_offset
+    return float(plane[start : start + 4].view(torch.float32))
 
 
 def table_values(plane: Tensor, layout: PlaneLayout, code: TrellisCode) -> Tensor:
@@ -130,7 +128,7 @@ def decode_plane(plane: Tensor, layout: PlaneLayout, code: TrellisCode) -> Tenso
 def decode_planes(planes: tuple[Tensor, ...], layout: PlaneLayout, code: TrellisCode) -> Tensor:
     """The weights that a stack of planes codes together, [padded_rows, padded_columns] float32.
 
-    Of least squared error; what multiplies activations has `gains` on top, see quant/matrix.py.
+    Of least squared error; what multiplies activations has `gain` on top, see quant/matrix.py.
     """
     weights = decode_plane(planes[0], layout, code)
     for plane in planes[1:]:

@@ -37,7 +37,7 @@ def read_at(descriptor: int, buffer: memoryview, offset: int, path: Path) -> Non
             ) from e
         if count == 0:
             raise FolderError(
-                f"{path}: ends at byte {offset + done}, but {offset + len(buffer)} are needed. "
+                f"{path}: {size_of(descriptor)} bytes, but {offset + len(buffer)} are needed. "
                 "The file was cut short; make or download it again."
             )
         done += count
@@ -152,7 +152,10 @@ def append(path: Path, data: bytes) -> None:
 
 def truncate(path: Path, size: int) -> None:
     """Cut a file down to its first `size` bytes, on the disk before returning."""
-    with _faults(path, f"cutting it to {size} bytes"), _opened_to_write(path, os.O_WRONLY) as descriptor:
+    with (
+        _faults(path, f"cutting it to {size} bytes"),
+        _opened_to_write(path, os.O_WRONLY) as descriptor,
+    ):
         os.ftruncate(descriptor, size)
         os.fsync(descriptor)
 

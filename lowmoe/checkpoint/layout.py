@@ -24,6 +24,7 @@ from lowmoe.checkpoint.safetensors_file import build_header
 from lowmoe.spec import LayerSpec, ModelSpec
 from quant.expert import ExpertFormat, Nf4Format, PlainFormat, TrellisFormat
 from quant.layout import MAX_PLANES, PlaneLayout, round_up
+from quant.nf4 import Nf4Layout
 from quant.trellis import DEFAULT_CODE, TrellisCode
 
 DENSE_FILE = "dense.safetensors"
@@ -37,8 +38,9 @@ Described: TypeAlias = tuple[str, torch.dtype, tuple[int, ...]]
 class Recipe:
     """Which format the weights take.
 
-    format: "trellis" planes or "nf4" for the experts, beside dense matrices in dense_planes
-    planes; or "bf16", "fp16", "fp32" for everything. Routers and norms are always float32.
+    format: "trellis", planes everywhere, dense_planes of them for dense matrices; "nf4" for every
+    matrix of the layers, as bitsandbytes does it, beside an embedding and a head in dense_planes;
+    or "bf16", "fp16", "fp32" for everything. Routers and norms are always float32.
     """
 
     format: str = "trellis"
@@ -103,10 +105,15 @@ def expert_span(layer_id: int, expert_id: int, part: str) -> str:
     return f"layers.{layer_id}.experts.{expert_id}.{part}"
 
 
-def matrix_tensors(name: str, n_out: int, n_in: int, recipe: Recipe) -> Iterator[Described]:
-    """The tensors that one dense matrix becomes."""
+def matrix_tensors(
+    name: str, n_out: int, n_in: int, recipe: Recipe, *, in_layer: bool
+) -> Iterator[Described]:
+    """The tensors that one dense matrix becomes.  in_layer: not the embedding or the head."""
     if recipe.dense_dtype is not None:
         yield name, recipe.dense_dtype, (n_out, n_in)
+        return
+    if recipe.format == "nf4" and in_layer:
+        yield f"{name}.nf4", torch.uint8, (Nf4Layout(n_out, n_in).matrix_bytes,)
         return
     for plane in range(recipe.dense_planes):
         yield f"{name}.plane{plane}", torch.uint8, (PlaneLayout(n_out, n_in).plane_bytes,)
@@ -115,12 +122,12 @@ def matrix_tensors(name: str, n_out: int, n_in: int, recipe: Recipe) -> Iterator
 
 def dense_tensors(spec: ModelSpec, recipe: Recipe) -> Iterator[Described]:
     """Every tensor of dense.safetensors, in the order of the file."""
-    yield from matrix_tensors("embedding", spec.n_vocab, spec.n_hidden, recipe)
+    yield from matrix_tensors("embedding", spec.n_vocab, spec.n_hidden, recipe, in_layer=False)
     for layer_id, layer in enumerate(spec.layers):
         yield from layer_tensors(f"layers.{layer_id}.", layer, spec.n_hidden, recipe)
     yield "final_norm", torch.float32, (spec.n_hidden,)
     if not spec.tied_head:
-        yield from matrix_tensors("head", spec.n_vocab, spec.n_hidden, recipe)
+        yield from matrix_tensors("head", spec.n_vocab, spec.n_hidden, recipe, in_layer=False)
 
 
 def layer_tensors(
@@ -130,8 +137,10 @@ def layer_tensors(
     attention, experts = layer.attention, layer.feed_forward
     yield prefix + "attention_norm", torch.float32, (n_hidden,)
     qkv_size = attention.q_size + 2 * attention.kv_size
-    yield from matrix_tensors(prefix + "qkv", qkv_size, n_hidden, recipe)
-    yield from matrix_tensors(prefix + "attention_out", n_hidden, attention.q_size, recipe)
+    yield from matrix_tensors(prefix + "qkv", qkv_size, n_hidden, recipe, in_layer=True)
+    yield from matrix_tensors(
+        prefix + "attention_out", n_hidden, attention.q_size, recipe, in_layer=True
+    )
     yield prefix + "experts_norm", torch.float32, (n_hidden,)
     yield prefix + "router", torch.float32, (experts.n_experts, n_hidden)
     if recipe.format == "trellis":

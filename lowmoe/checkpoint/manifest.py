@@ -54,10 +54,15 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where the weights came from: a hub repository and commit, or a folder's name."""
+    """Where the weights came from: a hub repository and commit, or a folder's name.
+
+    sample: Checkpoint.sample_hash() of a folder, which has no commit to tell it from another; the
+    conversion takes it.
+    """
 
     name: str
     commit: str | None
+    sample: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

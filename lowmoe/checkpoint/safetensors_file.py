@@ -12,7 +12,7 @@ Ignorant of:  what any tensor is for.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,15 @@ class SafetensorsFile:
             with files.opened(self.path) as descriptor:
                 files.read_at(descriptor, buffer, entry.offset, self.path)
         return tensor
+
+    def samples(self, n_bytes: int) -> Iterator[tuple[str, bytes]]:
+        """The name of every tensor, sorted, and at most n_bytes from its middle."""
+        with files.opened(self.path) as descriptor:
+            for name, entry in sorted(self.tensors.items()):
+                sample = bytearray(min(n_bytes, entry.n_bytes))
+                offset = entry.offset + (entry.n_bytes - len(sample)) // 2
+                files.read_at(descriptor, memoryview(sample), offset, self.path)
+                yield name, bytes(sample)
 
 
 def _parse(header: bytes, path: Path, *, data_start: int, size: int) -> dict[str, TensorEntry]:

@@ -45,9 +45,9 @@ class FolderWriter:
         layout: FolderLayout,
         identity: Mapping[str, Any],
         *,
-        state_bytes: int,
+        state_bytes: int = 0,
     ) -> None:
-        """identity: Manifest.identity() of what is made; going on with another is refused.
+        """identity: everything that decides the bytes; going on with another is refused.
 
         state_bytes: the most that save_state will be given.
         """
@@ -57,7 +57,6 @@ class FolderWriter:
         self.hashes: dict[str, str] = {}
         self._state: tuple[int, str] | None = None
         if self.finished:
-            self._require_same(read_manifest(folder).identity(), identity, "the model")
             self._clean()
             return
         self._check_space(state_bytes)
@@ -77,6 +76,10 @@ class FolderWriter:
         for descriptor in self._descriptors.values():
             files.close(descriptor)
         self._descriptors.clear()
+
+    def require_same_model(self, wanted: Mapping[str, Any]) -> None:
+        """Refuse a finished folder that holds something else.  wanted: Manifest.identity()."""
+        self._require_same(read_manifest(self.folder).identity(), wanted, "the model")
 
     def _require_same(self, found: object, wanted: object, what: str) -> None:
         if json.dumps(found, sort_keys=True) != json.dumps(wanted, sort_keys=True):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lowmoe.errors import LowMoeError, UsageError
+from lowmoe.errors import LowMoeError
 
 if TYPE_CHECKING:
     from lowmoe.engine.load import LoadOptions
@@ -26,7 +26,8 @@ app = typer.Typer(
 )
 
 Model = Annotated[
-    str, typer.Argument(help="An alias, a hub repository (owner/name), a model folder or a checkpoint.")
+    str,
+    typer.Argument(help="An alias, a hub repository (owner/name), a model folder or a checkpoint."),
 ]
 OptionalModel = Annotated[
     str,
@@ -38,7 +39,8 @@ OptionalModel = Annotated[
 Gpu = Annotated[str, typer.Option(help="auto, none, or a card's name such as 4090.")]
 Bits = Annotated[str, typer.Option(help="Bits a weight of experts: 2, 4, 6 or auto.")]
 Ram = Annotated[
-    str | None, typer.Option(help="RAM for weights and cache: 24GiB, 64GB, 90%. Default: what is free.")
+    str | None,
+    typer.Option(help="RAM for weights and cache: 24GiB, 64GB, 90%. Default: what is free."),
 ]
 Vram = Annotated[str | None, typer.Option(help="GPU memory for weights, likewise.")]
 Threads = Annotated[int | None, typer.Option(help="Threads. Default: the physical cores.")]
@@ -48,7 +50,8 @@ Calibration = Annotated[
     Path | None, typer.Option(help="Text to calibrate on. Default: the one that comes with lowmoe.")
 ]
 NoCalibration = Annotated[
-    bool, typer.Option("--no-calibration", help="Skip calibration: faster, and worse at every width.")
+    bool,
+    typer.Option("--no-calibration", help="Skip calibration: faster, and worse at every width."),
 ]
 MakeBits = Annotated[int, typer.Option("--bits", help="Bits a weight of experts: 2, 4 or 6.")]
 Format = Annotated[str, typer.Option(help="trellis, nf4, bf16, fp16 or fp32.")]
@@ -114,9 +117,7 @@ def _load_options(
 ) -> "LoadOptions":
     from lowmoe.engine.load import LoadOptions
 
-    if not (bits.isdigit() or bits == "auto"):
-        raise UsageError(f"--bits is {bits!r}, but must be 2, 4, 6 or auto.")
-    number: int | str = int(bits) if bits.isdigit() else bits
+    number: int | str = int(bits) if bits in ("2", "4", "6") else bits  # LoadOptions refuses others
     return LoadOptions(gpu=gpu, bits=number, ram=ram, vram=vram, threads=threads, context=context)
 
 
@@ -263,15 +264,12 @@ def doctor(json: Json = False) -> None:
 
 
 def main() -> None:
-    """The entry point: one line on stderr for what the world did wrong, a traceback for bugs."""
+    """The entry point: one line on stderr for what the world did wrong, a traceback for bugs.
+
+    typer itself answers bad usage (2) and Ctrl-C (130).
+    """
     try:
-        sys.exit(app(standalone_mode=False) or 0)  # what typer.Exit carried, or nothing
-    except typer.TyperException as e:
-        e.show()
-        sys.exit(e.exit_code)
+        app(prog_name="lowmoe")
     except LowMoeError as e:
-        print(f"lowmoe: {e}", file=sys.stderr)
+        print("lowmoe:", " ".join(str(e).splitlines()), file=sys.stderr)
         sys.exit(e.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)

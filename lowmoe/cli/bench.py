@@ -39,10 +39,8 @@ def bench_command(
         if not json:
             out.print(machine_line(), style="dim", markup=False, soft_wrap=True)
         with TerminalReporter() as report:
-            result = bench(
-                model.runtime, options, lambda d, t: report.step("bench", d, t, "runs")
-            )
-        _show(result, model.runtime.folder is not None, json=json)
+            result = bench(model.runtime, options, lambda d, t: report.step("bench", d, t, "runs"))
+        _show(result, json=json)
 
 
 def _synthetic(name: str, load: LoadOptions) -> Path:
@@ -84,7 +82,7 @@ def _short_hash(text: str) -> str:
     return xxhash.xxh3_64_hexdigest(text.encode())[:8]
 
 
-def _show(result: BenchResult, from_folder: bool, *, json: bool) -> None:
+def _show(result: BenchResult, *, json: bool) -> None:
     if json:
         print_json({"machine": machine_line(), **result.to_json()})
         return

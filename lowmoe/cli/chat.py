@@ -13,6 +13,7 @@ from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from lowmoe.api import Model
+from lowmoe.checkpoint import files
 from lowmoe.cli.render import err, out, print_statistics
 from lowmoe.cli.run import stopping
 from lowmoe.engine.options import SamplingOptions
@@ -150,7 +151,7 @@ class Chat:
 
 def _prompt_session() -> PromptSession[str]:
     home = read_settings().home
-    home.mkdir(parents=True, exist_ok=True)
+    files.make_folder(home)
     keys = KeyBindings()
 
     @keys.add("escape", "enter")

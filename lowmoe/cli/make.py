@@ -11,9 +11,9 @@ from lowmoe.cli.render import TerminalReporter, err, size
 from lowmoe.errors import UsageError
 from lowmoe.library import (
     HubModel,
+    LocalFolder,
     MakeOptions,
     locate,
-    models_home,
     prepare,
     quantize_checkpoint,
 )
@@ -35,14 +35,13 @@ def pull_command(name: str, options: MakeOptions) -> None:
     """Download and quantize a repository into the model home."""
     settings = read_settings()
     located = locate(name, settings)
+    if isinstance(located, LocalFolder):
+        err.print(f"{located.path} is complete already.", style="dim", markup=False, soft_wrap=True)
+        return
     if not isinstance(located, HubModel):
         raise UsageError(f"{name}: is on this disk already. Run it, or give a hub repository.")
-    folder = models_home(settings) / located.home_name
-    if (folder / MANIFEST).is_file():
-        err.print(f"{folder} is complete already.", style="dim", markup=False)
-        return
     with TerminalReporter() as report:
-        prepare(located, settings, options, report)
+        folder = prepare(located, settings, options, report)
     _done(folder)
 
 

@@ -19,13 +19,14 @@ from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.cli.render import TerminalReporter, err, out, print_json, size
 from lowmoe.engine.machine import machine_line, physical_cores, ram_read_bandwidth
 from lowmoe.engine.memory import available_ram_bytes, total_ram_bytes
-from lowmoe.errors import UsageError
+from lowmoe.errors import FolderError, UsageError
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
 from lowmoe.library import (
     HubModel,
     LocalFolder,
     demo_folder,
+    find_installed,
     installed,
     locate,
     models_home,
@@ -131,24 +132,38 @@ def verify_command(name: str) -> None:
     with ModelFolder(located.path) as folder, TerminalReporter() as report:
         verify(folder, lambda done, total: report.step("verify", done, total, "B"))
         n_spans = len(folder.manifest.spans)
-    out.print(f"{located.path}: all {n_spans} spans are what they should be", markup=False)
+    out.print(
+        f"{located.path}: all {n_spans} spans are what they should be",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def rm_command(name: str, *, yes: bool) -> None:
     """Delete a model of the home."""
-    if not yes:
-        answer = input(f"Delete {name}? [y/N] ")
-        if answer.strip().lower() not in ("y", "yes"):
-            out.print("Nothing was deleted.")
-            return
-    out.print(f"{size(remove(name, read_settings()))} given back")
+    settings = read_settings()
+    model = find_installed(name, settings)
+    if not yes and not _confirmed(f"Delete {model.path}, {size(model.n_bytes)}? [y/N] "):
+        out.print("Nothing was deleted.")
+        return
+    remove(model, settings)
+    out.print(f"{size(model.n_bytes)} given back")
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        raise UsageError(
+            "nobody is there to answer. Give --yes to delete without asking."
+        ) from None
 
 
 def doctor_command(*, json: bool) -> None:
     """What this machine offers."""
     home = read_settings().home
     direct = _direct_reads(home)
-    values = {
+    values: dict[str, Any] = {
         "lowmoe": importlib.metadata.version("lowmoe"),
         "python": platform.python_version(),
         "machine": machine_line(),
@@ -182,9 +197,14 @@ def doctor_command(*, json: bool) -> None:
 def _direct_reads(home: Path) -> bool:
     """Whether files of the home can be read past the page cache."""
     files.make_folder(home)
-    with tempfile.NamedTemporaryFile(dir=home) as probe:
-        probe.write(b"\0" * files.ALIGNMENT)
-        probe.flush()
-        descriptor, direct = files.open_direct(Path(probe.name))
-        files.close(descriptor)
-        return direct
+    try:
+        with tempfile.NamedTemporaryFile(dir=home) as probe:
+            probe.write(b"\0" * files.ALIGNMENT)
+            probe.flush()
+            descriptor, direct = files.open_direct(Path(probe.name))
+            files.close(descriptor)
+            return direct
+    except OSError as e:
+        raise FolderError(
+            f"{home}: writing there gave {e.strerror}. Set LOWMOE_HOME to a folder of yours."
+        ) from e

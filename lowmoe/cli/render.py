@@ -74,7 +74,8 @@ class TerminalReporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        if self._bars:  # where there are none, rich's stop would print an empty line
+            self._progress.stop()
 
     def step(self, stage: str, done: int, total: int, unit: str) -> None:
         """So many units of a stage are done."""

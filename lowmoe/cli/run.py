@@ -78,7 +78,7 @@ def run_model(name: str, asked: Asked, options: LoadOptions, generating: Generat
     if chatting and asked.json:
         raise UsageError("--json is for one answer. Give --prompt, or leave --json out.")
     if prompt is None and not chatting:
-        prompt = sys.stdin.read()
+        prompt = _read_stdin()
     if prompt is not None and not prompt.strip():
         raise PromptError("the prompt is empty. Give at least one word.")
     with load_model(name, options) as model:
@@ -89,6 +89,13 @@ def run_model(name: str, asked: Asked, options: LoadOptions, generating: Generat
             Chat(model, sampling, asked.system).run()
             return
         answer(model, _as_asked(prompt, asked), sampling, json=asked.json)
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as e:
+        raise PromptError(f"stdin is not text in {e.encoding} ({e.reason}). Convert it.") from e
 
 
 def _as_asked(prompt: str, asked: Asked) -> Prompt:

@@ -14,6 +14,7 @@ from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.errors import CheckpointError, UnsupportedModelError
 from lowmoe.families import Family
 from lowmoe.spec import ModelSpec, Role, checkpoint_tensors
+from quant import nf4
 from quant.layout import PlaneLayout
 from quant.matrix import Matrix, Nf4Matrix, TrellisMatrix
 
@@ -83,6 +84,8 @@ def from_folder(folder: ModelFolder, spec: ModelSpec) -> DenseWeights:
     def matrix(name: str, n_out: int, n_in: int) -> Matrix:
         if recipe.dense_dtype is not None:
             return folder.read(name).view(recipe.dense_dtype).view(n_out, n_in)
+        if recipe.format == "nf4" and name.startswith("layers."):
+            return Nf4Matrix(nf4.Nf4Layout(n_out, n_in), folder.read(f"{name}.nf4"))
         planes = tuple(folder.read(f"{name}.plane{p}") for p in range(recipe.dense_planes))
         d = vector(f"{name}.d", torch.float16)
         return TrellisMatrix(PlaneLayout(n_out, n_in), recipe.code, planes, d)
@@ -146,8 +149,8 @@ class CheckpointTensors:
         if extra:
             model_type = self.family.spec.model_type
             raise UnsupportedModelError(
-                f"{self.checkpoint.folder}: {len(extra)} tensors that a {model_type} does not have, "
-                f"{extra[0]} among them. This variant is not implemented."
+                f"{self.checkpoint.folder}: {len(extra)} tensors that a {model_type} does not "
+                f"have, {extra[0]} among them. This variant is not implemented."
             )
 
     def read(self, name: str, layer_id: int | None = None) -> Tensor:

@@ -78,7 +78,7 @@ def bench(
     for run in range(options.runs + 1):
         ids = [generator.randrange(runtime.spec.n_vocab) for _ in range(options.prompt_tokens)]
         session.rewind([])
-        for _ in session.token_ids(ids, sampling):
+        for _ in session.token_ids(ids, sampling, heed_ends=False):
             pass
         if run == 0:
             before = runtime.store.traffic()
@@ -103,9 +103,7 @@ def disk_bandwidth(folder: ModelFolder) -> float:
     recipe, spans = folder.recipe, folder.manifest.spans
     names = [n for n in spans if n.split(".")[-1] == recipe.part_names[0] and ".experts." in n]
     keys = [(int(n.split(".")[1]), int(n.split(".")[3])) for n in names]
-    sizes = tuple(
-        spans[expert_span(*keys[0], part)].place.n_bytes for part in recipe.part_names
-    )
+    sizes = tuple(spans[expert_span(*keys[0], part)].place.n_bytes for part in recipe.part_names)
     tier = RamTier(sizes, N_READERS)
     random.Random(1).shuffle(keys)
     begin = time.perf_counter()
@@ -122,5 +120,3 @@ def disk_bandwidth(folder: ModelFolder) -> float:
     with ThreadPoolExecutor(N_READERS) as readers:
         total = sum(readers.map(read_some, [keys[i::N_READERS] for i in range(N_READERS)]))
     return total / (time.perf_counter() - begin)
-
-

@@ -18,7 +18,7 @@ from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.sampling import Sampler
 from lowmoe.engine.statistics import PerTier, RunStatistics, bound_tokens_per_s, hit_rate
 from lowmoe.engine.text import StopText, StreamingDetokenizer
-from lowmoe.errors import PromptError
+from lowmoe.errors import PromptError, UsageError
 
 # Long enough that an expert is decoded once for many tokens, short enough for quick interruption.
 PREFILL_CHUNK = 256
@@ -26,9 +26,13 @@ PREFILL_CHUNK = 256
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token of an answer.  text: what became printable with it, often a word, maybe nothing."""
+    """One token of an answer.  text: what became printable with it, often a word, maybe nothing.
 
-    id: int
+    id: None where an answer has ended and text is left that was held back, because it might have
+    become a stop string or a character.
+    """
+
+    id: int | None
     text: str
 
 
@@ -39,12 +43,15 @@ class Session:
         self.runtime = runtime
         self._cache = runtime.decoder.new_cache(runtime.n_context)
         self._cached: list[int] = []
+        self._n_rewinds = 0  # tells a stream that another has taken the cache
         self._ram_bandwidth: float | None = None
         self._stop = threading.Event()
         self.last_run: _Run | None = None
 
     def forward(self, ids: Sequence[int]) -> Iterator[Tensor]:
-        """The last hidden state after each chunk of ids, [T, H], prompt ids already there skipped."""
+        """Run ids through the model after what is cached; the last hidden state of each chunk,
+        [T, H].
+        """
         for first in range(0, len(ids), PREFILL_CHUNK):
             chunk = list(ids[first : first + PREFILL_CHUNK])
             del self._cached[self._cache.n_tokens :]  # what an interrupted pass may have left
@@ -54,6 +61,7 @@ class Session:
 
     def rewind(self, ids: Sequence[int]) -> int:
         """Keep what the cache and ids have in common at the start; returns how many tokens."""
+        self._n_rewinds += 1
         n_common = 0
         for old, new in zip(self._cached, ids, strict=False):
             if old != new:
@@ -67,38 +75,58 @@ class Session:
         """End the stream under way at its next token; any thread or signal handler may call it."""
         self._stop.set()
 
-    def token_ids(self, prompt_ids: Sequence[int], options: SamplingOptions) -> Iterator[int]:
-        """Token ids after the prompt, until an end token, a limit or `stop`.
+    def token_ids(
+        self, prompt_ids: Sequence[int], options: SamplingOptions, *, heed_ends: bool = True
+    ) -> Iterator[int]:
+        """Token ids after the prompt, until a limit or `stop`, or with heed_ends an end token.
 
-        Raises PromptError for an empty prompt or one that leaves no room in the context.
+        Raises PromptError for an empty prompt or one that leaves no room in the context, and
+        UsageError once something else was asked of the session meanwhile.
         """
-        self._check_prompt(prompt_ids)
+        self.check_prompt(prompt_ids)
         self._stop.clear()
         run = self.last_run = _Run(self.runtime, len(prompt_ids))
         # The last prompt token is always run again: its logits are what the answer begins with.
-        n_kept = self.rewind(prompt_ids[: self.rewind(prompt_ids[:-1])])
+        n_kept = self.rewind(prompt_ids[:-1])
+        turn = self._n_rewinds
         for hidden in self.forward(prompt_ids[n_kept:]):
             last = hidden[-1:]
             if self._stop.is_set():
                 return
         run.prefilled(len(prompt_ids) - n_kept)
-        context, sampler, ends = list(prompt_ids), Sampler(options), self._end_ids()
-        for _ in range(options.max_new_tokens):
+        context, sampler = list(prompt_ids), Sampler(options)
+        ends = self._end_ids() if heed_ends else set()
+        n_most = min(len(prompt_ids) + options.max_new_tokens, self.runtime.n_context)
+        while True:
             token_id = sampler.pick(self.runtime.decoder.logits(last)[0], context)
             run.token()
             context.append(token_id)
             if token_id in ends:
                 return
             yield token_id
-            if self._stop.is_set() or len(context) >= self.runtime.n_context:
+            if self._stop.is_set() or len(context) >= n_most:
                 return
+            self._require_turn(turn)
             (last,) = self.forward([token_id])
 
+    def _require_turn(self, turn: int) -> None:
+        if turn != self._n_rewinds:
+            raise UsageError(
+                "this answer cannot go on: the model was asked something else since it began. "
+                "Take all of an answer before the next, or load the model twice."
+            )
+
     def stream(self, prompt_ids: Sequence[int], options: SamplingOptions) -> Iterator[Token]:
-        """The same as tokens with their text, ended also by a stop text."""
+        """The same as tokens with their text, ended also by a stop text.
+
+        A prompt that cannot be answered raises now, not at the first token.
+        """
+        self.check_prompt(prompt_ids)
+        return self._spelled(prompt_ids, options)
+
+    def _spelled(self, prompt_ids: Sequence[int], options: SamplingOptions) -> Iterator[Token]:
         spell = StreamingDetokenizer(self.runtime.text.tokenizer)
         stops = StopText(options.stop)
-        token_id = -1
         for token_id in self.token_ids(prompt_ids, options):
             text, stopped = stops.push(spell.push(token_id))
             yield Token(token_id, text)
@@ -107,11 +135,12 @@ class Session:
         text, stopped = stops.push(spell.flush())
         rest = text if stopped else text + stops.flush()
         if rest:
-            yield Token(token_id, rest)
+            yield Token(None, rest)
 
     def statistics(self) -> RunStatistics:
-        """Of the last stream, as far as it came."""
-        assert self.last_run is not None, "nothing has been generated yet"
+        """Of the last stream, as far as it came.  Raises UsageError before the first."""
+        if self.last_run is None:
+            raise UsageError("nothing has been generated yet, so there are no statistics.")
         return self.last_run.statistics(self.ram_bandwidth())
 
     def ram_bandwidth(self) -> float:
@@ -120,7 +149,8 @@ class Session:
             self._ram_bandwidth = ram_read_bandwidth()
         return self._ram_bandwidth
 
-    def _check_prompt(self, prompt_ids: Sequence[int]) -> None:
+    def check_prompt(self, prompt_ids: Sequence[int]) -> None:
+        """Raises PromptError for what token_ids cannot go on with."""
         if not prompt_ids:
             raise PromptError("the prompt is empty. Give at least one word.")
         n_context, n_vocab = self.runtime.n_context, self.runtime.spec.n_vocab
@@ -139,7 +169,9 @@ def check_ids(ids: Sequence[int], n_vocab: int) -> None:
     """Raises PromptError for a token id outside the vocabulary."""
     for token_id in ids:
         if not 0 <= token_id < n_vocab:
-            raise PromptError(f"token id {token_id}, but the vocabulary has ids 0 to {n_vocab - 1}.")
+            raise PromptError(
+                f"token id {token_id}, but the vocabulary has ids 0 to {n_vocab - 1}."
+            )
 
 
 class _Run:

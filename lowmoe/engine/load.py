@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from lowmoe.checkpoint.files import ALIGNMENT
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.decoder.decoder import Decoder
@@ -25,7 +26,7 @@ from lowmoe.families import Family, read_config
 from lowmoe.kernels.reference import ReferenceKernels
 from lowmoe.spec import ModelSpec
 from quant.expert import ExpertFormat
-from quant.layout import SYMBOL_BITS
+from quant.layout import SYMBOL_BITS, round_up
 
 DEFAULT_CONTEXT = 8192
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -76,8 +77,7 @@ class LoadOptions:
 class Runtime:
     """A model in memory.  bits: what experts are computed at, 2, 4, 6 or the dtype's 16 or 32.
 
-    n_context: tokens a conversation may have; read_past_cache: as ModelFolder.direct, None for a
-    checkpoint.
+    n_context: tokens a conversation may have; folder: None for a checkpoint.
     """
 
     spec: ModelSpec
@@ -199,7 +199,7 @@ def _choose_planes(
         fitting = [
             n
             for n in range(1, len(parts) + 1)
-            if sum(recipe.expert_format(spec, n_planes=n).part_bytes) * spec.n_experts_total
+            if _bytes_in_ram(recipe.expert_format(spec, n_planes=n)) * spec.n_experts_total
             <= budget
         ]
         n_planes = max(fitting, default=1)
@@ -211,6 +211,10 @@ def _choose_planes(
                 f"a weight. Make it again with --bits {options.bits}, or ask for fewer."
             )
     return recipe.expert_format(spec, n_planes=n_planes), parts[:n_planes]
+
+
+def _bytes_in_ram(expert: ExpertFormat) -> int:
+    return sum(round_up(n_bytes, ALIGNMENT) for n_bytes in expert.part_bytes)
 
 
 def _context(spec: ModelSpec, options: LoadOptions) -> int:

@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from lowmoe.engine.cgroup import cpu_limits
+
 PROBE_BYTES = 256 * 2**20  # well beyond any last-level cache of a consumer processor
 PROBE_RUNS = 3
 
@@ -23,15 +25,7 @@ def physical_cores() -> int:
     except AttributeError:  # macOS, Windows
         allowed = os.cpu_count() or 1
     physical = psutil.cpu_count(logical=False) or allowed
-    return max(1, min(allowed, physical, _cgroup_cpus() or allowed))
-
-
-def _cgroup_cpus() -> int | None:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return None
-    return None if quota == "max" else max(1, round(int(quota) / int(period)))
+    return max(1, min(allowed, physical, *(round(limit) for limit in cpu_limits())))
 
 
 def machine_line() -> str:
@@ -45,7 +39,7 @@ def machine_line() -> str:
 
 def _cpu_name() -> str:
     try:
-        for line in Path("/proc/cpuinfo").open():
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:

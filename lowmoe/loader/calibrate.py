@@ -22,32 +22,41 @@ from lowmoe.kernels.reference import ReferenceKernels
 from lowmoe.spec import LayerSpec
 from quant.expert import Expert
 from quant.matrix import Matrix
+from quant.transform import hadamard_size
 
 # An expert that saw n tokens counts n / (n + SHRINKAGE) for itself, the layer for the rest.
 SHRINKAGE = 64
 
 
 class Moments:
-    """Mean squares of one matrix's input."""
+    """Second moments of one matrix's input, of channels within the same Hadamard block."""
 
     def __init__(self, n_in: int) -> None:
-        self.total = torch.zeros(n_in, dtype=torch.float64)
+        """total: [blocks, h, h] sums of products, h channels to a block; count: tokens."""
+        size = hadamard_size(n_in)
+        self.total = torch.zeros(n_in // size, size, size)
         self.count = 0
 
     def add(self, x: Tensor) -> None:
         """Count tokens x [T, n_in]."""
-        self.total += column_squares(x)
+        n_blocks, size, _ = self.total.shape
+        blocks = x.float().view(-1, n_blocks, size).transpose(0, 1)  # [blocks, T, h]
+        self.total += blocks.transpose(1, 2) @ blocks
         self.count += x.shape[0]
 
-    def rms(self) -> Tensor:
-        """Root mean square of every channel, [n_in] float32."""
-        return (self.total / max(self.count, 1)).sqrt().float()
+    def covariance(self) -> Tensor:
+        """The mean, [blocks, h, h] float32."""
+        return self.total / max(self.count, 1)
 
     def shrunk_towards(self, layer: "Moments") -> Tensor:
         """The same, with SHRINKAGE tokens of the layer's average mixed in."""
-        average = layer.total / max(layer.count, 1)
-        mixed = (self.total + SHRINKAGE * average) / (self.count + SHRINKAGE)
-        return mixed.sqrt().float()
+        mixed = self.total + SHRINKAGE * layer.covariance()
+        return mixed / (self.count + SHRINKAGE)
+
+
+def rms_of(covariance: Tensor) -> Tensor:
+    """Root mean square of every channel, [n_in] float32.  covariance: [blocks, h, h]."""
+    return covariance.diagonal(dim1=1, dim2=2).flatten().clamp_min(0).sqrt()
 
 
 class ListeningKernels(ReferenceKernels):
@@ -61,9 +70,9 @@ class ListeningKernels(ReferenceKernels):
         self._moments.setdefault(id(matrix), Moments(x.shape[1])).add(x)
         return super().linear(x, matrix)
 
-    def heard(self, matrix: Matrix, n_in: int) -> Moments:
-        """The moments of a matrix's input; of nothing, if it was never used.  Forgets them."""
-        return self._moments.pop(id(matrix), Moments(n_in))
+    def heard(self, matrix: Matrix) -> Moments | None:
+        """The moments of a matrix's input; None if it was never used.  Forgets them."""
+        return self._moments.pop(id(matrix), None)
 
 
 class LayerExperts(Protocol):
@@ -75,16 +84,16 @@ class LayerExperts(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerMoments:
-    """Root mean squares at a layer's matrices.
+    """What was heard at a layer's matrices: covariances [blocks, h, h] of their inputs.
 
-    qkv, experts_in: [H]; attention_out: [q rows]; inner: [E, I], at each expert's down.
+    experts_in: at gate and up, shared by all experts; inner: at each expert's down.
     gate_up_columns: [H] rms of the columns of gate and up over all experts; down_columns: [E, I].
     """
 
     qkv: Tensor
     attention_out: Tensor
     experts_in: Tensor
-    inner: Tensor
+    inner: list[Tensor]
     gate_up_columns: Tensor
     down_columns: Tensor
 
@@ -115,19 +124,24 @@ class CalibrationRun:
             layer_inner.total += moments.total
             layer_inner.count += moments.count
         return LayerMoments(
-            qkv=self._kernels.heard(weights.qkv, 0).rms(),
-            attention_out=self._kernels.heard(weights.attention_out, 0).rms(),
-            experts_in=inputs.rms(),
-            inner=torch.stack([m.shrunk_towards(layer_inner) for m in inner]),
-            gate_up_columns=columns.gate_up.rms(),
-            down_columns=torch.stack([m.rms() for m in columns.down]),
+            qkv=self._heard(weights.qkv),
+            attention_out=self._heard(weights.attention_out),
+            experts_in=inputs.covariance(),
+            inner=[m.shrunk_towards(layer_inner) for m in inner],
+            gate_up_columns=columns.gate_up_rms(),
+            down_columns=torch.stack(columns.down),
         )
 
-    def final_norm_rms(self, weight: Tensor) -> Tensor:
-        """The rms of every channel at the output head, [H]."""
+    def _heard(self, matrix: Matrix) -> Tensor:
+        moments = self._kernels.heard(matrix)
+        assert moments is not None, "a matrix every token passes through"
+        return moments.covariance()
+
+    def head_covariance(self, weight: Tensor) -> Tensor:
+        """The covariance of the output head's input, [blocks, h, h].  weight: the final norm's."""
         moments = Moments(self.hidden.shape[1])
         moments.add(rms_norm(self.hidden, weight, self._epsilon))
-        return moments.rms()
+        return moments.covariance()
 
     def _attention(self, spec: LayerSpec, weights: LayerWeights) -> Tensor:
         outputs = []
@@ -142,7 +156,7 @@ class CalibrationRun:
     ) -> tuple[Tensor, list[Moments], "_Columns"]:
         """The sum of the experts' outputs [T, H], and the moments inside each of them."""
         mixed = torch.zeros_like(x)
-        inner, columns = [], _Columns(Moments(x.shape[1]), [])
+        inner, columns = [], _Columns(torch.zeros(x.shape[1], dtype=torch.float64), 0, [])
         for expert_id in range(spec.feed_forward.n_experts):
             inner.append(self._expert(x, routing, experts, expert_id, mixed, columns))
         return mixed, inner, columns
@@ -169,25 +183,25 @@ class CalibrationRun:
         if token.numel():
             output = self._kernels.expert(x[token], whole)
             mixed.index_add_(0, token, output * routing.weights[token, rank][:, None])
-        self._kernels.heard(whole.gate_up, 0)  # the layer's own input is counted once, by itself
-        return self._kernels.heard(whole.down, n_inner)
+        self._kernels.heard(whole.gate_up)  # the layer's own input is counted once, by itself
+        return self._kernels.heard(whole.down) or Moments(n_inner)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Columns:
-    """Moments of weights' columns, rows counted like tokens."""
+    """gate_up: [H] sums of squares of columns over all experts; down: [I] rms for each expert."""
 
-    gate_up: Moments
-    down: list[Moments]
+    gate_up: Tensor
+    n_rows: int
+    down: list[Tensor]
 
     def add(self, gate: Tensor, up: Tensor, down: Tensor) -> None:
-        for rows in (gate, up):
-            self.gate_up.total += column_squares(rows)
-            self.gate_up.count += rows.shape[0]
-        own = Moments(down.shape[1])
-        own.total += column_squares(down)
-        own.count = down.shape[0]
-        self.down.append(own)
+        self.gate_up += column_squares(gate) + column_squares(up)
+        self.n_rows += gate.shape[0] + up.shape[0]
+        self.down.append(column_rms(down))
+
+    def gate_up_rms(self) -> Tensor:
+        return (self.gate_up / self.n_rows).sqrt().float()
 
 
 def column_squares(weights: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ Knows:        the order of work, which spans each step makes, what may be skippe
 Ignorant of:  where shards come from, text, how bits are chosen, crash safety of files.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,10 +20,13 @@ from lowmoe.checkpoint.layout import Recipe, expert_span, folder_layout
 from lowmoe.checkpoint.manifest import Calibration, Manifest, Source, Span
 from lowmoe.checkpoint.writer import FolderWriter, small_file_table
 from lowmoe.decoder.weights import CheckpointTensors, LayerWeights
+from lowmoe.errors import CheckpointError
 from lowmoe.experts.source import CheckpointExperts
-from lowmoe.loader.calibrate import CalibrationRun, LayerMoments, column_rms
+from lowmoe.loader.calibrate import CalibrationRun, LayerMoments, column_rms, rms_of
 from lowmoe.spec import Role, checkpoint_tensors
+from quant import nf4
 from quant.encoder_pool import EncoderPool
+from quant.expert import NO_COVARIANCES, InputCovariances
 from quant.layout import PlaneLayout
 from quant.transform import channel_factors
 
@@ -65,6 +69,8 @@ class Conversion:
         """folder: to be made or gone on with.  calibration: None codes all channels alike."""
         self._tensors, self._folder, self._recipe = tensors, folder, recipe
         self._family, self._spec = tensors.family, tensors.family.spec
+        if source.commit is None:
+            source = replace(source, sample=tensors.checkpoint.sample_hash())
         self._source, self._small_files, self._calibration = source, small_files, calibration
         self._n_workers, self._progress = n_workers, progress
         self._done = 0
@@ -78,15 +84,12 @@ class Conversion:
         Raises FolderError where it holds something else, or the unfinished part of it;
         DiskSpaceError; CheckpointError for weights that contradict the config.
         """
-        writer = FolderWriter(
-            self._folder,
-            folder_layout(self._spec, self._recipe),
-            self._manifest({}).identity(),
-            state_bytes=self._state_bytes(),
-        )
+        layout, identity = folder_layout(self._spec, self._recipe), self._manifest({}).identity()
+        writer = FolderWriter(self._folder, layout, identity, state_bytes=self._state_bytes())
+        if writer.finished:
+            writer.require_same_model(identity)
+            return
         with writer as self._writer, EncoderPool(self._n_workers) as self._pool:
-            if self._writer.finished:
-                return
             first = self._begin()
             for layer_id in range(first, len(self._spec.layers)):
                 self._layer(layer_id)
@@ -120,7 +123,7 @@ class Conversion:
         else:
             first = self._resume_calibration()
         if not self._spec.tied_head:
-            self._embedding(None)
+            self._whole_matrix("embedding", None)
         for layer_id in range(first):
             self._tick(self._forget_layer(layer_id))
         return first
@@ -155,15 +158,18 @@ class Conversion:
     # --- the steps
 
     def _layer(self, layer_id: int) -> None:
-        self._all_but_experts(layer_id)
+        moments = self._all_but_experts(layer_id)
         d_in, d_inner = self._expert_transforms(layer_id)
         for expert_id in range(self._spec.layers[layer_id].feed_forward.n_experts):
-            self._expert(layer_id, expert_id, d_in, d_inner[expert_id])
+            inputs = NO_COVARIANCES
+            if moments is not None:
+                inputs = InputCovariances(gate_up=moments.experts_in, down=moments.inner[expert_id])
+            self._expert(layer_id, expert_id, d_in, d_inner[expert_id], inputs)
         if self._run is not None:
             self._save_state(layer_id + 1, self._run.hidden)
         self._forget_layer(layer_id)
 
-    def _all_but_experts(self, layer_id: int) -> None:
+    def _all_but_experts(self, layer_id: int) -> LayerMoments | None:
         """Take the calibration tokens through a layer and code its dense matrices."""
         weights = self._tensors.layer(layer_id, torch.float32)
         moments = None
@@ -171,6 +177,7 @@ class Conversion:
             experts = _Experts(self._experts, layer_id)
             moments = self._run.through_layer(self._spec.layers[layer_id], weights, experts)
         self._dense_spans(layer_id, weights, moments)
+        return moments
 
     def _save_state(self, step: int, hidden: Tensor) -> None:
         self._writer.save_state(step, hidden.numpy().tobytes())
@@ -207,13 +214,13 @@ class Conversion:
         prefix = f"layers.{layer_id}.experts."
         experts = self._spec.layers[layer_id].feed_forward
         d_in = channel_factors(
-            moments.experts_in if moments else None,
+            rms_of(moments.experts_in) if moments else None,
             moments.gate_up_columns if moments else torch.ones(self._spec.n_hidden),
             seed=_seed(prefix + "d_in"),
         )
         d_inner = [
             channel_factors(
-                moments.inner[e] if moments else None,
+                rms_of(moments.inner[e]) if moments else None,
                 moments.down_columns[e] if moments else torch.ones(experts.n_inner),
                 seed=_seed(f"{prefix}{e}.d_inner"),
             )
@@ -234,11 +241,21 @@ class Conversion:
             d_inner.view(experts.n_experts, experts.n_inner),
         )
 
-    def _expert(self, layer_id: int, expert_id: int, d_in: Tensor, d_inner: Tensor) -> None:
+    def _expert(
+        self,
+        layer_id: int,
+        expert_id: int,
+        d_in: Tensor,
+        d_inner: Tensor,
+        inputs: InputCovariances,
+    ) -> None:
         spans = [expert_span(layer_id, expert_id, part) for part in self._recipe.part_names]
         if not self._writer.has(*spans):
             matrices = self._experts.read_matrices(layer_id, expert_id)
-            parts = self._format.pack(*matrices, d_in, d_inner, encode=self._pool.encode)
+            with self._naming(f"layers.{layer_id}.experts.{expert_id}"):
+                parts = self._format.pack(
+                    *matrices, d_in, d_inner, encode=self._pool.encode, inputs=inputs
+                )
             self._writer.commit(dict(zip(spans, parts, strict=True)))
         self._tick(3 * self._spec.n_hidden * self._spec.uniform_experts().n_inner)
 
@@ -248,34 +265,46 @@ class Conversion:
             self._writer.commit({"final_norm": self._tensors.read("final_norm").float()})
         self._forget([Role("final_norm")])
         final_norm = self._writer.read("final_norm", torch.float32)
-        heard = None if self._run is None else self._run.final_norm_rms(final_norm)
-        if self._spec.tied_head:
-            self._embedding(heard)
-        else:
-            self._whole_matrix("head", heard)
+        heard = None if self._run is None else self._run.head_covariance(final_norm)
+        self._whole_matrix("embedding" if self._spec.tied_head else "head", heard)
 
-    def _embedding(self, activation_rms: Tensor | None) -> None:
-        """An untied embedding is only looked up: its error is not weighed by activations."""
-        self._whole_matrix("embedding", activation_rms)
-
-    def _whole_matrix(self, name: str, activation_rms: Tensor | None) -> None:
+    def _whole_matrix(self, name: str, covariance: Tensor | None) -> None:
+        """An embedding, a head, or both in one."""
         names = [n for n in self._writer.layout.places if n.split(".")[0] == name]
         if not self._writer.has(*names):
             matrix = self._tensors.read(name)
-            self._writer.commit(self._matrix_spans(name, matrix, activation_rms))
+            self._writer.commit(self._matrix_spans(name, matrix, covariance))
         self._tick(self._spec.n_vocab * self._spec.n_hidden)
         self._forget([Role(name)])
 
     def _matrix_spans(
-        self, name: str, matrix: Tensor, activation_rms: Tensor | None
+        self, name: str, matrix: Tensor, covariance: Tensor | None
     ) -> dict[str, Tensor]:
         recipe = self._recipe
         if recipe.dense_dtype is not None:
             return {name: matrix.to(recipe.dense_dtype)}
-        d = channel_factors(activation_rms, column_rms(matrix), seed=_seed(name))
+        if recipe.format == "nf4" and name.startswith("layers."):
+            return {f"{name}.nf4": nf4.encode(matrix)}
+        heard = None if covariance is None else rms_of(covariance)
+        d = channel_factors(heard, column_rms(matrix), seed=_seed(name))
         layout = PlaneLayout(*matrix.shape)
-        planes = self._pool.encode(matrix, d, layout, recipe.code, recipe.dense_planes)
+        # An embedding is looked up, also where it is the head too: a row's error counts as it is,
+        # and feedback, which makes it larger, would cost more than the head gains.
+        inputs = None if name == "embedding" else covariance
+        with self._naming(name):
+            planes = self._pool.encode(matrix, d, layout, recipe.code, recipe.dense_planes, inputs)
         return {f"{name}.plane{p}": plane for p, plane in enumerate(planes)} | {f"{name}.d": d}
+
+    @contextlib.contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Say which weights cannot be coded."""
+        try:
+            yield
+        except ValueError as e:
+            raise CheckpointError(
+                f"{self._tensors.checkpoint.folder}: {name}: {e}. The checkpoint is damaged or was "
+                "trained to pieces; download it again or choose another."
+            ) from e
 
     # --- bookkeeping
 

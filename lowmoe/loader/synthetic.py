@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowmoe.checkpoint.layout import Recipe, folder_layout
-from lowmoe.checkpoint.manifest import Manifest, Source
+from lowmoe.checkpoint.manifest import Manifest, Source, Span
 from lowmoe.checkpoint.writer import FolderWriter
 from lowmoe.families import Family
 from quant.expert import TrellisFormat
@@ -36,8 +36,21 @@ def write_synthetic(
     assert recipe.format == "trellis"
     layout = folder_layout(family.spec, recipe)
     random = np.random.Generator(np.random.SFC64(0))
-    with FolderWriter(folder, layout, {"synthetic": dict(config), "planes": recipe.expert_planes}) as w:
+
+    def manifest(spans: Mapping[str, Span]) -> Manifest:
+        return Manifest(
+            config=config,
+            source=Source(name=name, commit=None),
+            recipe=recipe,
+            calibration=None,
+            small_files={},
+            spans=spans,
+        )
+
+    identity = manifest({}).identity()
+    with FolderWriter(folder, layout, identity) as w:
         if w.finished:
+            w.require_same_model(identity)
             return
         makers = _makers(family, recipe, random)
         total = len(layout.places)
@@ -45,15 +58,7 @@ def write_synthetic(
             if not w.has(span):
                 w.commit({span: makers[_kind(span)](span)})
             progress(done, total)
-        manifest = Manifest(
-            config=config,
-            source=Source(name=name, commit=None),
-            recipe=recipe,
-            calibration=None,
-            small_files={},
-            spans=w.spans(),
-        )
-        w.finish(manifest, {})
+        w.finish(manifest(w.spans()), {})
 
 
 def _kind(span: str) -> str:
@@ -94,17 +99,22 @@ def _makers(
     }
     for name in ("attention_norm", "experts_norm", "final_norm"):
         makers[name] = ones(spec.n_hidden, torch.float32)
-    for name, layout in (("qkv", qkv), ("attention_out", out), ("embedding", words), ("head", words)):
+    for name, layout in (
+        ("qkv", qkv),
+        ("attention_out", out),
+        ("embedding", words),
+        ("head", words),
+    ):
         makers[name] = plane(layout)
         makers[f"{name}.d"] = ones(layout.n_in, torch.float16)
     return makers
 
 
 def _random_plane(layout: PlaneLayout, plane: int, random: np.random.Generator) -> Tensor:
-    """A plane whose weights have an rms of about 1 / sqrt(n_in), so that activations stay finite."""
+    """A plane whose weights have an rms of about 1 / sqrt(n_in): activations stay finite."""
     data = torch.from_numpy(np.frombuffer(random.bytes(layout.plane_bytes), dtype=np.uint8).copy())
     scale = PLANE_RATIO**plane / layout.n_in**0.5
-    data[layout.row_scale_offset :].view(torch.float16).fill_(scale)
+    end = layout.gain_offset
+    data[layout.row_scale_offset : end].view(torch.float16).fill_(scale)
+    data[end : end + 4].view(torch.float32).fill_(1.0)
     return data
-
-

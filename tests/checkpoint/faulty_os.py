@@ -110,9 +110,12 @@ class FaultyOs:
     def _die(self, moment: str) -> None:
         coin = random.Random(len(self.calls))
         for change in reversed(self._unsynced):
-            if moment == "lost" or (moment == "named" and not change.of_name):
-                change.take_back()
-            elif moment == "mixed" and coin.random() < 0.5:
+            is_lost = {
+                "lost": True,
+                "named": not change.of_name,
+                "mixed": coin.random() < 0.5,
+            }
+            if is_lost[moment]:
                 change.take_back()
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -131,9 +134,12 @@ class FaultyOs:
         with open(f"/proc/self/fd/{descriptor}", "rb") as file:
             file.seek(offset)
             old = file.read(len(data))
-        self._record_content(
-            descriptor, lambda own: (os.pwrite(own, old, offset), os.ftruncate(own, size))
-        )
+
+        def take_back(own: int) -> None:
+            os.pwrite(own, old, offset)
+            os.ftruncate(own, size)
+
+        self._record_content(descriptor, take_back)
 
     def _record_write(self, descriptor: int, data: bytes) -> None:
         size = os.fstat(descriptor).st_size  # files are only ever appended to by it

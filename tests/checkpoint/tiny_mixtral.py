@@ -21,7 +21,7 @@ from lowmoe.decoder.weights import CheckpointTensors
 from lowmoe.families import read_config
 from lowmoe.loader.convert import CalibrationText, Conversion, Progress
 from lowmoe.spec import checkpoint_tensors
-from quant.encode import Encode
+from quant.encode import Encode, encode_planes
 
 CONFIG: Mapping[str, Any] = {
     "model_type": "mixtral",
@@ -39,6 +39,7 @@ CONFIG: Mapping[str, Any] = {
     "tie_word_embeddings": False,
     "vocab_size": 80,
 }
+DEFAULT_RECIPE = Recipe()
 SMALL_FILES = {"tokenizer.json": b'{"model": {}}', "generation_config.json": b"{}"}
 
 
@@ -76,7 +77,7 @@ def write_tiny_mixtral(
     return weights
 
 
-def random_text(n_vocab: int, lengths: Iterable[int] = (24, 17, 7)) -> CalibrationText:
+def random_text(n_vocab: int, lengths: Iterable[int]) -> CalibrationText:
     generator = torch.Generator().manual_seed(1)
     sequences = tuple(torch.randint(0, n_vocab, (n,), generator=generator) for n in lengths)
     return CalibrationText(sequences=sequences, text_hash="of random token ids")
@@ -86,10 +87,11 @@ def random_text(n_vocab: int, lengths: Iterable[int] = (24, 17, 7)) -> Calibrati
 class Options:
     """What a conversion is asked for, beside the checkpoint."""
 
-    recipe: Recipe = Recipe()
+    recipe: Recipe = DEFAULT_RECIPE
     calibrated: bool = True
     n_workers: int = 1
     name: str = "tiny"
+    lengths: tuple[int, ...] = (24, 17, 7)  # of the calibration sequences, in tokens
 
 
 def convert(
@@ -100,7 +102,10 @@ def convert(
     shards: Shards | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> None:
-    """Convert a checkpoint folder that write_tiny_mixtral made."""
+    """Convert a checkpoint folder that write_tiny_mixtral made.
+
+    shards: as from a hub, where a commit says which weights they are.
+    """
     options = options or Options()
     checkpoint = Checkpoint(source, shards)
     tensors = CheckpointTensors(checkpoint, read_config(checkpoint.config))
@@ -109,9 +114,9 @@ def convert(
         tensors,
         folder,
         options.recipe,
-        source=Source(name=options.name, commit=None),
+        source=Source(name=options.name, commit=None if shards is None else "0" * 40),
         small_files=SMALL_FILES,
-        calibration=random_text(n_vocab) if options.calibrated else None,
+        calibration=random_text(n_vocab, options.lengths) if options.calibrated else None,
         n_workers=options.n_workers,
         progress=progress,
     ).run()
@@ -126,10 +131,17 @@ def remembering(encode: Encode) -> Encode:
     """The same encoder, which codes nothing twice: it takes nine tenths of a tiny conversion."""
     known: dict[tuple[object, ...], list[Tensor]] = {}
 
-    def encode_once(weights: Tensor, d: Tensor, *how: Any) -> list[Tensor]:
-        key = (weights.contiguous().view(torch.uint8).numpy().tobytes(), d.numpy().tobytes(), *how)
+    def encode_once(*wanted: Any) -> list[Tensor]:
+        key = tuple(_bytes_of(w) if isinstance(w, Tensor) else w for w in wanted)
         if key not in known:
-            known[key] = encode(weights, d, *how)
+            known[key] = encode(*wanted)
         return [plane.clone() for plane in known[key]]
 
     return encode_once
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+ENCODE_ONCE = remembering(encode_planes)  # shared by all tests of a run

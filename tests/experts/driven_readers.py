@@ -26,7 +26,11 @@ class DrivenReaders:
         """Let one of the reads under way end; False if there is none."""
         if not self._queue:
             return False
-        chosen = self.luck.randrange(min(len(self._queue), self._n_readers))
+        self.finish(self.luck.randrange(min(len(self._queue), self._n_readers)))
+        return True
+
+    def finish(self, chosen: int) -> None:
+        """Let one of the reads under way end, 0 being the one that began first."""
         future, work = self._queue.pop(chosen)
         try:
             work()
@@ -34,7 +38,6 @@ class DrivenReaders:
             future.set_exception(error)
         else:
             future.set_result(None)
-        return True
 
     def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
         """Let all reads end."""

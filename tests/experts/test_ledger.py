@@ -1,18 +1,17 @@
-from collections.abc import Iterator
+import time
 from dataclasses import fields
 
 import pytest
 
-from lowmoe.experts import ledger as ledger_module
 from lowmoe.experts.ledger import Ledger, Traffic
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that shows what the test puts into it."""
     now = [100.0]
-    monkeypatch.setattr(ledger_module.time, "perf_counter", lambda: now[0])
-    yield now
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return now
 
 
 def test_the_disk_is_busy_while_at_least_one_read_is_under_way(clock: list[float]) -> None:

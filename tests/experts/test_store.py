@@ -185,8 +185,7 @@ def test_a_borrower_waits_for_a_guess_rather_than_drop_what_is_wanted_next(
         store.prefetch(0, [5])
         store.prefetch(1, [0])
         store.want(0, [0, 5])  # no slot is left for 0 until a guess has been read
-        while not store.residents():
-            cast(DrivenReaders, store._readers).finish_one()
+        cast(DrivenReaders, store._readers).finish(0)
         assert store.residents() == {0: [5]}
         with store.borrow(0, [0]):
             assert store.residents() == {0: [0, 5]}

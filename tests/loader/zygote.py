@@ -20,14 +20,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from unittest import mock
 
 import torch
 
-import quant.encoder_pool
 from lowmoe.checkpoint import files
-from quant.encode import encode_planes
 from tests.checkpoint.faulty_os import Death, FaultyOs
-from tests.checkpoint.tiny_mixtral import Options, convert, remembering
+from tests.checkpoint.tiny_mixtral import ENCODE_ONCE, Options, convert
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 FINISHED, FAILED = 0, 3
@@ -61,7 +60,7 @@ class Zygote:
         """Convert, and die on the way; False where the run was over before."""
         answer = self._ask(source, folder, calibrated, death=[death.call, death.moment])
         assert answer in (FINISHED, -signal.SIGKILL)
-        return answer == -signal.SIGKILL
+        return bool(answer == -signal.SIGKILL)
 
     def die_after(
         self, source: Path, folder: Path, seconds: float, *, calibrated: bool = True
@@ -69,7 +68,7 @@ class Zygote:
         """Convert, and be killed when this time has passed, wherever that is."""
         answer = self._ask(source, folder, calibrated, seconds=seconds)
         assert answer in (FINISHED, -signal.SIGKILL)
-        return answer == -signal.SIGKILL
+        return bool(answer == -signal.SIGKILL)
 
     def finish(self, source: Path, folder: Path, *, calibrated: bool = True) -> None:
         """Convert, or go on, to the end."""
@@ -93,19 +92,19 @@ class Zygote:
 def serve() -> None:
     """What the zygote does until its stdin ends."""
     torch.set_num_threads(1)
-    quant.encoder_pool.encode_planes = remembering(encode_planes)
-    for line in sys.stdin:
-        print(json.dumps(_answer(json.loads(line))), flush=True)  # noqa: T201
+    with mock.patch("quant.encoder_pool.encode_planes", ENCODE_ONCE):
+        for line in sys.stdin:
+            sys.stdout.write(json.dumps(_answer(json.loads(line))) + "\n")
+            sys.stdout.flush()
 
 
 def _answer(request: dict[str, Any]) -> int | list[str]:
     source, folder = Path(request["source"]), Path(request["folder"])
     options = Options(calibrated=request["calibrated"])
     if "count" in request:  # in this process, so that later ones remember what it coded
-        files.os = counting = FaultyOs()
-        convert(source, folder, options)
-        files.os = os
-        return counting.calls
+        with mock.patch.object(files, "os", FaultyOs()) as counting:
+            convert(source, folder, options)
+        return list(counting.calls)
     return _in_a_fork(
         lambda: convert(source, folder, options),
         os if "seconds" in request else FaultyOs(_death(request)),
@@ -122,8 +121,8 @@ def _in_a_fork(work: Callable[[], None], system: Any, seconds: float | None) -> 
     child = os.fork()
     if child == 0:
         try:
-            files.os = system
-            work()
+            with mock.patch.object(files, "os", system):
+                work()
             os._exit(FINISHED)
         except BaseException:
             traceback.print_exc()

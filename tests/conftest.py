@@ -1,0 +1,61 @@
+"""What every test may ask for: tiny models, a home of its own, a machine of one thread."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import lowmoe
+from lowmoe.api import Model
+from tests.talking_mixtral import copy_of, write_talking_mixtral
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_machine() -> Iterator[None]:
+    """Tiny models are thousands of tiny operations: threads would only wait for each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lowmoe.engine.load.physical_cores", lambda: 1)
+        patch.setattr("lowmoe.library.physical_cores", lambda: 1)
+        patch.setattr("lowmoe.library.CALIBRATION_TOKENS", 512)
+        # What fits into a cache reads faster than RAM; how fast is nobody's question here.
+        patch.setattr("lowmoe.engine.machine.PROBE_BYTES", 2**20)
+        torch.set_num_threads(1)
+        yield
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """LOWMOE_HOME, which does not exist yet."""
+    monkeypatch.setenv("LOWMOE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def talking_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint with a tokenizer and a chat template; nobody writes to it."""
+    folder = tmp_path_factory.mktemp("talking") / "checkpoint"
+    write_talking_mixtral(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(talking_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model folder of talking_checkpoint at 6 bits; nobody writes to it."""
+    folder = tmp_path_factory.mktemp("model") / "talking-6bit"
+    lowmoe.quantize(talking_checkpoint, folder, bits=6)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mute_checkpoint(talking_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same checkpoint without a tokenizer."""
+    to = tmp_path_factory.mktemp("mute") / "checkpoint"
+    return copy_of(talking_checkpoint, to, without="tokenizer.json")
+
+
+@pytest.fixture
+def model(model_folder: Path) -> Iterator[Model]:
+    """A model that is closed when the test ends."""
+    with lowmoe.load(model_folder) as model:
+        yield model

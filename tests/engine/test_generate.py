@@ -1,0 +1,146 @@
+"""A session streams tokens, keeps what it can of its cache, and times what it does."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lowmoe.engine import generate
+from lowmoe.engine.generate import Session, Token, placement
+from lowmoe.engine.load import LoadOptions, Runtime, load_folder
+from lowmoe.engine.options import SamplingOptions
+from lowmoe.errors import PromptError, UsageError
+from tests.talking_mixtral import VOCABULARY
+
+PROMPT = list(range(40, 60))
+GREEDY = SamplingOptions(temperature=0.0, max_new_tokens=12)
+
+
+@pytest.fixture
+def runtime(model_folder: Path) -> Iterator[Runtime]:
+    runtime = load_folder(model_folder, LoadOptions())
+    yield runtime
+    runtime.close()
+
+
+@pytest.fixture
+def session(runtime: Runtime) -> Session:
+    return Session(runtime)
+
+
+def test_chunks_of_prefill_do_not_change_the_answer(
+    session: Session, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = list(session.token_ids(PROMPT, GREEDY))
+    for n_tokens in (1, 7, 20):
+        monkeypatch.setattr(generate, "PREFILL_CHUNK", n_tokens)
+        assert list(Session(runtime).token_ids(PROMPT, GREEDY)) == whole
+
+
+@pytest.mark.parametrize("n_same", [0, 1, 10, 19, 20])
+def test_whatever_a_prompt_shares_with_the_last_the_answer_is_a_fresh_sessions(
+    session: Session, runtime: Runtime, n_same: int
+) -> None:
+    other = PROMPT[:n_same] + [7] * (25 - n_same)
+    list(session.token_ids(PROMPT, GREEDY))
+    assert list(session.token_ids(other, GREEDY)) == list(Session(runtime).token_ids(other, GREEDY))
+
+
+def test_rewind_tells_how_much_was_kept(session: Session) -> None:
+    list(session.forward(PROMPT))
+    assert session.rewind([*PROMPT[:5], 1, 2]) == 5
+    assert session.rewind(PROMPT) == 5  # the rest was forgotten
+    assert session.rewind([]) == 0
+
+
+def test_stopped_in_the_prefill_it_says_nothing(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "PREFILL_CHUNK", 5)
+    n_chunks = 0
+    forward = session.forward
+
+    def stopping(ids: list[int]) -> Iterator[object]:
+        nonlocal n_chunks
+        for hidden in forward(ids):
+            n_chunks += 1
+            session.stop()
+            yield hidden
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "forward", stopping)
+        assert list(session.token_ids(PROMPT, GREEDY)) == []
+    assert n_chunks == 1
+    statistics = session.statistics()
+    assert (statistics.prompt_tokens, statistics.new_tokens) == (20, 0)
+    assert statistics.prefill_tokens_per_s is None
+    assert statistics.decode_tokens_per_s is None
+
+
+def test_end_tokens_are_heeded_or_not(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = list(session.token_ids(PROMPT, GREEDY))
+    monkeypatch.setattr(session, "_end_ids", lambda: {ids[4]})
+    assert list(session.token_ids(PROMPT, GREEDY)) == ids[: ids.index(ids[4])]
+    assert list(session.token_ids(PROMPT, GREEDY, heed_ends=False)) == ids
+
+
+@pytest.mark.parametrize(
+    ("ids", "complaint"),
+    [
+        ([], "the prompt is empty"),
+        ([VOCABULARY], f"token id {VOCABULARY}, but the vocabulary has ids 0 to"),
+        ([1] * 384, "the prompt has 384 tokens, but the context holds 384"),
+    ],
+    ids=["empty", "unknown", "too long"],
+)
+def test_a_prompt_that_cannot_be_answered_raises_before_the_first_token(
+    session: Session, ids: list[int], complaint: str
+) -> None:
+    with pytest.raises(PromptError, match=complaint):
+        session.stream(ids, GREEDY)
+
+
+def test_the_longest_prompt_gets_an_answer_of_one_token(session: Session) -> None:
+    assert len(list(session.token_ids([5] * 383, GREEDY))) == 1
+
+
+def test_a_stream_that_was_overtaken_says_so(session: Session) -> None:
+    first = session.token_ids(PROMPT, GREEDY)
+    next(first)
+    list(session.token_ids([1, 2], GREEDY))
+    with pytest.raises(UsageError, match="load the model twice"):
+        next(first)
+
+
+def test_text_held_back_to_the_end_comes_with_no_id(session: Session) -> None:
+    plain = list(session.stream(PROMPT, GREEDY))
+    last = "".join(token.text for token in plain)[-1]
+    held = list(
+        session.stream(
+            PROMPT, SamplingOptions(temperature=0.0, max_new_tokens=12, stop=(last + "§",))
+        )
+    )
+    assert all(token.id is not None for token in held[:-1])
+    assert held[-1] == Token(None, last)
+    assert "".join(t.text for t in held) == "".join(t.text for t in plain)
+
+
+def test_statistics_count_what_was_asked_and_made(session: Session, runtime: Runtime) -> None:
+    list(session.token_ids(PROMPT, GREEDY))
+    s = session.statistics()
+    assert (s.prompt_tokens, s.new_tokens, s.bits) == (20, 12, 6)
+    assert s.ttft_s > 0
+    assert s.prefill_tokens_per_s is not None
+    assert s.decode_tokens_per_s is not None
+    assert s.hit_rate.ram + s.hit_rate.disk == pytest.approx(1)
+    # All fit into RAM: a token reads every dense weight and 2 experts in each of 2 layers.
+    assert s.bytes_per_token.ram == runtime.dense_bytes + 4 * runtime.store.expert_bytes
+    everything = runtime.dense_bytes + 8 * runtime.store.expert_bytes
+    assert s.placement == placement(runtime)
+    assert s.placement.ram + s.placement.disk == everything
+
+
+def test_one_token_has_no_decode_speed(session: Session) -> None:
+    list(session.token_ids(PROMPT, SamplingOptions(temperature=0.0, max_new_tokens=1)))
+    s = session.statistics()
+    assert (s.new_tokens, s.decode_tokens_per_s, s.bound_tokens_per_s) == (1, None, None)

@@ -1,0 +1,140 @@
+"""Options are checked before anything is read, and memory is divided as they say."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowmoe.decoder.kv_cache import cache_bytes
+from lowmoe.engine import load as load_module
+from lowmoe.engine.load import LoadOptions, load_checkpoint, load_folder
+from lowmoe.errors import FolderError, LowMoeError, MemoryBudgetError, UsageError
+from tests.talking_mixtral import CONTEXT, copy_of
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"bits": 3}, "bits is 3, but must be 2, 4, 6 or auto"),
+        ({"bits": "4"}, "bits is '4'"),
+        ({"dtype": "float8"}, "dtype is 'float8', but must be one of float32, bfloat16, float16"),
+        ({"threads": 0}, "threads is 0, but must be at least 1"),
+        ({"context": -5}, "context is -5, but must be at least 1"),
+        ({"vram": "8GiB"}, "vram is given, but this version computes on the CPU only"),
+        ({"gpu": "4090"}, "gpu is '4090', but no CUDA device was found. Run on the CPU"),
+    ],
+)
+def test_options_that_cannot_be_honoured_are_usage_errors(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], complaint: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=complaint):
+        replace(LoadOptions(), **changes)  # type: ignore[arg-type]
+
+
+def test_a_card_that_is_there_is_named_but_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GeForce RTX 4090")
+    with pytest.raises(UsageError, match="found GeForce RTX 4090, but this version has no CUDA"):
+        LoadOptions(gpu="4090")
+
+
+def test_the_budget_for_experts_is_what_the_other_parts_leave(model_folder: Path) -> None:
+    with pytest.raises(MemoryBudgetError) as refused:
+        load_folder(model_folder, LoadOptions(ram=1, bits=4, context=100))
+    with_100_tokens = str(refused.value)
+    with pytest.raises(MemoryBudgetError) as refused:
+        load_folder(model_folder, LoadOptions(ram=1, bits=4, context=200))
+    with_200_tokens = str(refused.value)
+
+    def missing(message: str) -> int:
+        return int(message.split("at least ")[1].split()[0])
+
+    runtime = load_folder(model_folder, LoadOptions(bits=4, context=100))
+    with_cache = cache_bytes(runtime.spec, 100, torch.float32)
+    needed = runtime.dense_bytes + with_cache + 2 * runtime.store.expert_bytes
+    runtime.close()
+    assert missing(with_100_tokens) == needed - 1
+    assert missing(with_200_tokens) == needed - 1 + with_cache
+
+
+def test_without_a_budget_it_is_what_the_machine_has_free(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_module, "available_ram_bytes", lambda: 0)
+    with pytest.raises(MemoryBudgetError, match="0 bytes of RAM are left for experts"):
+        load_folder(model_folder, LoadOptions())
+
+
+def test_the_context_is_at_most_the_models(model_folder: Path) -> None:
+    with pytest.raises(UsageError, match=f"context is {CONTEXT + 1} tokens, .* for {CONTEXT}"):
+        load_folder(model_folder, LoadOptions(context=CONTEXT + 1))
+    runtime = load_folder(model_folder, LoadOptions())
+    runtime.close()
+    assert runtime.n_context == CONTEXT
+
+
+def test_the_context_of_a_long_model_is_not_taken_whole(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_module, "DEFAULT_CONTEXT", 64)
+    runtime = load_folder(model_folder, LoadOptions())
+    runtime.close()
+    assert runtime.n_context == 64
+
+
+def test_more_bits_than_a_folder_holds_are_refused(
+    talking_checkpoint: Path, tmp_path: Path
+) -> None:
+    import lowmoe
+
+    lowmoe.quantize(talking_checkpoint, tmp_path / "2bit", bits=2, calibrate=False)
+    lowmoe.quantize(talking_checkpoint, tmp_path / "nf4", format="nf4", calibrate=False)
+    with pytest.raises(UsageError, match=r"bits is 4, but .* holds 2 bits a weight\. Make it again"):
+        load_folder(tmp_path / "2bit", LoadOptions(bits=4))
+    with pytest.raises(UsageError, match=r"bits is 2, but .* holds nf4 experts"):
+        load_folder(tmp_path / "nf4", LoadOptions(bits=2))
+    runtime = load_folder(tmp_path / "nf4", LoadOptions())
+    runtime.close()
+    assert runtime.bits == 4
+
+
+def test_threads_are_torchs(model_folder: Path) -> None:
+    load_folder(model_folder, LoadOptions(threads=2)).close()
+    assert torch.get_num_threads() == 2
+    load_folder(model_folder, LoadOptions()).close()
+    assert torch.get_num_threads() == 1  # what the machine of these tests has
+
+
+def test_a_load_that_fails_leaves_no_descriptor_open(model_folder: Path, tmp_path: Path) -> None:
+    folder = copy_of(model_folder, tmp_path / "spoiled")
+    with (folder / "dense.safetensors").open("r+b") as file:
+        file.seek(-100, 2)
+        file.write(b"\xff" * 100)
+    before = open_descriptors()
+    for options in (LoadOptions(), LoadOptions(ram=1), LoadOptions(context=CONTEXT + 1)):
+        with pytest.raises(FolderError, match=r"dense\.safetensors: .* The file was damaged"):
+            load_folder(folder, options)
+    with pytest.raises(LowMoeError, match="RAM are left for experts"):
+        load_folder(model_folder, LoadOptions(ram=1))
+    assert open_descriptors() == before
+
+
+def test_closing_a_model_closes_its_files(model_folder: Path, talking_checkpoint: Path) -> None:
+    before = open_descriptors()
+    folder = load_folder(model_folder, LoadOptions())
+    folder.store.want(0, [0])
+    with folder.store.borrow(0, [0]):
+        during = open_descriptors()
+    folder.close()
+    load_checkpoint(talking_checkpoint, LoadOptions(dtype="float32")).close()
+    assert before < during
+    assert open_descriptors() == before
+
+
+def open_descriptors() -> int:
+    proc = Path("/proc/self/fd")
+    if not proc.is_dir():
+        pytest.skip("only Linux tells which descriptors are open")
+    return len(list(proc.iterdir()))

@@ -1,0 +1,60 @@
+"""The arithmetic of a run's statistics, by hand."""
+
+import pytest
+
+from lowmoe.engine.statistics import PerTier, RunStatistics, bound_tokens_per_s, hit_rate
+from lowmoe.experts.ledger import Traffic
+
+KEYS = [
+    "prompt_tokens",
+    "new_tokens",
+    "ttft_s",
+    "prefill_tokens_per_s",
+    "decode_tokens_per_s",
+    "bits",
+    "placement",
+    "hit_rate",
+    "bytes_per_token",
+    "bound_tokens_per_s",
+    "predicted_tokens_per_s",
+]
+
+
+def test_the_bound_is_set_by_the_tier_that_takes_longest() -> None:
+    moved = PerTier(ram=8e9, disk=1e9)
+    # 8 GB at 80 GB/s take 0.1 s; 1 GB at 5 GB/s takes 0.2 s, at 50 GB/s 0.02 s.
+    assert bound_tokens_per_s(moved, ram_bandwidth=80e9, disk_bandwidth=5e9) == pytest.approx(5)
+    assert bound_tokens_per_s(moved, ram_bandwidth=80e9, disk_bandwidth=50e9) == pytest.approx(10)
+
+
+def test_a_disk_that_was_not_read_does_not_bound() -> None:
+    moved = PerTier(ram=8e9)
+    assert bound_tokens_per_s(moved, ram_bandwidth=80e9, disk_bandwidth=None) == pytest.approx(10)
+
+
+def test_nothing_moved_has_no_bound() -> None:
+    assert bound_tokens_per_s(PerTier(), ram_bandwidth=80e9, disk_bandwidth=None) is None
+
+
+def test_hit_rates_are_shares_of_all_requests() -> None:
+    assert hit_rate(Traffic(ram_requests=3, disk_requests=1)) == PerTier(ram=0.75, disk=0.25)
+    assert hit_rate(Traffic()) == PerTier()
+
+
+def test_the_json_has_the_keys_of_the_design_in_its_order() -> None:
+    statistics = RunStatistics(
+        prompt_tokens=1,
+        new_tokens=2,
+        ttft_s=0.5,
+        prefill_tokens_per_s=None,
+        decode_tokens_per_s=None,
+        bits=4,
+        placement=PerTier(ram=1, disk=2),
+        hit_rate=PerTier(),
+        bytes_per_token=PerTier(),
+        bound_tokens_per_s=None,
+        predicted_tokens_per_s=None,
+    )
+    values = statistics.to_json()
+    assert list(values) == KEYS
+    assert values["placement"] == {"gpu": 0, "ram": 1, "disk": 2}

@@ -1,0 +1,232 @@
+"""Does a conversion hold what the checkpoint held, however many cores made it?"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lowmoe.checkpoint import files
+from lowmoe.checkpoint.folder import ModelFolder
+from lowmoe.checkpoint.layout import Recipe, expert_span
+from lowmoe.checkpoint.reader import Checkpoint
+from lowmoe.decoder.weights import CheckpointTensors, from_checkpoint, from_folder
+from lowmoe.errors import CheckpointError, FolderError
+from lowmoe.experts.source import CheckpointExperts
+from lowmoe.families import Family, read_config
+from lowmoe.loader.convert import Progress
+from quant.damage import relative_squared_error
+from quant.matrix import dequantize
+from tests.checkpoint.faulty_os import FaultyOs
+from tests.checkpoint.tiny_mixtral import (
+    ENCODE_ONCE,
+    SMALL_FILES,
+    Options,
+    config_with,
+    contents,
+    convert,
+    write_tiny_mixtral,
+)
+
+PLAIN = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_encoder() -> Iterator[None]:
+    with mock.patch("quant.encoder_pool.encode_planes", ENCODE_ONCE):
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_tiny_mixtral(folder)
+    return folder
+
+
+def family_of(folder: Path) -> Family:
+    return read_config(Checkpoint(folder).config)
+
+
+def dense_matrices(weights: Any) -> dict[str, Tensor]:
+    """Every dense tensor by name, decoded."""
+    found = {
+        "embedding": weights.embedding,
+        "head": weights.head,
+        "final_norm": weights.final_norm,
+    }
+    for layer_id, layer in enumerate(weights.layers):
+        for name in ("attention_norm", "qkv", "attention_out", "experts_norm", "router"):
+            found[f"layers.{layer_id}.{name}"] = getattr(layer, name)
+    return {name: dequantize(matrix) for name, matrix in found.items()}
+
+
+def experts_of(folder: ModelFolder, family: Family) -> dict[tuple[int, int], list[Tensor]]:
+    """gate, up and down of every expert, decoded."""
+    recipe, spec = folder.recipe, family.spec
+    format, found = recipe.expert_format(spec), {}
+    weights = from_folder(folder, spec)
+    for layer_id, layer in enumerate(weights.layers):
+        for expert_id in range(spec.layers[layer_id].feed_forward.n_experts):
+            names = [expert_span(layer_id, expert_id, part) for part in recipe.part_names]
+            parts = tuple(folder.read(name) for name in names)
+            d_inner = layer.transforms.d_inner[expert_id]
+            expert = format.open(parts, layer.transforms.d_in, d_inner)
+            gate, up = expert.split(dequantize(expert.gate_up).T)  # [H, I] each
+            found[layer_id, expert_id] = [gate.T, up.T, dequantize(expert.down)]
+    return found
+
+
+# What is in the folder
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("format", PLAIN)
+def test_plain_formats_hold_the_checkpoints_numbers(
+    tmp_path: Path, format: str, tied: bool
+) -> None:
+    source = tmp_path / "checkpoint"
+    write_tiny_mixtral(source, config_with(tie_word_embeddings=tied), dtype=PLAIN[format])
+    convert(source, tmp_path / "model", Options(recipe=Recipe(format=format)))
+    family = family_of(source)
+    tensors = CheckpointTensors(Checkpoint(source), family)
+    wanted = dense_matrices(from_checkpoint(tensors, PLAIN[format]))
+    with ModelFolder(tmp_path / "model") as folder:
+        found = dense_matrices(from_folder(folder, family.spec))
+        experts = experts_of(folder, family)
+    assert found.keys() == wanted.keys()
+    for name, matrix in wanted.items():
+        assert torch.equal(found[name], matrix), name
+    original = CheckpointExperts(tensors.checkpoint, family, PLAIN[format])
+    for key, matrices in experts.items():
+        for ours, theirs in zip(matrices, original.read_matrices(*key), strict=True):
+            assert torch.equal(ours, theirs), key
+
+
+# Relative squared error of a Gaussian: planes as quant/encode.py and the design have them, times
+# the gains that quant/trellis.py explains; nf4 as the design has it. A quarter more is allowed for
+# the few thousand weights of a tiny matrix.
+@pytest.mark.parametrize(
+    ("recipe", "of_experts", "of_dense"),
+    [
+        (Recipe(expert_planes=1, dense_planes=3), 0.083, 0.0005),
+        (Recipe(expert_planes=2, dense_planes=1), 0.0059, 0.083),
+        (Recipe(expert_planes=3, dense_planes=2), 0.0005, 0.0059),
+        (Recipe(format="nf4"), 0.0090, None),
+    ],
+    ids=str,
+)
+def test_coded_weights_are_as_near_as_their_format_allows(
+    checkpoint: Path, tmp_path: Path, recipe: Recipe, of_experts: float, of_dense: float | None
+) -> None:
+    convert(checkpoint, tmp_path / "model", Options(recipe=recipe, calibrated=False))
+    family = family_of(checkpoint)
+    tensors = CheckpointTensors(Checkpoint(checkpoint), family)
+    original = CheckpointExperts(tensors.checkpoint, family, torch.float32)
+    with ModelFolder(tmp_path / "model") as folder:
+        experts = experts_of(folder, family)
+        dense = dense_matrices(from_folder(folder, family.spec))
+    assert len(experts) == 8
+    for key, matrices in experts.items():
+        for ours, theirs in zip(matrices, original.read_matrices(*key), strict=True):
+            assert relative_squared_error(ours, theirs.float()) < 1.25 * of_experts, key
+    for name, wanted in dense_matrices(from_checkpoint(tensors, torch.float32)).items():
+        if name.endswith(("norm", "router")):
+            assert torch.equal(dense[name], wanted)
+        elif of_dense is not None:
+            assert relative_squared_error(dense[name], wanted) < 1.25 * of_dense, name
+
+
+def test_small_files_come_along_as_they_are(checkpoint: Path, tmp_path: Path) -> None:
+    convert(checkpoint, tmp_path / "model")
+    with ModelFolder(tmp_path / "model") as folder:
+        for name, data in SMALL_FILES.items():
+            assert folder.small_file(name) == data
+        assert folder.small_file("chat_template.jinja") is None
+
+
+def test_the_manifest_says_where_it_came_from(checkpoint: Path, tmp_path: Path) -> None:
+    for calibrated in (True, False):
+        path = tmp_path / f"model-{calibrated}"
+        convert(checkpoint, path, Options(calibrated=calibrated))
+        manifest = ModelFolder(path).manifest
+        assert manifest.config == Checkpoint(checkpoint).config
+        assert manifest.source.name == "tiny"
+        assert manifest.source.sample == Checkpoint(checkpoint).sample_hash()
+        assert (manifest.calibration is not None) == calibrated
+        assert manifest.calibration is None or manifest.calibration.n_tokens == 48
+
+
+# However it was made
+
+
+def test_the_number_of_workers_changes_no_byte(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Small enough that these matrices come in several pieces.
+    monkeypatch.setattr("quant.encode.CHUNK_WEIGHTS", 4096)
+    with mock.patch("quant.encoder_pool.encode_planes", wraps=ENCODE_ONCE) as in_this_process:
+        convert(checkpoint, tmp_path / "one", Options(n_workers=1))
+        n_matrices = in_this_process.call_count
+        assert n_matrices == 22
+        convert(checkpoint, tmp_path / "two", Options(n_workers=2))
+        assert in_this_process.call_count == n_matrices  # none again
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_progress_counts_every_weight_once_also_when_going_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool, calibrated: bool
+) -> None:
+    source, options = tmp_path / "checkpoint", Options(calibrated=calibrated)
+    weights = write_tiny_mixtral(source, config_with(tie_word_embeddings=tied))
+    total = sum(
+        w.numel() for n, w in weights.items() if w.dim() == 2 and "sparse_moe.gate" not in n
+    )
+
+    def before_call(number: int, name: str) -> None:
+        if number >= 90:
+            raise OSError("stopped by the test")
+
+    first: list[Progress] = []
+    second: list[Progress] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "os", FaultyOs(before_call=before_call))
+        with pytest.raises(FolderError, match="stopped by the test"):
+            convert(source, tmp_path / "model", options, progress=first.append)
+    convert(source, tmp_path / "model", options, progress=second.append)
+    for reports in (first, second):
+        done = [report.done for report in reports]
+        assert done == sorted(set(done))
+        assert {report.total for report in reports} == {total}
+    assert first[-1].done < total
+    assert second[-1].done == total
+
+
+# Weights that cannot be coded
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("tensor", "name"),
+    [
+        ("model.layers.1.block_sparse_moe.experts.2.w2.weight", r"layers\.1\.experts\.2"),
+        ("model.layers.0.self_attn.o_proj.weight", r"layers\.0\.attention_out"),
+        ("lm_head.weight", "head"),
+    ],
+)
+def test_weights_that_are_not_finite_are_named(
+    tmp_path: Path, tensor: str, name: str, value: float
+) -> None:
+    source = tmp_path / "checkpoint"
+    write_tiny_mixtral(source)
+    weights = load_file(source / "model.safetensors")
+    weights[tensor][3, 5] = value
+    save_file(weights, source / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{name}: weights are not finite"):
+        convert(source, tmp_path / "model", Options(calibrated=False))

@@ -1,0 +1,157 @@
+"""What quantization costs, on the one trained model that every clone has: the demo.
+
+Its own weights, as three planes stand for them, are the checkpoint that is quantized again. The
+signs of every transform are drawn anew, so that nothing fits better than in a first conversion.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import lowmoe
+from lowmoe.api import Model
+from lowmoe.checkpoint.layout import expert_span
+from lowmoe.engine.evaluate import Evaluation, evaluate
+from lowmoe.families import read_config
+from lowmoe.spec import Role
+from quant.matrix import dequantize
+
+STORY = Path(__file__).parent / "data" / "story.txt"
+WINDOW = 512
+# Measured when the folder was made; benchmarks/demo_quality.py. Floating-point differences between
+# machines move single near-ties of the router, which the story's 1700 tokens average out.
+STORY_PERPLEXITY = 29.3
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Model]:
+    with lowmoe.load(threads=2) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def story(demo: Model) -> list[int]:
+    return demo.runtime.text.tokenizer.encode(STORY.read_text("utf-8"), add_special=False)
+
+
+def test_the_demo_model_reads_a_story_as_well_as_when_it_was_made(
+    demo: Model, story: list[int]
+) -> None:
+    found = evaluate(demo.logits, story, window=WINDOW)
+    assert found.perplexity == pytest.approx(STORY_PERPLEXITY, rel=0.01)
+
+
+def test_the_demo_model_tells_a_story_and_answers_a_message(demo: Model) -> None:
+    told = demo.generate("Once upon a time", seed=1, max_new_tokens=40)
+    answered = demo.generate(
+        [{"role": "user", "content": "Tell me a story."}], seed=1, max_new_tokens=40
+    )
+    for text in (told, answered):
+        words = [word.strip(".,!?\"'").lower() for word in text.split()]
+        assert len(words) >= 20
+        assert len({"the", "a", "and", "to", "was", "of", "in", "it"} & set(words)) >= 3
+
+
+@pytest.fixture(scope="module")
+def checkpoint(demo: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's weights as a checkpoint of float32 tensors."""
+    folder = tmp_path_factory.mktemp("restored")
+    files = demo.runtime.folder
+    assert files is not None
+    family = read_config(files.manifest.config)
+    spec, dense, format = family.spec, demo.runtime.decoder.weights, demo.runtime.decoder.format
+    tensors = {
+        Role("embedding"): dequantize(dense.embedding),
+        Role("final_norm"): dense.final_norm,
+    }
+    for i, (layer, kinds) in enumerate(zip(dense.layers, spec.layers, strict=True)):
+        sizes = [kinds.attention.q_size, kinds.attention.kv_size, kinds.attention.kv_size]
+        q, k, v = torch.split(dequantize(layer.qkv), sizes)
+        tensors |= {Role("q", i): q, Role("k", i): k, Role("v", i): v}
+        tensors[Role("attention_out", i)] = dequantize(layer.attention_out)
+        tensors[Role("attention_norm", i)] = layer.attention_norm
+        tensors[Role("experts_norm", i)] = layer.experts_norm
+        tensors[Role("router", i)] = layer.router
+        for e in range(kinds.feed_forward.n_experts):
+            parts = tuple(files.read(expert_span(i, e, p)) for p in files.recipe.part_names)
+            transforms = layer.transforms
+            expert = format.open(parts, transforms.d_in, transforms.d_inner[e])
+            # The rows of gate and up, taken out of their interleaved blocks by a unit matrix.
+            gate, up = expert.split(dequantize(expert.gate_up).T)
+            tensors |= {Role("gate", i, e): gate.T, Role("up", i, e): up.T}
+            tensors[Role("down", i, e)] = dequantize(expert.down)
+    named = {family.tensor_name(role): t.contiguous() for role, t in tensors.items()}
+    save_file(named, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(dict(files.manifest.config)))
+    for name in files.manifest.small_files:
+        (folder / name).write_bytes(files.small_file(name) or b"")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Path) -> Iterator[Model]:
+    with lowmoe.load(checkpoint, dtype="float32", threads=2) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def costs(
+    checkpoint: Path,
+    reference: Model,
+    story: list[int],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Evaluation]:
+    """What each way of quantizing costs on the story, by "calibrated 4" and the like."""
+    work = tmp_path_factory.mktemp("quantized")
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        from lowmoe.loader import convert
+
+        first = convert._seed
+        patch.setattr(convert, "_seed", lambda name: first(f"drawn anew: {name}"))
+        patch.setattr("lowmoe.library.CALIBRATION_TOKENS", 8192)
+        lowmoe.quantize(checkpoint, work / "calibrated", bits=6, threads=2)
+        lowmoe.quantize(checkpoint, work / "uncalibrated", bits=6, threads=2, calibrate=False)
+        lowmoe.quantize(checkpoint, work / "nf4", format="nf4", threads=2)
+    for name, bits in [
+        *((n, b) for n in ("calibrated", "uncalibrated") for b in (2, 4, 6)),
+        ("nf4", "auto"),
+    ]:
+        with lowmoe.load(work / name, bits=bits, threads=2) as model:
+            found[f"{name} {bits}"] = evaluate(
+                model.logits, story, window=WINDOW, reference=reference.logits
+            )
+    return found
+
+
+def _kl(costs: dict[str, Evaluation], name: str) -> float:
+    kl = costs[name].kl
+    assert kl is not None
+    return kl
+
+
+def test_the_restored_checkpoint_is_the_demo_model(
+    demo: Model, reference: Model, story: list[int]
+) -> None:
+    ids = story[:256]
+    # The same weights, multiplied in another basis: float32 rounding through eight layers.
+    assert (demo.logits(ids) - reference.logits(ids)).abs().max() < 1e-2
+
+
+def test_two_planes_lose_at_most_half_of_what_nf4_loses(costs: dict[str, Evaluation]) -> None:
+    assert _kl(costs, "calibrated 4") <= 0.5 * _kl(costs, "nf4 auto")
+
+
+@pytest.mark.parametrize("bits", [2, 4, 6])
+def test_calibration_lowers_the_divergence_at_every_width(
+    costs: dict[str, Evaluation], bits: int
+) -> None:
+    assert _kl(costs, f"calibrated {bits}") < _kl(costs, f"uncalibrated {bits}")
+
+
+def test_every_plane_brings_the_model_closer_to_the_original(costs: dict[str, Evaluation]) -> None:
+    assert _kl(costs, "calibrated 6") < _kl(costs, "calibrated 4") < _kl(costs, "calibrated 2")
