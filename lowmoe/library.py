@@ -24,7 +24,7 @@ from lowmoe.checkpoint import files
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.layout import FORMATS, Place, Recipe, folder_layout
 from lowmoe.checkpoint.manifest import MANIFEST, Source
-from lowmoe.checkpoint.reader import CONFIG, Checkpoint
+from lowmoe.checkpoint.reader import CONFIG, Checkpoint, read_json
 from lowmoe.checkpoint.safetensors_file import SafetensorsFile
 from lowmoe.checkpoint.writer import SPARE_BYTES
 from lowmoe.decoder.weights import CheckpointTensors
@@ -288,10 +288,10 @@ def pull(
     work = settings.home / "work" / folder.name
     repository = HubRepository(repo_id, folder=work, progress=downloaded)
     checkpoint_folder = repository.fetch_small()
-    checkpoint = Checkpoint(checkpoint_folder, repository)
-    family = read_config(checkpoint.config)
+    family = read_config(read_json(checkpoint_folder / CONFIG))
     _check_ram(family, options)
     _check_pull_disk(repository, family, folder, options, report)
+    checkpoint = Checkpoint(checkpoint_folder, repository)  # a single shard is fetched here
     origin = Source(name=repo_id, commit=repository.commit)
     _convert(checkpoint, family, folder, origin, options, report)
     repository.forget()

@@ -1,6 +1,7 @@
 """What the bits of a weight mean: trellis planes, nf4, plain dtypes. torch only, nothing of lowmoe.
 
-`layout` draws the bits, `trellis` reads them, `encode` chooses them, `transform` turns weights and
-activations into the basis they are coded in, `matrix` and `expert` are what the rest of the house
-holds in its hands, `damage` says what a code has cost.
+`layout` draws the bits, `trellis` reads them, `encode` chooses them by searching with `viterbi`,
+`encoder_pool` does so on many cores, `transform` turns weights and activations into the basis they
+are coded in, `matrix` and `expert` are what the rest of the house holds in its hands, `damage` says
+what a code has cost.
 """

@@ -39,7 +39,10 @@ from quant.trellis import TrellisCode
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Rows to code; tensors as bytes.  factors: [blocks, h, h] float32, or None."""
+    """Rows to code; tensors as bytes.
+
+    d: float16; metric: [blocks, h, h] float32, see encode_rows, or None.
+    """
 
     rows: bytes
     dtype: str
@@ -98,7 +101,10 @@ class EncoderPool:
         n_planes: int,
         covariance: Tensor | None = None,
     ) -> list[Tensor]:
-        """What encode_planes does."""
+        """What encode_planes does.  d: float16.
+
+        Raises RuntimeError if a process of the pool has ended.
+        """
         chunks = list(row_chunks(layout))
         if not self._workers or len(chunks) == 1:
             return encode_planes(weights, d, layout, code, n_planes, covariance)

@@ -1,9 +1,12 @@
 """What names stand for, what is kept in the home, and what must fit before work begins."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from filelock import FileLock
 
@@ -37,6 +40,7 @@ from lowmoe.library import (
     section_tokens,
     verify,
 )
+from lowmoe.loader.hub import HubRepository, RetryPolicy
 from lowmoe.settings import Settings
 from tests.loader.fake_hub import FakeHub
 from tests.talking_mixtral import change_json, copy_of
@@ -95,7 +99,7 @@ def test_a_path_may_begin_with_the_users_home(
     assert locate(f"~/{model_folder.name}", settings) == LocalFolder(model_folder)
 
 
-@pytest.mark.parametrize("name", ["", "no-such-model", "/no/such/path", "a/b/c", "../x", "a b/c"])
+@pytest.mark.parametrize("name", ["no-such-model", "/no/such/path", "a/b/c", "../x", "a b/c"])
 def test_anything_else_is_unknown(settings: Settings, name: str) -> None:
     with pytest.raises(UnknownModelError, match="is no alias, no hub repository"):
         locate(name, settings)
@@ -280,12 +284,15 @@ def test_sections_share_the_tokens_evenly_and_keep_their_order() -> None:
 
 
 @pytest.fixture
-def hub(talking_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> "FakeHub":
+def hub(talking_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    huggingface_hub.close_session()  # one a process, with its view of the proxy
     with FakeHub() as hub:
         hub.add_commit({p.name: p.read_bytes() for p in talking_checkpoint.iterdir()})
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+        there = partial(HubRepository, endpoint=hub.endpoint, retry=RetryPolicy(tries=1))
+        monkeypatch.setattr(library, "HubRepository", there)
         yield hub
+    huggingface_hub.close_session()
 
 
 def test_a_pulled_model_is_that_of_the_checkpoint_and_leaves_no_shard(
@@ -335,7 +342,7 @@ def test_verify_finds_a_flipped_bit_wherever_it_is(model_folder: Path, tmp_path:
     assert n_small == 3
     for path in sorted(p for p in folder.iterdir() if p.name != "manifest.json"):
         data = path.read_bytes()
-        for place in (0, 100, len(data) // 2, len(data) - 1):
+        for place in (0, min(100, len(data) // 3), len(data) // 2, len(data) - 1):
             path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
             with ModelFolder(folder) as opened, pytest.raises((FolderError, CheckpointError)) as e:
                 verify(opened, lambda done, total: None)

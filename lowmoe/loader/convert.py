@@ -122,8 +122,9 @@ class Conversion:
             first = self._first_unfinished_layer()
         else:
             first = self._resume_calibration()
-        if not self._spec.tied_head:
-            self._whole_matrix("embedding", None)
+        # Rows of an embedding are looked up: no activations weigh their errors. One that is the
+        # head too is coded likewise: weighed for the head, look-ups lose more than the head gains.
+        self._whole_matrix("embedding", None)
         for layer_id in range(first):
             self._tick(self._forget_layer(layer_id))
         return first
@@ -260,16 +261,18 @@ class Conversion:
         self._tick(3 * self._spec.n_hidden * self._spec.uniform_experts().n_inner)
 
     def _ends(self) -> None:
-        """The final norm, the head, and an embedding that is also the head."""
+        """The final norm, and the head where it is not the embedding."""
         if not self._writer.has("final_norm"):
             self._writer.commit({"final_norm": self._tensors.read("final_norm").float()})
         self._forget([Role("final_norm")])
+        if self._spec.tied_head:
+            return
         final_norm = self._writer.read("final_norm", torch.float32)
         heard = None if self._run is None else self._run.head_covariance(final_norm)
-        self._whole_matrix("embedding" if self._spec.tied_head else "head", heard)
+        self._whole_matrix("head", heard)
 
     def _whole_matrix(self, name: str, covariance: Tensor | None) -> None:
-        """An embedding, a head, or both in one."""
+        """An embedding or a head."""
         names = [n for n in self._writer.layout.places if n.split(".")[0] == name]
         if not self._writer.has(*names):
             matrix = self._tensors.read(name)
@@ -288,11 +291,10 @@ class Conversion:
         heard = None if covariance is None else rms_of(covariance)
         d = channel_factors(heard, column_rms(matrix), seed=_seed(name))
         layout = PlaneLayout(*matrix.shape)
-        # An embedding is looked up, also where it is the head too: a row's error counts as it is,
-        # and feedback, which makes it larger, would cost more than the head gains.
-        inputs = None if name == "embedding" else covariance
         with self._naming(name):
-            planes = self._pool.encode(matrix, d, layout, recipe.code, recipe.dense_planes, inputs)
+            planes = self._pool.encode(
+                matrix, d, layout, recipe.code, recipe.dense_planes, covariance
+            )
         return {f"{name}.plane{p}": plane for p, plane in enumerate(planes)} | {f"{name}.d": d}
 
     @contextlib.contextmanager

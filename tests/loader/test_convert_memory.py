@@ -30,7 +30,7 @@ PROCESS_BYTES = 32 * MIB
 # experts here are small, so the threshold is too.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 # quant/encode.py codes 2**21 weights at once, with some 30 float32 and int64 beside each of them.
-CODING_BYTES = 320 * MIB
+CODING_BYTES = 256 * MIB
 WIDE = {
     "hidden_size": 1024,
     "intermediate_size": 1024,
@@ -82,7 +82,7 @@ def peak(source: Path, folder: Path, format: str) -> dict[str, int]:
     command = [sys.executable, "-c", PROGRAM, str(source), str(folder), format, str(N_TOKENS)]
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)}
     output = subprocess.run(command, env=environment, check=True, capture_output=True).stdout
-    found: dict[str, int] = json.loads(output); print(found)
+    found: dict[str, int] = json.loads(output)
     return found
 
 
@@ -105,12 +105,12 @@ def test_the_memory_a_conversion_takes_is_not_its_checkpoints(tmp_path: Path) ->
 
 
 def test_choosing_codes_takes_the_memory_of_a_few_million_weights(tmp_path: Path) -> None:
-    shape = {"hidden_size": 1024, "intermediate_size": 1536, "num_local_experts": 1}
+    shape = {"hidden_size": 1024, "intermediate_size": 1088, "num_local_experts": 1}
     shape |= {"num_experts_per_tok": 1, "num_hidden_layers": 1, "head_dim": 16}
     write_wide_mixtral(tmp_path / "checkpoint", **shape)
     found = peak(tmp_path / "checkpoint", tmp_path / "model", "trellis")
     # Two chunks of gate and up go to the workers, the one of down is coded here.
-    assert found["after"] - found["before"] < allowed(1536) + CODING_BYTES
+    assert found["after"] - found["before"] < allowed(1088) + CODING_BYTES
     assert found["worker"] - found["before"] < CODING_BYTES
 
 

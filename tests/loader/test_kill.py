@@ -97,6 +97,14 @@ def test_other_conversions_leave_no_trace_either(
         assert patient.survives(Death(call, MOMENTS[call % len(MOMENTS)])), call
 
 
+def test_what_follows_half_a_line_of_the_journal_is_not_lost(patient: Patient) -> None:
+    """A line written behind the half would be torn with it, for whoever reads it after that."""
+    lines = [n for n, name in enumerate(patient.calls, start=1) if name == "write"]
+    for call in lines:
+        # Far enough to save a state, and to remove the one before it.
+        assert patient.survives(Death(call, "half"), Death(75, "after")), call
+
+
 def test_deaths_while_going_on_leave_no_trace(patient: Patient) -> None:
     chance = random.Random(1)
     for depth in (2, 3) * 12:

@@ -1,5 +1,4 @@
 import functools
-from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -9,19 +8,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import quant.encode
+import quant.viterbi
 from quant import nf4
 from quant.damage import relative_squared_error
 from quant.encode import ScaleFit, encode_planes
 from quant.layout import PlaneLayout
-from quant.transform import channel_factors, restore_weights, transform_weights
+from quant.transform import channel_factors, hadamard_size, restore_weights, transform_weights
 from quant.trellis import (
     TrellisCode,
     decode_plane,
     decode_planes,
+    gain,
     group_scales,
     row_scales,
     table_values,
 )
+from quant.viterbi import Trellis
 
 CODE = TrellisCode()
 SHAPE = (512, 1024)
@@ -37,9 +39,16 @@ def student_t(*shape: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(generator.standard_t(5, shape)).float()
 
 
-def encoded(weights: Tensor, n_planes: int) -> list[Tensor]:
+def encoded(weights: Tensor, n_planes: int, covariance: Tensor | None = None) -> list[Tensor]:
     layout, d = PlaneLayout(*weights.shape), torch.ones(weights.shape[1])
-    return encode_planes(weights, d, layout, CODE, n_planes)
+    return encode_planes(weights, d, layout, CODE, n_planes, covariance)
+
+
+def some_covariance(n_in: int) -> Tensor:
+    """[blocks, h, h] of channels alike in neighbours: .9 to the power of their distance."""
+    size = hadamard_size(n_in)
+    at = torch.arange(size)
+    return (0.9 ** (at[:, None] - at).abs()).expand(n_in // size, size, size)
 
 
 def coded(weights: Tensor, n_planes: int) -> Tensor:
@@ -86,109 +95,53 @@ def test_two_planes_beat_nf4_at_the_same_bits(name: str) -> None:
     assert peer > 1.3 * errors_of_one_to_three_planes(name)[1]
 
 
-# The search
+# The codes
 
 
-Costs: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"  # [words]
-
-
-def exact_costs(x: Tensor, scale: Tensor, code: TrellisCode, *, closed: bool = True) -> Costs:
-    """The least squared error of each word: every path and, if its ends must meet, every seam.
-
-    x, scale: [32, words].  Runs in the order of weights, where the search under test runs against
-    it: the low window_bits - 2 bits of a window are the high ones of the window before.
-    """
-    n_states = 2 ** (code.window_bits - 2)
-    cost = np.full((n_states, n_states, x.shape[1]), np.inf)  # [seam, state, words]
-    cost[range(n_states), range(n_states) if closed else slice(None)] = 0
-    for target, factor in zip(x.double().numpy(), scale.double().numpy(), strict=True):
-        after = np.full_like(cost, np.inf)
-        for window, value in enumerate(code.table):
-            step = (target - factor * code.table_unit * value) ** 2
-            path = cost[:, window % n_states] + step
-            after[:, window // 4] = np.minimum(after[:, window // 4], path)
-        cost = after
-    least: Costs = (cost[range(n_states), range(n_states)] if closed else cost[0]).min(0)
-    return least
-
-
-def path_costs(x: Tensor, scale: Tensor, windows: Tensor, code: TrellisCode) -> Costs:
-    values = torch.tensor(code.table, dtype=torch.float64)[windows] * code.table_unit
-    costs: Costs = (x.double() - scale.double() * values).square().sum(0).numpy()
-    return costs
-
-
-def float32_slack(x: Tensor) -> Costs:
-    """What the search may miss by adding in float32: 32 costs, each rounded to 2^-24 of what has
-    been added up so far, itself at most about the word's sum of squares; twice, once a side."""
-    slack: Costs = 64 * 2**-24 * x.double().square().sum(0).numpy()
-    return slack
-
-
-def any_code(window_bits: int) -> TrellisCode:
-    if window_bits == 6:
-        return CODE
-    table = gaussian(2**window_bits, seed=window_bits).mul(20).round().clamp(-63, 63)
-    return TrellisCode(window_bits=window_bits, table=tuple(int(v) for v in table))
-
-
-def words_to_code(n_words: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Weights and their scales, [32, n_words] each; a word's scales differ from row to row."""
-    rows = gaussian(32 // 4, n_words, seed=seed).mul(0.2).exp()
-    scale = rows.repeat_interleave(4, dim=0)
-    return gaussian(32, n_words, seed=seed + 1) * scale, scale
-
-
-@pytest.mark.parametrize("window_bits", [4, 5, 6, 7])
-def test_the_search_is_never_better_than_exact_and_on_average_nearly_as_good(
-    window_bits: int,
-) -> None:
-    code = any_code(window_bits)
-    x, scale = words_to_code(1000, seed=10)
-    windows = quant.encode._Trellis.of(code).search(x, scale, tail_biting=True)
-    found, exact = path_costs(x, scale, windows, code), exact_costs(x, scale, code)
-    slack = float32_slack(x)
-    assert (found >= exact - slack).all()
-    # Two seams of 16 cost .2 % and are exact for 93 of 100 words; one costs 1 % and 80 of 100.
-    assert found.mean() <= 1.005 * exact.mean()
-    assert (found <= exact + slack).mean() > 0.9
-
-
-@pytest.mark.parametrize("window_bits", [4, 5, 6, 7, 10])
-def test_windows_overlap_all_around_the_word(window_bits: int) -> None:
-    x, scale = words_to_code(500, seed=20)
-    windows = quant.encode._Trellis.of(any_code(window_bits)).search(x, scale, tail_biting=True)
-    assert windows.shape == x.shape
-    shared = windows & (2 ** (window_bits - 2) - 1)  # with the window before
-    assert torch.equal(windows.roll(1, dims=0) >> 2, shared)
-
-
-@pytest.mark.parametrize("window_bits", [4, 5, 6, 7])
-def test_a_search_whose_ends_need_not_meet_is_exact(window_bits: int) -> None:
-    code = any_code(window_bits)
-    x, scale = words_to_code(500, seed=30)
-    windows = quant.encode._Trellis.of(code).search(x, scale, tail_biting=False)
-    found, exact = path_costs(x, scale, windows, code), exact_costs(x, scale, code, closed=False)
-    assert (abs(found - exact) <= float32_slack(x)).all()
-    assert torch.equal(windows[:-1] >> 2, windows[1:] & (2 ** (window_bits - 2) - 1))
-
-
-def test_what_a_plane_returns_as_coded_is_what_the_decoder_reads() -> None:
+@pytest.mark.parametrize("feedback", [False, True])
+def test_the_decoder_reads_what_the_search_chose(feedback: bool) -> None:
     weights, layout = gaussian(128, 192, seed=40), PlaneLayout(128, 192)
-    plane = torch.zeros(layout.plane_bytes, dtype=torch.uint8)
-    returned = quant.encode._encode_rows(weights, plane, layout, CODE, 0, 2)
-    # The same four factors multiplied in another order: three roundings on either side.
-    torch.testing.assert_close(decode_plane(plane, layout, CODE), returned, rtol=2**-21, atol=0)
+    trellis = Trellis.of(CODE)
+    stack = quant.encode._Stack.of(weights, trellis, 2)
+    if feedback:
+        factors = quant.encode.feedback_factors(some_covariance(192))
+        before = stack
+        stack = stack.with_feedback(weights, trellis, layout, factors)
+        assert not torch.equal(stack.windows[0], before.windows[0])
+    for windows, scales in zip(stack.windows, stack.scales, strict=True):
+        plane = quant.encode._pack(windows, scales, layout)
+        values = trellis.values[quant.encode._from_words(windows, 128, 192)]
+        wanted = values * scales.products().repeat_interleave(64, dim=1)
+        # The same four factors multiplied in another order: three roundings on either side.
+        torch.testing.assert_close(decode_plane(plane, layout, CODE), wanted, rtol=2**-21, atol=0)
 
 
 @pytest.mark.parametrize("chunk_words", [128, 1000, 65536])
-def test_the_chunks_worked_in_leave_no_trace(
-    monkeypatch: pytest.MonkeyPatch, chunk_words: int
+@pytest.mark.parametrize("n_in", [192, 300])
+def test_the_words_searched_at_once_leave_no_trace(
+    monkeypatch: pytest.MonkeyPatch, chunk_words: int, n_in: int
 ) -> None:
-    weights = gaussian(200, 300, seed=50)
+    weights = gaussian(200, n_in, seed=50)
+    before = encoded(weights, 2, some_covariance(n_in))
+    monkeypatch.setattr(quant.viterbi, "CHUNK_WORDS", chunk_words)
+    assert all(map(torch.equal, encoded(weights, 2, some_covariance(n_in)), before))
+
+
+@pytest.mark.parametrize("chunk_weights", [1, 64 * 320, 2 * 64 * 320])
+def test_the_rows_coded_at_once_show_only_in_the_rounding_of_the_gain(
+    monkeypatch: pytest.MonkeyPatch, chunk_weights: int
+) -> None:
+    # 300 = 4 * 75: rotating blocks of 4 rounds alike however many rows there are.
+    weights, layout = gaussian(200, 300, seed=52), PlaneLayout(200, 300)
     before = encoded(weights, 2)
-    monkeypatch.setattr(quant.encode, "CHUNK_WORDS", chunk_words)
-    assert all(map(torch.equal, encoded(weights, 2), before))
+    monkeypatch.setattr(quant.encode, "CHUNK_WEIGHTS", chunk_weights)
+    rows = 64 * max(1, chunk_weights // (64 * 320))
+    chunks = [(first, min(first + rows, 200)) for first in range(0, 200, rows)]
+    assert list(quant.encode.row_chunks(layout)) == chunks
+    for plane, whole in zip(encoded(weights, 2), before, strict=True):
+        assert torch.equal(plane[: layout.gain_offset], whole[: layout.gain_offset])
+        # Sums in float64 of numbers that are the same: the float32 may fall to its neighbour.
+        assert gain(plane, layout) == pytest.approx(gain(whole, layout), rel=2**-22)
 
 
 def test_blocks_coded_apart_are_those_coded_together() -> None:

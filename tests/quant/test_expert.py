@@ -11,7 +11,9 @@ from quant.transform import channel_factors
 from quant.trellis import TrellisCode
 
 SIZES = [(64, 64), (128, 192), (97, 33), (70, 130), (1, 1)]  # n_hidden, n_inner
-TRELLIS_ERRORS = (0.079, 0.0062, 0.0005)  # see test_encode.py
+# The gain multiplies a code of least squared error D by 1 / (1 - D), which leaves D / (1 - D). For
+# D see test_encode.py.
+TRELLIS_ERRORS = [error / (1 - error) for error in (0.079, 0.0062, 0.0005)]
 
 Weights = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 

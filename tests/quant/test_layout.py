@@ -35,9 +35,9 @@ static void print_numbers(int argc, char** argv) {
               kMaxPlanes, kBlockCodeBytes, kBlockScaleBytes);
   for (int a = 1; a + 1 < argc; a += 2) {
     const PlaneLayout plane{number(argv[a]), number(argv[a + 1])};
-    std::printf("%zu %zu %zu %zu %zu %zu\n", plane.row_blocks(), plane.column_blocks(),
+    std::printf("%zu %zu %zu %zu %zu %zu %zu\n", plane.row_blocks(), plane.column_blocks(),
                 plane.code_bytes(), plane.group_scale_offset(), plane.row_scale_offset(),
-                plane.plane_bytes());
+                plane.gain_offset(), plane.plane_bytes());
   }
 }
 
@@ -115,6 +115,7 @@ def test_a_compiler_sees_the_same_constants_and_the_same_offsets(probe: Path) ->
             layout.code_bytes,
             layout.group_scale_offset,
             layout.row_scale_offset,
+            layout.gain_offset,
             layout.plane_bytes,
         ]
 
@@ -144,17 +145,19 @@ def test_regions_follow_each_other_aligned_and_without_overlap(shape: tuple[int,
     assert layout.code_bytes == layout.padded_rows * layout.padded_columns // 4  # 2 bits
     assert layout.group_scale_offset >= layout.code_bytes
     assert layout.row_scale_offset >= layout.group_scale_offset + layout.group_scale_bytes
-    assert layout.plane_bytes == layout.row_scale_offset + 2 * layout.padded_rows
-    for offset in (layout.group_scale_offset, layout.row_scale_offset, layout.plane_bytes):
+    assert layout.gain_offset == layout.row_scale_offset + 2 * layout.padded_rows
+    assert layout.plane_bytes == layout.gain_offset + REGION_ALIGNMENT
+    for offset in (layout.group_scale_offset, layout.row_scale_offset, layout.gain_offset):
         assert offset % REGION_ALIGNMENT == 0
 
 
 @pytest.mark.parametrize("shape", [(4096, 14336), (14336, 4096), (2048, 1536)])
 def test_a_plane_takes_the_bits_its_drawing_adds_up_to(shape: tuple[int, int]) -> None:
-    # 2 bits of code, 4 bits of scale for 64 weights, 16 bits of scale for a row: 2.064 to 2.073.
+    # 2 bits of code, 4 bits of scale for 64 weights, 16 bits of scale for a row, 64 bytes for the
+    # gain: 2.064 to 2.073.
     n_out, n_in = shape
     bits = PlaneLayout(n_out, n_in).plane_bytes * 8 / (n_out * n_in)
-    assert bits == pytest.approx(2 + 4 / 64 + 16 / n_in, rel=1e-12)
+    assert bits == pytest.approx(2 + 4 / 64 + 16 / n_in + 512 / (n_out * n_in), rel=1e-12)
     assert bits < 2.08
 
 

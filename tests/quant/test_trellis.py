@@ -1,3 +1,4 @@
+import struct
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from quant.trellis import (
     TrellisCode,
     decode_plane,
     decode_planes,
+    gain,
     group_scales,
     row_scales,
     table_values,
@@ -23,7 +25,7 @@ def random_code(window_bits: int, generator: torch.Generator) -> TrellisCode:
 def random_plane(layout: PlaneLayout, generator: torch.Generator) -> Tensor:
     plane = torch.randint(0, 256, (layout.plane_bytes,), generator=generator, dtype=torch.uint8)
     rows = torch.rand(layout.padded_rows, generator=generator).half()
-    plane[layout.row_scale_offset :] = rows.view(torch.uint8)
+    plane[layout.row_scale_offset : layout.gain_offset] = rows.view(torch.uint8)
     return plane
 
 
@@ -93,6 +95,17 @@ def test_a_weight_is_row_scale_times_nibble_fifteenths_times_unit_times_table_va
     assert decoded.dtype == torch.float32
     # row * nibble is exact in float32 (11 + 4 bits); the unit and two products round: 3 * 2^-24.
     torch.testing.assert_close(decoded.double(), wanted, rtol=2**-22, atol=0)
+
+
+def test_the_gain_is_a_little_endian_float32_behind_the_row_scales() -> None:
+    layout = PlaneLayout(100, 130)
+    plane = random_plane(layout, torch.Generator().manual_seed(4))
+    decoded = decode_plane(plane, layout, TrellisCode())
+    plane[layout.gain_offset :][:4] = torch.frombuffer(
+        bytearray(struct.pack("<f", 1.0625)), dtype=torch.uint8
+    )
+    assert gain(plane, layout) == 1.0625
+    assert torch.equal(decode_plane(plane, layout, TrellisCode()), decoded)  # the stack's, not its
 
 
 def test_a_stack_is_the_sum_of_its_planes() -> None:

@@ -1,0 +1,164 @@
+"""quantize, inspect, verify, list, rm, doctor, eval: a model's life on the command line."""
+
+import builtins
+import importlib.metadata
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import RunCommand
+from tests.talking_mixtral import copy_of
+
+
+def test_a_models_life_from_quantize_to_rm(
+    lowmoe_command: RunCommand, talking_checkpoint: Path, home: Path
+) -> None:
+    folder = home / "models" / "mine"
+
+    made = lowmoe_command("quantize", talking_checkpoint, folder, "--bits", "4")
+    assert made.code == 0
+    assert made.err.splitlines()[-1].startswith(f"{folder}: ")
+    assert made.err.splitlines()[-1].endswith(", complete")
+
+    ran = lowmoe_command("run", "mine", "--prompt", "Once", "--max-new-tokens", "2", "--json")
+    assert json.loads(ran.out.splitlines()[-1])["bits"] == 4
+
+    shown = json.loads(lowmoe_command("inspect", "mine", "--json").out)
+    assert shown["format"] == "trellis, 2 planes"
+    assert shown["path"] == str(folder)
+    assert shown["calibration"] != "none"
+    assert "vocabulary           320" in lowmoe_command("inspect", "mine").out
+
+    verified = lowmoe_command("verify", "mine")
+    assert (verified.code, verified.out.count("\n")) == (0, 1)
+    assert f"all {shown['spans']} spans are what they should be" in verified.out
+
+    listed = json.loads(lowmoe_command("list", "--json").out)
+    n_bytes = sum(f.stat().st_size for f in folder.iterdir())
+    assert listed == {
+        "home": str(home / "models"),
+        "models": [{"name": "mine", "bytes": n_bytes, "finished": True}],
+    }
+
+    assert lowmoe_command("rm", "mine", "--yes").code == 0
+    assert json.loads(lowmoe_command("list", "--json").out)["models"] == []
+
+
+def test_list_tells_what_is_unfinished_and_what_comes_along(
+    lowmoe_command: RunCommand, model_folder: Path, home: Path
+) -> None:
+    copy_of(model_folder, home / "models" / "half", without="manifest.json")
+    out = lowmoe_command("list").out
+    assert "comes with lowmoe" in out
+    assert "unfinished: run the same command again" in out
+    assert "mixtral-8x22b" in out
+
+
+def test_inspect_shows_a_checkpoint_and_the_demo(
+    lowmoe_command: RunCommand, talking_checkpoint: Path
+) -> None:
+    shown = json.loads(lowmoe_command("inspect", talking_checkpoint, "--json").out)
+    assert (shown["format"], shown["layers"]) == ("checkpoint, unquantized", 2)
+    assert json.loads(lowmoe_command("inspect", "--json").out)["vocabulary"] == 8192
+
+
+def test_verify_names_what_a_flipped_bit_has_damaged(
+    lowmoe_command: RunCommand, model_folder: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(model_folder, tmp_path / "damaged")
+    path = folder / "experts-plane2-00001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    done = lowmoe_command("verify", folder)
+    assert done.code == 1
+    assert done.out == ""
+    last = done.err.splitlines()[-1]
+    assert last.startswith(f"lowmoe: {path}: layers.1.experts.3.plane2 has hash")
+
+
+@pytest.mark.parametrize(("reply", "stays"), [("n\n", True), ("\n", True), ("Yes\n", False)])
+def test_rm_asks_first(
+    lowmoe_command: RunCommand,
+    model_folder: Path,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reply: str,
+    stays: bool,
+) -> None:
+    folder = copy_of(model_folder, home / "models" / "asked")
+    questions: list[str] = []
+
+    def answer(question: str) -> str:
+        questions.append(question)
+        return reply
+
+    monkeypatch.setattr(builtins, "input", answer)
+    done = lowmoe_command("rm", "asked")
+    assert done.code == 0
+    assert folder.exists() == stays
+    assert ("Nothing was deleted" in done.out) == stays
+    (question,) = questions
+    assert question.startswith(f"Delete {folder}, ")
+
+
+def test_rm_with_nobody_to_answer_deletes_nothing(
+    lowmoe_command: RunCommand, model_folder: Path, home: Path
+) -> None:
+    folder = copy_of(model_folder, home / "models" / "asked")
+    done = lowmoe_command("rm", "asked")
+    assert done.code == 2
+    assert "Give --yes to delete without asking" in done.err
+    assert (folder / "manifest.json").is_file()
+
+
+def test_pulling_what_was_pulled_says_so(
+    lowmoe_command: RunCommand, model_folder: Path, home: Path
+) -> None:
+    copy_of(model_folder, home / "models" / "mistralai--Mixtral-8x7B-v0.1")
+    done = lowmoe_command("pull", "mixtral-8x7b-base")
+    assert (done.code, done.out) == (0, "")
+    assert done.err.endswith("mistralai--Mixtral-8x7B-v0.1 is complete already.\n")
+
+
+def test_doctor_tells_what_the_machine_offers(
+    lowmoe_command: RunCommand, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: f"{name} 1.2.3")
+    values = json.loads(lowmoe_command("doctor", "--json").out)
+    assert values["lowmoe"] == "lowmoe 1.2.3"
+    assert values["home"] == str(home)
+    assert values["cores"] >= 1
+    assert 0 <= values["ram_available_bytes"] < values["ram_bytes"]
+    assert values["ram_read_bytes_per_s"] > 0
+    assert isinstance(values["direct_reads"], bool)
+    assert list(home.iterdir()) == []  # the probe is gone
+    shown = lowmoe_command("doctor").out
+    assert all(key.replace("_", " ") in shown for key in values)
+
+
+def test_eval_prints_perplexity_and_with_a_checkpoint_what_quantizing_cost(
+    lowmoe_command: RunCommand, model_folder: Path, talking_checkpoint: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text"
+    text.write_text("Once upon a time, there was a small brown owl.")
+    alone = json.loads(lowmoe_command("eval", model_folder, text, "--json").out)
+    assert list(alone) == ["perplexity", "kl", "top1", "tokens"]
+    assert alone["perplexity"] > 1
+    assert (alone["kl"], alone["top1"]) == (None, None)
+
+    def against(*options: str) -> dict[str, float]:
+        done = lowmoe_command(
+            "eval", model_folder, text, "--against", talking_checkpoint, "--json", *options
+        )
+        values: dict[str, float] = json.loads(done.out)
+        return values
+
+    six, two = against("--bits", "6"), against("--bits", "2")
+    assert six["perplexity"] == pytest.approx(alone["perplexity"])
+    assert six["tokens"] == alone["tokens"] > 10
+    assert 0 < six["kl"] < two["kl"]
+    assert 0.5 < six["top1"] <= 1
+    shown = lowmoe_command("eval", model_folder, text, "--window", "8").out
+    assert shown.startswith("perplexity ")
