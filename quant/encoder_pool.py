@@ -9,6 +9,7 @@ Knows:        how to cut a matrix by rows and put its planes together again.
 Ignorant of:  how rows are coded.
 """
 
+import contextlib
 import os
 import pickle
 import subprocess
@@ -88,7 +89,8 @@ class EncoderPool:
             assert worker.stdout is not None
             if kind is not None:
                 worker.kill()
-            worker.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # a dead worker's unread job
+                worker.stdin.close()
             worker.stdout.close()
             worker.wait()
 
@@ -142,7 +144,7 @@ class EncoderPool:
         try:
             _send(worker.stdin, job)
             answer = _receive(worker.stdout)
-        except (EOFError, BrokenPipeError) as e:
+        except (EOFError, pickle.UnpicklingError, BrokenPipeError) as e:
             raise RuntimeError(
                 f"an encoder process ended with exit code {worker.wait()}; out of memory?"
             ) from e

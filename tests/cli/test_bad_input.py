@@ -338,7 +338,9 @@ CASES = [
     Case("text too short", lambda w: ["eval", w.model, w.written("a", "")], 2, "has 0 tokens"),
     Case("another vocabulary", another_model, 1, "320, but demo one of 8192"),
     Case("runs", lambda w: ["bench", w.model, "--runs", "0"], 2, "--runs is 0, but must be"),
-    Case("shape", lambda w: ["bench", "mixtral", "--synthetic"], 2, r"no alias and no config\.json"),
+    Case(
+        "shape", lambda w: ["bench", "mixtral", "--synthetic"], 2, r"no alias and no config\.json"
+    ),
     Case("pull what is here", lambda w: ["pull", w.talking], 2, "is on this disk already"),
     Case("inspect the hub", lambda w: ["inspect", "mixtral-8x7b"], 2, "Pull it first: lowmoe pull"),
     Case("verify a checkpoint", lambda w: ["verify", w.talking], 2, "is no model folder"),
@@ -424,9 +426,7 @@ def test_a_message_of_several_lines_is_shown_as_one(
     assert lowmoe_command("run", world.model, "--prompt", "Once").err == "lowmoe: one two\n"
 
 
-def test_stdin_that_is_no_text_is_said_to_be_none(
-    lowmoe_command: RunCommand, world: World
-) -> None:
+def test_stdin_that_is_no_text_is_said_to_be_none(lowmoe_command: RunCommand, world: World) -> None:
     class Binary:
         def isatty(self) -> bool:
             return False

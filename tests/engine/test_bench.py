@@ -117,8 +117,9 @@ def test_disk_bandwidth_is_bytes_of_experts_over_time(
     monkeypatch.setattr(bench_module.time, "perf_counter", lambda: next(clock))
     with ModelFolder(model_folder) as folder:
         n_bytes = sum(
-            s.place.n_bytes for name, s in folder.manifest.spans.items() if ".plane" in name
-            and ".experts." in name
+            s.place.n_bytes
+            for name, s in folder.manifest.spans.items()
+            if ".plane" in name and ".experts." in name
         )
         assert disk_bandwidth(folder) == n_bytes / 2.0
     assert sorted(read) == [(layer, expert) for layer in range(2) for expert in range(4)]

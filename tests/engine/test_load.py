@@ -91,7 +91,9 @@ def test_more_bits_than_a_folder_holds_are_refused(
 
     lowmoe.quantize(talking_checkpoint, tmp_path / "2bit", bits=2, calibrate=False)
     lowmoe.quantize(talking_checkpoint, tmp_path / "nf4", format="nf4", calibrate=False)
-    with pytest.raises(UsageError, match=r"bits is 4, but .* holds 2 bits a weight\. Make it again"):
+    with pytest.raises(
+        UsageError, match=r"bits is 4, but .* holds 2 bits a weight\. Make it again"
+    ):
         load_folder(tmp_path / "2bit", LoadOptions(bits=4))
     with pytest.raises(UsageError, match=r"bits is 2, but .* holds nf4 experts"):
         load_folder(tmp_path / "nf4", LoadOptions(bits=2))

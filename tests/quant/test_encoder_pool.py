@@ -1,6 +1,5 @@
 import contextlib
 import io
-import pickle
 import signal
 from collections.abc import Callable, Iterator
 from typing import IO, Any
@@ -153,20 +152,7 @@ def die_in_mid_answer(pool: EncoderPool, monkeypatch: pytest.MonkeyPatch) -> Non
     die_at(pool, monkeypatch, lambda stream: io.BytesIO(stream.read(1000)))
 
 
-# Leaving the pool flushes what was meant for the dead process, and that error hides the first one.
-hidden = pytest.mark.xfail(raises=BrokenPipeError, strict=True, reason="EncoderPool.__exit__")
-# pickle calls half an answer an UnpicklingError.
-uncaught = pytest.mark.xfail(raises=pickle.UnpicklingError, strict=True, reason="EncoderPool._run")
-
-
-@pytest.mark.parametrize(
-    "die",
-    [
-        pytest.param(die_before_the_job, marks=hidden),
-        die_at_work,
-        pytest.param(die_in_mid_answer, marks=uncaught),
-    ],
-)
+@pytest.mark.parametrize("die", [die_before_the_job, die_at_work, die_in_mid_answer])
 def test_a_process_that_dies_is_an_error_at_once(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
