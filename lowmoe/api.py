@@ -38,7 +38,7 @@ class Model:
     """A model in memory.  Close it, or use it with `with`.  One thread at a time."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self._session: Session | None = Session(runtime)
+        self.session: Session | None = Session(runtime)
 
     def __enter__(self) -> "Model":
         return self
@@ -48,14 +48,14 @@ class Model:
 
     def close(self) -> None:
         """Give memory, files and threads back; what is asked afterwards raises UsageError."""
-        if self._session is not None:
-            self._session.runtime.close()
-            self._session = None
+        if self.session is not None:
+            self.session.runtime.close()
+            self.session = None
 
     def _open_session(self) -> Session:
-        if self._session is None:
+        if self.session is None:
             raise UsageError("the model is closed. Load it again.")
-        return self._session
+        return self.session
 
     @property
     def runtime(self) -> Runtime:
@@ -168,8 +168,8 @@ class Model:
 
     def stop(self) -> None:
         """End the stream under way at its next token; any thread or signal handler may call it."""
-        if self._session is not None:
-            self._session.stop()
+        if self.session is not None:
+            self.session.stop()
 
     def statistics(self) -> RunStatistics:
         """How the last stream or generate went."""

@@ -47,9 +47,12 @@ struct PlaneLayout {
   constexpr size_t code_bytes() const { return row_blocks() * column_blocks() * kBlockCodeBytes; }
   constexpr size_t group_scale_offset() const { return code_bytes(); }
   constexpr size_t row_scale_offset() const {
-    return code_bytes() + round_up(row_blocks() * column_blocks() * kBlockScaleBytes, kRegionAlignment);
+    return code_bytes() +
+           round_up(row_blocks() * column_blocks() * kBlockScaleBytes, kRegionAlignment);
   }
-  constexpr size_t gain_offset() const { return row_scale_offset() + row_blocks() * kBlockRows * 2; }
+  constexpr size_t gain_offset() const {
+    return row_scale_offset() + row_blocks() * kBlockRows * 2;
+  }
   constexpr size_t plane_bytes() const { return gain_offset() + kRegionAlignment; }
 };
 

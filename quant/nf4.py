@@ -103,7 +103,8 @@ def decode(buffer: Tensor, layout: Nf4Layout) -> Tensor:
         compress_statistics=True,
     )
     second = buffer[layout.second_offset :][: (layout.second_count + 1) * 4].view(torch.float32)
-    state.shape = torch.Size((layout.n_out, layout.n_in))
+    # Flat: told of two dimensions, bitsandbytes' CPU code takes blocks to begin with each row.
+    state.shape = torch.Size((layout.n_out * layout.n_in,))
     state.absmax = buffer[layout.absmax_offset :][: layout.n_blocks].contiguous()
     state.state2.absmax, state.offset = second[:-1].contiguous(), second[-1]
     packed = buffer[: layout.code_bytes].contiguous().view(-1, 1)

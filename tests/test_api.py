@@ -104,7 +104,8 @@ def reference_logits(checkpoint: Path, ids: list[int]) -> Tensor:
 
     reference = MixtralForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     with torch.inference_mode():
-        return reference(torch.tensor([ids])).logits[0]
+        logits: Tensor = reference(torch.tensor([ids])).logits[0]
+        return logits
 
 
 def test_logits_are_those_of_transformers(unquantized: Model, talking_checkpoint: Path) -> None:

@@ -166,7 +166,7 @@ def test_removing_takes_the_model_and_what_its_pull_had_under_way(
 def test_a_name_outside_the_home_is_never_removed(settings: Settings, model_folder: Path) -> None:
     put_in_home(settings, "a", model_folder)
     for name in ("..", ".", "../work", str(model_folder), "", "b"):
-        with pytest.raises(UnknownModelError, match="is not among the models in .*: a\\."):
+        with pytest.raises(UnknownModelError, match=r"is not among the models in .*: a\."):
             find_installed(name, settings)
 
 

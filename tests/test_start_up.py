@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-HEAVY = ("huggingface_hub", "numpy", "prompt_toolkit", "rich", "tokenizers", "torch")
-HEAVY += ("transformers",)
+HEAVY = ["huggingface_hub", "numpy", "prompt_toolkit", "rich", "tokenizers", "torch"]
+HEAVY += ["transformers"]
 REPORT = f"import sys; print('heavy', list(filter(sys.modules.__contains__, {HEAVY})))"
 
 

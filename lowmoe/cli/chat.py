@@ -65,8 +65,8 @@ class Chat:
                 text = _read_message(session)
             except EOFError:
                 return
-            except KeyboardInterrupt:
-                if self._leaves():
+            except KeyboardInterrupt:  # over typed text it only clears the line
+                if not session.default_buffer.text and self._leaves():
                     return
                 continue
             if text == "/exit":
@@ -85,11 +85,11 @@ class Chat:
     def _take(self, text: str) -> None:
         try:
             if text.startswith("/"):
-                name, _, rest = text.partition(" ")
+                name, *rest = text.split(maxsplit=1)
                 if name not in self._commands:
                     err.print(f"{name} is no command; /help lists them.", markup=False)
                     return
-                self._commands[name](rest.strip())
+                self._commands[name]("".join(rest))
             else:
                 self.messages.append({"role": "user", "content": text})
                 self._answer()

@@ -96,9 +96,8 @@ def test_ctrl_c_over_typed_text_only_clears_it(talk: Talk) -> None:
 
 
 def test_two_ctrl_c_far_apart_do_not_leave(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 20.0, 20.5])
-    monkeypatch.setattr("lowmoe.cli.chat.time.monotonic", lambda: next(clock))
-    assert talk(CTRL_C, CTRL_C, CTRL_C).err.count("once more leaves") == 2
+    monkeypatch.setattr("lowmoe.cli.chat.TWICE_WITHIN_S", 0.0)  # anything is far apart
+    assert talk(CTRL_C, CTRL_C, CTRL_C, CTRL_D).err.count("once more leaves") == 3
 
 
 # --- commands
@@ -157,7 +156,7 @@ def test_experts_shows_which_are_in_ram(talk: Talk, model: Model) -> None:
     assert all(row.count("■") + row.count("·") == 4 for row in rows)
 
 
-@pytest.mark.parametrize("text", ["/dance", "/HELP", "/system\nBe brief."[:7] + "s"])
+@pytest.mark.parametrize("text", ["/dance", "/HELP", "/systems", "/"])
 def test_an_unknown_command_is_not_sent_to_the_model(talk: Talk, text: str) -> None:
     talked = talk(text, ENTER, CTRL_D)
     assert f"{text} is no command; /help lists them." in talked.err
@@ -173,7 +172,6 @@ def test_a_message_in_triple_quotes_ends_at_the_next_ones(talk: Talk) -> None:
 
 
 def test_triple_quotes_may_close_on_the_same_line(talk: Talk) -> None:
-    assert talk('"""/help me"""', ENTER, CTRL_D).chat.messages == []
     assert talk('"""only this"""', ENTER, CTRL_D).messages[0] == ("user", "only this")
 
 
@@ -245,17 +243,18 @@ def test_without_a_prompt_a_terminal_gets_a_chat(model_folder: Path, home: Path)
     ) as process:
         os.close(theirs)
         terminal = Terminal(ours)
-        terminal.wait_for(">>> ")
+        terminal.wait_for(">>>")
         terminal.type("Hi" + ENTER)
         terminal.wait_for("decode")
-        terminal.wait_for(">>> ")
+        terminal.wait_for(">>>")
         terminal.type(CTRL_C)
         terminal.wait_for("once more leaves")
-        terminal.wait_for(">>> ")
-        terminal.type(CTRL_C)
+        terminal.wait_for(">>>")
+        terminal.type(CTRL_D)
         assert process.wait(timeout=60) == 0
     os.close(ours)
     assert "Traceback" not in terminal.seen
+    assert "+Hi" in (home / "chat_history").read_text()
 
 
 class Terminal:

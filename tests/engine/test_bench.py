@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lowmoe.checkpoint.folder import ModelFolder
-from lowmoe.engine import bench as bench_module
 from lowmoe.engine.bench import BenchOptions, BenchResult, bench, disk_bandwidth
+from lowmoe.engine.generate import Session
 from lowmoe.engine.load import LoadOptions, Runtime, load_checkpoint, load_folder
 from lowmoe.engine.statistics import PerTier, RunStatistics
 
@@ -47,13 +47,13 @@ def test_no_run_finds_its_prompt_in_the_cache(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts: list[list[int]] = []
-    token_ids = bench_module.Session.token_ids
+    token_ids = Session.token_ids
 
     def remembering(self: object, ids: list[int], *rest: object, **named: object) -> object:
         prompts.append(ids)
         return token_ids(self, ids, *rest, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(bench_module.Session, "token_ids", remembering)
+    monkeypatch.setattr(Session, "token_ids", remembering)
     bench(runtime, BenchOptions(runs=2, prompt_tokens=8, new_tokens=1), ignore)
     assert len({tuple(p) for p in prompts}) == 3
 
@@ -114,7 +114,7 @@ def test_disk_bandwidth_is_bytes_of_experts_over_time(
     monkeypatch.setattr(ModelFolder, "read_expert", remembering)
     # Two readings of the clock are those around everything; readers that ask see no time pass.
     clock = iter([0.0, *[0.0] * 8, 2.0])
-    monkeypatch.setattr(bench_module.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     with ModelFolder(model_folder) as folder:
         n_bytes = sum(
             s.place.n_bytes

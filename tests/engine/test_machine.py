@@ -27,16 +27,14 @@ def test_cores_are_those_this_process_may_use(
     limits: list[float],
     cores: int,
 ) -> None:
-    monkeypatch.setattr(
-        machine.os, "sched_getaffinity", lambda pid: set(range(allowed)), raising=False
-    )
-    monkeypatch.setattr(machine.psutil, "cpu_count", lambda logical: physical)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(allowed)), raising=False)
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: physical)
     monkeypatch.setattr(machine, "cpu_limits", lambda: limits)
     assert physical_cores() == cores
 
 
 def test_where_affinity_is_unknown_all_cores_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(machine.os, "sched_getaffinity", raising=False)
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
     monkeypatch.setattr(machine, "cpu_limits", lambda: [])
     wanted = psutil.cpu_count(logical=False) or os.cpu_count()
     assert physical_cores() == wanted
@@ -53,6 +51,6 @@ def test_the_machine_line_names_processor_cores_memory_and_torch() -> None:
 
 def test_bandwidth_is_bytes_over_the_best_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 3.0, 10.0, 12.0, 20.0, 24.0])  # three runs: 3, 2 and 4 seconds
-    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     monkeypatch.setattr(machine, "PROBE_BYTES", 4096)
     assert ram_read_bandwidth() == 4096 / 2.0

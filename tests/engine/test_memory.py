@@ -57,7 +57,7 @@ def test_a_budget_of_nothing_is_a_usage_error(text: str | int) -> None:
 def machine(
     monkeypatch: pytest.MonkeyPatch, *, total: int, available: int, limits: list[MemoryLimit]
 ) -> None:
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: Machine(total, available))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Machine(total, available))
     monkeypatch.setattr(memory, "memory_limits", lambda: limits)
 
 

@@ -70,7 +70,7 @@ def test_without_a_template_only_messages_complain(files: dict[str, bytes]) -> N
 
 
 def test_without_recommendations_there_are_none() -> None:
-    assert TextParts({}.get).defaults == GenerationDefaults()
+    assert TextParts(Read({})).defaults == GenerationDefaults()
 
 
 def test_damaged_recommendations_are_refused_by_name() -> None:

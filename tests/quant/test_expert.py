@@ -88,7 +88,9 @@ def test_an_nf4_expert_is_what_bitsandbytes_makes_of_its_matrices(sizes: tuple[i
         (dequantize(expert.gate_up), torch.cat([gate, up])),
         (dequantize(expert.down), down),
     ):
-        coded = functional.quantize_4bit(original, quant_type="nf4", compress_statistics=True)
+        coded = functional.quantize_4bit(
+            original.flatten(), quant_type="nf4", compress_statistics=True
+        )
         # Flat, because bitsandbytes transposes what is packed in a single byte.
         assert torch.equal(found.flatten(), functional.dequantize_4bit(*coded).flatten())
 
