@@ -90,6 +90,18 @@ class Checkpoint:
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """One tensor.  Raises CheckpointError if it is missing or not of this shape."""
+        return self._holding(name, shape).read(name)
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Hold tensors against these shapes before work begins, as far as their files are here.
+
+        Shards that are still to be fetched are checked when they are read.
+        """
+        if isinstance(self._shards, LocalShards):
+            for name, shape in shapes.items():
+                self._holding(name, shape)
+
+    def _holding(self, name: str, shape: tuple[int, ...]) -> SafetensorsFile:
         if name not in self._shard_of:
             raise CheckpointError(
                 f"{self.folder}: has no tensor {name}, which config.json promises. The weights and "
@@ -105,7 +117,7 @@ class Checkpoint:
                 f"{file.path.name}: {name} is {list(found)}, but config.json needs {list(shape)}. "
                 "The weights and config.json look like different models; download both again."
             )
-        return file.read(name)
+        return file
 
     def sample_hash(self) -> str:
         """XXH3-128 of every tensor's name and 64 bytes of each: tells a fine-tune from its base.

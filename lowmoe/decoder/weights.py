@@ -133,6 +133,8 @@ class CheckpointTensors:
         self.checkpoint, self.family = checkpoint, family
         self._shapes = dict(checkpoint_tensors(family.spec))
         self._check_names()
+        named = {family.tensor_name(role): shape for role, shape in self._shapes.items()}
+        checkpoint.check_shapes(named)
 
     def _check_names(self) -> None:
         wanted = {self.family.tensor_name(role) for role in self._shapes}

@@ -234,6 +234,12 @@ CASES = [
         1,
         r"\d+ tensors that a mixtral does not have",
     ),
+    Case(
+        "shapes contradict the config",
+        lambda w: ["quantize", w.checkpoint(vocab_size=2048), w.tmp / "new"],
+        1,
+        r"is \[\d+, \d+\], but config\.json needs \[2048, \d+\]",
+    ),
     Case("pickles only", pickles_only, 1, r"found pytorch_model\.bin, which cannot be read"),
     Case("no network", no_network, 1, "no network: http://127.0.0.1:9"),
     # damaged files
