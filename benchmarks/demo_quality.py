@@ -2,7 +2,8 @@
 
     python benchmarks/demo_quality.py CHECKPOINT TEXT [TEXT ...]
 
-Counts:      texts in windows of 512 tokens, the unquantized checkpoint in float32 as reference;
+Counts:      texts in windows of 512 tokens, each behind what the tokenizer puts in front of a text,
+             the unquantized checkpoint in float32 as reference;
              every folder made here, calibrated on the text that ships with lowmoe.
 Leaves out:  speed.
 """
@@ -44,7 +45,9 @@ def main() -> None:
             for token in tokenizer.encode(path.read_text("utf-8"), add_special=False)
         ]
         logits = functools.cache(lambda tokens: reference.logits(tokens))
-        plain = evaluate(lambda tokens: logits(tuple(tokens)), ids, window=WINDOW)
+        plain = evaluate(
+            lambda tokens: logits(tuple(tokens)), ids, window=WINDOW, prefix=tokenizer.prefix
+        )
         print(f"{'unquantized':32} perplexity {plain.perplexity:.3f} over {plain.tokens} tokens")
         with tempfile.TemporaryDirectory() as work:
             for name, (making, widths) in FOLDERS.items():
@@ -56,6 +59,7 @@ def main() -> None:
                             model.logits,
                             ids,
                             window=WINDOW,
+                            prefix=tokenizer.prefix,
                             reference=lambda tokens: logits(tuple(tokens)),
                         )
                         n_bytes = model.runtime.dense_bytes

@@ -167,7 +167,7 @@ class Model:
         return torch.cat(chunks)
 
     def stop(self) -> None:
-        """End the stream under way at its next token; any thread or signal handler may call it."""
+        """End the stream made last at its next token; any thread or signal handler may call it."""
         if self.session is not None:
             self.session.stop()
 

@@ -1,4 +1,7 @@
-"""What the bits of a weight mean: trellis planes, nf4, plain dtypes. torch only, nothing of lowmoe.
+"""What the bits of a weight mean: trellis planes, nf4, plain dtypes.
+
+Nothing of lowmoe, and torch only, but for nf4, which bitsandbytes codes and is imported for on
+first use.
 
 `layout` draws the bits, `trellis` reads them, `encode` chooses them by searching with `viterbi`,
 `encoder_pool` does so on many cores, `transform` turns weights and activations into the basis they

@@ -9,9 +9,10 @@ is added, as far as the input's covariance says it can be corrected, to what lat
 A stack of planes must be good at every depth, and each depth has its own errors to feed back. A
 plane fed with its own depth's errors alone leaves the next plane a residual that is larger for
 having been shaped. Aiming half at its own depth and half at the whole stack's keeps nearly all of
-both: demo model, layer 0, gate and up, output error at one / two / three planes: no feedback
-.0504 / .00380 / .00029, each plane for itself .0226 / .00246 / .00039, all for the whole stack
-.0427 / .00307 / .00014, half and half .0258 / .00215 / .00020.
+both. Measured once on the demo model while this was written, layer 0, gate and up, output error at
+one / two / three planes: no feedback .0504 / .00380 / .00029, each plane for itself
+.0226 / .00246 / .00039, all for the whole stack .0427 / .00307 / .00014, half and half
+.0258 / .00215 / .00020.
 
 Knows:        words of a matrix, scales and their fit, covariance of inputs.
 Ignorant of:  where weights and covariances come from, how the trellis is searched, files.
@@ -45,9 +46,10 @@ Encode: TypeAlias = Callable[
 
 # Rows coded at once hold about so many weights: enough words in a slice to keep the search busy.
 CHUNK_WEIGHTS = 2**21
-# The covariance is the calibration text's; half of it is taken for noise. Demo model, layers 0 and
-# 3, on other text than it was calibrated on, two planes of gate and up: no feedback .00351, damping
-# .01 .00308, .1 .00307, .5 .00307; three planes: .00028, .00030, .00028, .00026.
+# The covariance is the calibration text's; half of it is taken for noise. Measured once on the demo
+# model while this was written, layers 0 and 3, on other text than it was calibrated on, two planes
+# of gate and up: no feedback .00351, damping .01 .00308, .1 .00307, .5 .00307; three planes:
+# .00028, .00030, .00028, .00026.
 DAMPING = 0.5
 _TINY = 1e-30
 OWN_DEPTH_SHARE = 0.5
@@ -117,16 +119,7 @@ def place_rows(
 ) -> None:
     """Copy `part`, a plane of layout `of`, into `plane` from row `first` on, a multiple of 64."""
     begin = first // BLOCK_ROWS
-    for start, size, part_start, part_size in (
-        (0, layout.code_bytes, 0, of.code_bytes),
-        (
-            layout.group_scale_offset,
-            layout.group_scale_bytes,
-            of.group_scale_offset,
-            of.group_scale_bytes,
-        ),
-        (layout.row_scale_offset, layout.row_scale_bytes, of.row_scale_offset, of.row_scale_bytes),
-    ):
+    for (start, size), (part_start, part_size) in zip(layout.regions(), of.regions(), strict=True):
         region = plane[start : start + size].view(layout.row_blocks, -1)
         rows = part[part_start : part_start + part_size].view(of.row_blocks, -1)
         region[begin : begin + of.row_blocks] = rows
@@ -236,7 +229,8 @@ class _Stack:
         for _ in range(n_planes):
             groups, x = residual.view(rows, -1, BLOCK_COLUMNS), _to_words(residual)
             # The plain rms is the best start for a stack: .97 of it is as good for plane 0, but
-            # leaves more outliers to the next (three planes of a Gaussian: .00050, not .00048).
+            # leaves more outliers to the next (three planes of a Gaussian: .00050, not .00048,
+            # measured once while this was written).
             scales = ScaleFit.of(groups.square().mean(2).sqrt())
             rough = trellis.search(x, _spread(scales), tail_biting=False)
             values = trellis.values[_from_words(rough, rows, columns)].view_as(groups)

@@ -105,7 +105,7 @@ class EncoderPool:
     ) -> list[Tensor]:
         """What encode_planes does.  d: float16.
 
-        Raises RuntimeError if a process of the pool has ended.
+        Raises what encode_planes raises, and RuntimeError if a process of the pool has ended.
         """
         chunks = list(row_chunks(layout))
         if not self._workers or len(chunks) == 1:
@@ -182,10 +182,12 @@ def serve() -> None:
             job: _Job = _receive(sys.stdin.buffer)
         except EOFError:
             return
+        answer: object
         try:
-            _send(sys.stdout.buffer, _work(job))
-        except ValueError as e:
-            _send(sys.stdout.buffer, e)
+            answer = _work(job)
+        except Exception as e:  # whatever it is, the one who sent the job is to hear of it
+            answer = e
+        _send(sys.stdout.buffer, answer)
 
 
 def _work(job: _Job) -> tuple[list[bytes], float, list[float]]:

@@ -38,6 +38,7 @@ Knows:        bits, bytes, paddings.
 Ignorant of:  how codes are chosen, what the matrix is for, files.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 BLOCK_ROWS = 64
@@ -109,3 +110,9 @@ class PlaneLayout:
     @property
     def plane_bytes(self) -> int:
         return self.gain_offset + REGION_ALIGNMENT
+
+    def regions(self) -> Iterator[tuple[int, int]]:
+        """(offset, bytes) of the regions that are cut by row blocks: all but the gain."""
+        yield 0, self.code_bytes
+        yield self.group_scale_offset, self.group_scale_bytes
+        yield self.row_scale_offset, self.row_scale_bytes

@@ -54,13 +54,9 @@ class TrellisMatrix:
 def _row_blocks(plane: Tensor, layout: PlaneLayout, blocks: Tensor, few: PlaneLayout) -> Tensor:
     """The plane of a matrix that has only the given 64-row blocks of `plane`'s."""
     out = torch.zeros(few.plane_bytes, dtype=torch.uint8)
-    for start, size, new_start in (
-        (0, layout.code_bytes, 0),
-        (layout.group_scale_offset, layout.group_scale_bytes, few.group_scale_offset),
-        (layout.row_scale_offset, layout.row_scale_bytes, few.row_scale_offset),
-    ):
+    for (start, size), (to, new_size) in zip(layout.regions(), few.regions(), strict=True):
         region = plane[start : start + size].view(layout.row_blocks, -1).index_select(0, blocks)
-        out[new_start : new_start + region.numel()] = region.flatten()
+        out[to : to + new_size] = region.flatten()
     out[few.gain_offset :] = plane[layout.gain_offset :]
     return out
 

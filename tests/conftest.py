@@ -16,8 +16,8 @@ def small_machine() -> Iterator[None]:
     """Tiny models are thousands of tiny operations: threads would only wait for each other."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lowmoe.engine.load.physical_cores", lambda: 1)
-        patch.setattr("lowmoe.library.physical_cores", lambda: 1)
-        patch.setattr("lowmoe.library.CALIBRATION_TOKENS", 512)
+        patch.setattr("lowmoe.library.budgets.physical_cores", lambda: 1)
+        patch.setattr("lowmoe.library.calibration.CALIBRATION_TOKENS", 512)
         # What fits into a cache reads faster than RAM; how fast is nobody's question here.
         patch.setattr("lowmoe.engine.machine.PROBE_BYTES", 2**20)
         torch.set_num_threads(1)

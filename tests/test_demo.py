@@ -9,6 +9,7 @@ rescaled, channel by channel, into a checkpoint that computes the same with chan
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def costs(
 
         first = convert._seed
         patch.setattr(convert, "_seed", lambda name: first(f"drawn anew: {name}"))
-        patch.setattr("lowmoe.library.CALIBRATION_TOKENS", 8192)
+        patch.setattr("lowmoe.library.calibration.CALIBRATION_TOKENS", 8192)
         lowmoe.quantize(checkpoint, work / "calibrated", bits=6, threads=2)
         lowmoe.quantize(checkpoint, work / "uncalibrated", bits=6, threads=2, calibrate=False)
         lowmoe.quantize(checkpoint, work / "nf4", format="nf4", threads=2)
@@ -161,6 +162,7 @@ def costs(
             found[f"{name} {bits}"] = evaluate(
                 model.logits, story, window=WINDOW, reference=reference.logits
             )
+        logging.getLogger(__name__).info("%s: %s", f"{name} {bits}", found[f"{name} {bits}"])
     return found
 
 

@@ -10,7 +10,6 @@ import huggingface_hub
 import pytest
 from filelock import FileLock
 
-from lowmoe import library
 from lowmoe.checkpoint import files
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.errors import (
@@ -32,6 +31,7 @@ from lowmoe.library import (
     find_installed,
     installed,
     locate,
+    making,
     models_home,
     prepare,
     pull,
@@ -163,6 +163,30 @@ def test_removing_takes_the_model_and_what_its_pull_had_under_way(
     assert sorted(p.name for p in models_home(settings).iterdir()) == ["kept"]
 
 
+def test_what_a_pull_left_before_there_was_a_folder_is_listed_and_removed(
+    settings: Settings,
+) -> None:
+    work = settings.home / "work" / "begun"
+    work.mkdir(parents=True)
+    (work / "shard.part").write_bytes(b"half")
+    (found,) = installed(settings)
+    assert (found.name, found.path, found.n_bytes, found.finished) == ("begun", work, 4, False)
+    remove(find_installed("begun", settings), settings)
+    assert not work.exists()
+    assert installed(settings) == []
+
+
+def test_a_pull_under_way_is_not_removed(hub: FakeHub, settings: Settings) -> None:
+    class Removing(SilentReporter):
+        def step(self, stage: str, done: int, total: int, unit: str) -> None:
+            remove(find_installed("new", settings), settings)
+
+    folder = models_home(settings) / "new"
+    with pytest.raises(FolderError, match="another lowmoe is making or removing it"):
+        pull(hub.repo_id, folder, settings, QUICK, Removing())
+    assert (settings.home / "work" / "new" / "pull.json").is_file()
+
+
 def test_a_name_outside_the_home_is_never_removed(settings: Settings, model_folder: Path) -> None:
     put_in_home(settings, "a", model_folder)
     for name in ("..", ".", "../work", str(model_folder), "", "b"):
@@ -232,7 +256,7 @@ def test_a_checkpoint_is_made_into_the_home_once(
     located = LocalCheckpoint(talking_checkpoint)
     folder = prepare(located, settings, QUICK, SilentReporter())
     assert folder == models_home(settings) / located.home_name
-    monkeypatch.setattr(library, "quantize_checkpoint", None)  # not called again
+    monkeypatch.setattr(making, "quantize_checkpoint", None)  # not called again
     assert prepare(located, settings, QUICK, SilentReporter()) == folder
 
 
@@ -290,7 +314,7 @@ def hub(talking_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[F
     with FakeHub() as hub:
         hub.add_commit({p.name: p.read_bytes() for p in talking_checkpoint.iterdir()})
         there = partial(HubRepository, endpoint=hub.endpoint, retry=RetryPolicy(tries=1))
-        monkeypatch.setattr(library, "HubRepository", there)
+        monkeypatch.setattr(making, "HubRepository", there)
         yield hub
     huggingface_hub.close_session()
 

@@ -34,6 +34,7 @@ STATE = "state-{:05}.bin"
 MAX_JOURNAL_BYTES = 2**30
 # What the file system itself, the manifest and the small files may take beside the spans.
 SPARE_BYTES = 64 * 2**20
+_ABSENT = object()  # a value that JSON has not
 
 
 class FolderWriter:
@@ -79,13 +80,15 @@ class FolderWriter:
 
     def require_same_model(self, wanted: Mapping[str, Any]) -> None:
         """Refuse a finished folder that holds something else.  wanted: Manifest.identity()."""
-        self._require_same(read_manifest(self.folder).identity(), wanted, "the model")
+        found = json.loads(json.dumps(read_manifest(self.folder).identity()))
+        self._require_same(found, wanted, "the model")
 
     def _require_same(self, found: object, wanted: object, what: str) -> None:
-        if json.dumps(found, sort_keys=True) != json.dumps(wanted, sort_keys=True):
+        if difference := _difference(found, json.loads(json.dumps(wanted))):
             raise FolderError(
-                f"{self.folder}: holds {what} of another checkpoint or with other options. "
-                "Give the same ones again, choose another folder, or remove this one."
+                f"{self.folder}: holds {what} of another checkpoint or with other options: "
+                f"{difference} is asked for. Give the same ones again, choose another folder, or "
+                "remove this one."
             )
 
     def _check_space(self, state_bytes: int) -> None:
@@ -218,6 +221,29 @@ class FolderWriter:
     def spans(self) -> dict[str, Span]:
         """Every span, in the order of the layout.  All must have been committed."""
         return {n: Span(place, self.hashes[n]) for n, place in self.layout.places.items()}
+
+
+def _difference(found: object, wanted: object, key: str = "") -> str | None:
+    """The first key of an identity that differs and both values, as JSON has them; None if none."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in [*found, *(n for n in wanted if n not in found)]:
+            values = found.get(name, _ABSENT), wanted.get(name, _ABSENT)
+            if difference := _difference(*values, f"{key}.{name}" if key else name):
+                return difference
+        return None
+    # By their text: to Python 1, 1.0 and True are equal, and NaN is not equal to itself.
+    found_text, wanted_text = _text(found), _text(wanted)
+    if found_text == wanted_text:
+        return None
+    return f"{key or 'it'} is {_in_short(found_text)}, but {_in_short(wanted_text)}"
+
+
+def _text(value: object) -> str:
+    return "absent" if value is _ABSENT else json.dumps(value, sort_keys=True)
+
+
+def _in_short(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def small_file_table(small_files: Mapping[str, bytes]) -> dict[str, SmallFile]:

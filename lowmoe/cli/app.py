@@ -42,7 +42,10 @@ Ram = Annotated[
     str | None,
     typer.Option(help="RAM for weights and cache: 24GiB, 64GB, 90%. Default: what is free."),
 ]
-Vram = Annotated[str | None, typer.Option(help="GPU memory for weights, likewise.")]
+Vram = Annotated[
+    str | None,
+    typer.Option(hidden=True, help="GPU memory for weights; needs the GPU path, not there yet."),
+]
 Threads = Annotated[int | None, typer.Option(help="Threads. Default: the physical cores.")]
 Context = Annotated[int | None, typer.Option(help="Tokens a conversation may have.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]

@@ -15,7 +15,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from lowmoe.api import Model
 from lowmoe.checkpoint import files
 from lowmoe.cli.render import err, out, print_statistics
-from lowmoe.cli.run import stopping
+from lowmoe.cli.run import stopping, write_answer
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.errors import LowMoeError
 from lowmoe.settings import read_settings
@@ -91,26 +91,17 @@ class Chat:
                     return
                 self._commands[name]("".join(rest))
             else:
-                self.messages.append({"role": "user", "content": text})
-                self._answer()
+                self._ask([*self.messages, {"role": "user", "content": text}])
         except LowMoeError as e:
             err.print(str(e), style="red", markup=False, soft_wrap=True)
 
-    def _answer(self) -> None:
-        """Stream an answer to the last message; a message that cannot be answered is taken back."""
+    def _ask(self, messages: list[dict[str, str]]) -> None:
+        """Answer the last of messages; where that fails the conversation stays as it was."""
         head = [{"role": "system", "content": self.system}] if self.system else []
-        said: list[str] = []
-        try:
-            with stopping(self.model) as interrupted:
-                for token in self.model.stream_with(head + self.messages, self.sampling):
-                    said.append(token.text)
-                    sys.stdout.write(token.text)
-                    sys.stdout.flush()
-        except LowMoeError:
-            self.messages.pop()
-            raise
+        with stopping(self.model) as interrupted:
+            said = list(write_answer(self.model, head + messages, self.sampling, interrupted))
         sys.stdout.write("\n")
-        self.messages.append({"role": "assistant", "content": "".join(said).strip()})
+        self.messages = [*messages, {"role": "assistant", "content": "".join(said).strip()}]
         self._answered = True
         if interrupted:
             err.print("stopped", style="dim")
@@ -131,9 +122,7 @@ class Chat:
         if not self.messages:
             out.print("There is nothing to answer yet.")
             return
-        if self.messages[-1]["role"] == "assistant":
-            self.messages.pop()
-        self._answer()
+        self._ask(self.messages[:-1])
 
     def _stats(self, rest: str) -> None:
         if self._answered:

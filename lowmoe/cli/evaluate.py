@@ -19,7 +19,10 @@ from lowmoe.errors import CheckpointError, UsageError
 def evaluate_command(
     name: str, file: Path, against: Path | None, window: int, options: LoadOptions, *, json: bool
 ) -> None:
-    """Print perplexity, and with a checkpoint divergence and agreement."""
+    """Print perplexity, and with a checkpoint divergence and agreement.
+
+    Every window begins with what the tokenizer puts in front of a text, if anything.
+    """
     try:
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as e:
@@ -40,6 +43,7 @@ def evaluate_command(
             model.logits,
             ids,
             window=min(window, model.runtime.n_context),
+            prefix=model.runtime.text.tokenizer.prefix,
             reference=None if reference is None else reference.logits,
             progress=lambda done, total: report.step("evaluate", done, total, "windows"),
         )

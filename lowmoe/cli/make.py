@@ -6,7 +6,7 @@ Ignorant of:  how they are made.
 
 from pathlib import Path
 
-from lowmoe.checkpoint.manifest import MANIFEST
+from lowmoe.checkpoint.manifest import MANIFEST, read_manifest
 from lowmoe.cli.render import TerminalReporter, err, size
 from lowmoe.errors import UsageError
 from lowmoe.library import (
@@ -16,6 +16,8 @@ from lowmoe.library import (
     locate,
     prepare,
     quantize_checkpoint,
+    recipe_words,
+    require_recipe,
 )
 from lowmoe.settings import read_settings
 
@@ -25,7 +27,12 @@ def quantize_command(source: Path, folder: Path, options: MakeOptions) -> None:
     if not source.is_dir():
         raise UsageError(f"{source}: no such folder. Give the folder of a checkpoint.")
     if (folder / MANIFEST).is_file():
-        raise UsageError(f"{folder}: is a finished model already. Give another folder.")
+        found = recipe_words(read_manifest(folder).recipe)
+        raise UsageError(
+            f"{folder}: is a finished model already with {found}, asked for is "
+            f"{recipe_words(options.recipe())}. Give another folder, or remove this one (lowmoe rm "
+            f"{folder.name}, if it is in the home)."
+        )
     with TerminalReporter() as report:
         quantize_checkpoint(source, folder, options, report)
     _done(folder)
@@ -36,6 +43,7 @@ def pull_command(name: str, options: MakeOptions) -> None:
     settings = read_settings()
     located = locate(name, settings)
     if isinstance(located, LocalFolder):
+        require_recipe(located.path, options)
         err.print(f"{located.path} is complete already.", style="dim", markup=False, soft_wrap=True)
         return
     if not isinstance(located, HubModel):

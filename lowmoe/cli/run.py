@@ -108,9 +108,8 @@ def _as_asked(prompt: str, asked: Asked) -> Prompt:
 def answer(model: Model, prompt: Prompt, sampling: SamplingOptions, *, json: bool) -> None:
     """Stream one answer to stdout and end with the statistics; Ctrl-C ends it early, code 130."""
     with stopping(model) as interrupted:
-        for token in model.stream_with(prompt, sampling):
-            sys.stdout.write(token.text)
-            sys.stdout.flush()
+        for _ in write_answer(model, prompt, sampling, interrupted):
+            pass
     sys.stdout.write("\n")
     if json:
         print_json(model.statistics().to_json())
@@ -118,6 +117,19 @@ def answer(model: Model, prompt: Prompt, sampling: SamplingOptions, *, json: boo
         print_statistics(model.statistics())
     if interrupted:
         raise KeyboardInterrupt
+
+
+def write_answer(
+    model: Model, prompt: Prompt, sampling: SamplingOptions, interrupted: list[bool]
+) -> Iterator[str]:
+    """Stream an answer to stdout, piece by piece.  interrupted: what `stopping` yields."""
+    tokens = model.stream_with(prompt, sampling)
+    if interrupted:  # while the prompt became tokens, when there was no stream to stop yet
+        model.stop()
+    for token in tokens:
+        sys.stdout.write(token.text)
+        sys.stdout.flush()
+        yield token.text
 
 
 @contextmanager

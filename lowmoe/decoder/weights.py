@@ -4,6 +4,7 @@ Knows:        which matrices a layer has, how they lie in a folder or a checkpoi
 Ignorant of:  what is computed with them.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -56,8 +57,15 @@ class DenseWeights:
     @property
     def n_bytes(self) -> int:
         """Bytes of RAM all of it takes."""
-        memory = (t.untyped_storage() for t in self._tensors())
-        return sum({m.data_ptr(): m.nbytes() for m in memory}.values())
+        return _bytes(self._tensors())
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of it that are read for every token: an embedding, of which a token reads one row,
+        counts where it is the head too.
+        """
+        embedding = 0 if self.embedding is self.head else _bytes(_matrix_tensors(self.embedding))
+        return self.n_bytes - embedding
 
     def _tensors(self) -> list[Tensor]:
         found = [self.final_norm, *_matrix_tensors(self.embedding), *_matrix_tensors(self.head)]
@@ -66,6 +74,11 @@ class DenseWeights:
             found += [layer.transforms.d_in, layer.transforms.d_inner]
             found += [*_matrix_tensors(layer.qkv), *_matrix_tensors(layer.attention_out)]
         return found
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    memory = (t.untyped_storage() for t in tensors)
+    return sum({m.data_ptr(): m.nbytes() for m in memory}.values())
 
 
 def _matrix_tensors(matrix: Matrix) -> tuple[Tensor, ...]:

@@ -35,7 +35,9 @@ class BenchOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchResult:
-    """samples: one a run; disk_read_bytes_per_s: while decoding; *_ceiling: measured beside it."""
+    """samples: one a run; disk_read_bytes_per_s: over the seconds of decoding in which the disk was
+    busy; *_ceiling: measured beside it.
+    """
 
     samples: list[RunStatistics]
     ram_ceiling_bytes_per_s: float
@@ -74,23 +76,23 @@ def bench(
         temperature=1.0, top_p=1.0, seed=0, max_new_tokens=options.new_tokens
     )
     samples: list[RunStatistics] = []
-    before = runtime.store.traffic()
+    disk_bytes, busy_s = 0, 0.0
     for run in range(options.runs + 1):
         ids = [generator.randrange(runtime.spec.n_vocab) for _ in range(options.prompt_tokens)]
         session.rewind([])
         for _ in session.token_ids(ids, sampling, heed_ends=False):
             pass
-        if run == 0:
-            before = runtime.store.traffic()
-        else:
+        if run > 0:
+            assert session.last_run is not None
+            decoding = session.last_run.decode_traffic
+            disk_bytes += decoding.disk_bytes
+            busy_s += decoding.disk_busy_s
             samples.append(session.statistics())
         progress(run + 1, options.runs + 1)
-    traffic = runtime.store.traffic() - before
-    busy = traffic.disk_busy_s
     return BenchResult(
         samples=samples,
         ram_ceiling_bytes_per_s=session.ram_bandwidth(),
-        disk_read_bytes_per_s=traffic.disk_bytes / busy if busy else None,
+        disk_read_bytes_per_s=disk_bytes / busy_s if busy_s else None,
         disk_ceiling_bytes_per_s=None if runtime.folder is None else disk_bandwidth(runtime.folder),
     )
 

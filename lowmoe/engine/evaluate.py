@@ -36,24 +36,36 @@ def evaluate(
     ids: Sequence[int],
     *,
     window: int,
+    prefix: Sequence[int] = (),
     reference: Logits | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Run a text through in windows that share nothing.
 
-    ids: token ids; window: tokens a window. Every token but a window's first is predicted.
-    progress: windows done and in all.  Raises PromptError for less than two tokens.
+    ids: token ids; window: tokens a window, those of prefix among them; prefix: what a model saw in
+    front of texts when it was trained (Tokenizer.prefix), put in front of every window as others
+    who measure perplexity do. Every token is predicted but those in front, or a window's first
+    where there are none.  progress: windows done and in all.
+
+    Raises PromptError for a text of too few tokens to predict any, or a window that prefix fills.
     """
-    windows = [list(ids[i : i + window]) for i in range(0, len(ids), window)]
-    windows = [w for w in windows if len(w) > 1]
+    room, n_given = window - len(prefix), max(1, len(prefix))
+    if room < 1:
+        raise PromptError(
+            f"a window has {window} tokens, but {len(prefix)} go in front of every text. "
+            "Give larger windows."
+        )
+    windows = [[*prefix, *ids[i : i + room]] for i in range(0, len(ids), room)]
+    windows = [w for w in windows if len(w) > n_given]
     if not windows:
-        raise PromptError(f"the text has {len(ids)} tokens, but at least 2 are needed.")
+        needed = n_given + 1 - len(prefix)
+        raise PromptError(f"the text has {len(ids)} tokens, but at least {needed} are needed.")
     losses, divergences, agreements = [], [], []
     for done, tokens in enumerate(windows, start=1):
-        found = logits(tokens)[:-1]
-        losses.append(F.cross_entropy(found, torch.tensor(tokens[1:]), reduction="none"))
+        found = logits(tokens)[n_given - 1 : -1]
+        losses.append(F.cross_entropy(found, torch.tensor(tokens[n_given:]), reduction="none"))
         if reference is not None:
-            wanted = reference(tokens)[:-1]
+            wanted = reference(tokens)[n_given - 1 : -1]
             divergences.append(kl_divergence(found, wanted))
             agreements.append(top1_agreement(found, wanted).float())
         progress(done, len(windows))

@@ -1,7 +1,7 @@
 """Runs prompts through a model and streams what comes out.
 
-Knows:        prefill and decode, when to stop, what is already in the cache, the clock.
-Ignorant of:  weights and tiers; where tokens are shown.
+Knows:        prefill and decode, when to stop, what is in the cache, what a run moved, the clock.
+Ignorant of:  how weights are kept and multiplied; where tokens are shown.
 """
 
 import threading
@@ -18,10 +18,9 @@ from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.sampling import Sampler
 from lowmoe.engine.statistics import PerTier, RunStatistics, bound_tokens_per_s, hit_rate
 from lowmoe.engine.text import StopText, StreamingDetokenizer
+from lowmoe.engine.working import PREFILL_CHUNK
 from lowmoe.errors import PromptError, UsageError
-
-# Long enough that an expert is decoded once for many tokens, short enough for quick interruption.
-PREFILL_CHUNK = 256
+from lowmoe.experts.ledger import Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ class Session:
         return n_common
 
     def stop(self) -> None:
-        """End the stream under way at its next token; any thread or signal handler may call it."""
+        """End the stream made last at its next token; any thread or signal handler may call it."""
         self._stop.set()
 
     def token_ids(
@@ -84,11 +83,18 @@ class Session:
         UsageError once something else was asked of the session meanwhile.
         """
         self.check_prompt(prompt_ids)
-        self._stop.clear()
+        self._stop.clear()  # now: a stop before the first token is asked for counts
+        return self._token_ids(prompt_ids, options, heed_ends=heed_ends)
+
+    def _token_ids(
+        self, prompt_ids: Sequence[int], options: SamplingOptions, *, heed_ends: bool
+    ) -> Iterator[int]:
         run = self.last_run = _Run(self.runtime, len(prompt_ids))
         # The last prompt token is always run again: its logits are what the answer begins with.
         n_kept = self.rewind(prompt_ids[:-1])
         turn = self._n_rewinds
+        if self._stop.is_set():
+            return
         for hidden in self.forward(prompt_ids[n_kept:]):
             last = hidden[-1:]
             if self._stop.is_set():
@@ -121,13 +127,12 @@ class Session:
 
         A prompt that cannot be answered raises now, not at the first token.
         """
-        self.check_prompt(prompt_ids)
-        return self._spelled(prompt_ids, options)
+        return self._spelled(self.token_ids(prompt_ids, options), options)
 
-    def _spelled(self, prompt_ids: Sequence[int], options: SamplingOptions) -> Iterator[Token]:
+    def _spelled(self, token_ids: Iterator[int], options: SamplingOptions) -> Iterator[Token]:
         spell = StreamingDetokenizer(self.runtime.text.tokenizer)
         stops = StopText(options.stop)
-        for token_id in self.token_ids(prompt_ids, options):
+        for token_id in token_ids:
             text, stopped = stops.push(spell.push(token_id))
             yield Token(token_id, text)
             if stopped:
@@ -146,7 +151,7 @@ class Session:
     def ram_bandwidth(self) -> float:
         """Bytes a second this machine reads from RAM, measured once."""
         if self._ram_bandwidth is None:
-            self._ram_bandwidth = ram_read_bandwidth()
+            self._ram_bandwidth = ram_read_bandwidth(self.runtime.working_bytes)
         return self._ram_bandwidth
 
     def check_prompt(self, prompt_ids: Sequence[int]) -> None:
@@ -175,7 +180,7 @@ def check_ids(ids: Sequence[int], n_vocab: int) -> None:
 
 
 class _Run:
-    """The clock of one stream."""
+    """The clock of one stream, and the store's totals when its latest token came."""
 
     def __init__(self, runtime: Runtime, n_prompt: int) -> None:
         self._runtime, self._n_prompt = runtime, n_prompt
@@ -184,28 +189,39 @@ class _Run:
         self._prefill_s = 0.0
         self._first_token_at: float | None = None
         self._start_traffic = runtime.store.traffic()
-        self._decode_traffic = self._start_traffic
+        self._note_store()
+        self._prefill_traffic = self._traffic
 
     def prefilled(self, n_tokens: int) -> None:
         self._n_prefilled = n_tokens
         self._prefill_s = time.perf_counter() - self._begin
-        self._decode_traffic = self._runtime.store.traffic()
+        self._note_store()
+        self._prefill_traffic = self._traffic
 
     def token(self) -> None:
         self._now = time.perf_counter()
         self._n_new += 1
         if self._first_token_at is None:
             self._first_token_at = self._now
+        self._note_store()
+
+    def _note_store(self) -> None:
+        self._traffic = self._runtime.store.traffic()
+        self._placement = placement(self._runtime)
+
+    @property
+    def decode_traffic(self) -> Traffic:
+        """What was lent and read since the prefill."""
+        return self._traffic - self._prefill_traffic
 
     def statistics(self, ram_bandwidth: float) -> RunStatistics:
-        end = self._runtime.store.traffic()
-        whole, decode = end - self._start_traffic, end - self._decode_traffic
+        whole, decode = self._traffic - self._start_traffic, self.decode_traffic
         first = self._first_token_at or self._now
         n_steps = self._n_new - 1  # the first token comes out of the prefill
         per_token = PerTier()
         bound = None
         if n_steps > 0:
-            dense = self._runtime.dense_bytes
+            dense = self._runtime.decoder.weights.bytes_per_token
             per_token = PerTier(
                 ram=dense + decode.ram_bytes / n_steps, disk=decode.disk_bytes / n_steps
             )
@@ -218,7 +234,7 @@ class _Run:
             prefill_tokens_per_s=self._n_prefilled / self._prefill_s if self._prefill_s else None,
             decode_tokens_per_s=n_steps / (self._now - first) if n_steps > 0 else None,
             bits=self._runtime.bits,
-            placement=placement(self._runtime),
+            placement=self._placement,
             hit_rate=hit_rate(whole),
             bytes_per_token=per_token,
             bound_tokens_per_s=bound,

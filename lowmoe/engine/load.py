@@ -16,9 +16,10 @@ from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.kv_cache import cache_bytes
 from lowmoe.decoder.weights import CheckpointTensors, DenseWeights, from_checkpoint, from_folder
-from lowmoe.engine.machine import physical_cores
+from lowmoe.engine.machine import PROBE_BYTES, physical_cores
 from lowmoe.engine.memory import available_ram_bytes, parse_budget, total_ram_bytes
 from lowmoe.engine.text_parts import TextParts
+from lowmoe.engine.working import working_bytes
 from lowmoe.errors import UsageError
 from lowmoe.experts.source import CheckpointExperts, ExpertSource, FolderExperts
 from lowmoe.experts.store import ExpertStore
@@ -29,6 +30,9 @@ from quant.expert import ExpertFormat
 from quant.layout import SYMBOL_BITS, round_up
 
 DEFAULT_CONTEXT = 8192
+# Of activations and cache where weights are quantized: planes are multiplied in float32 anyway.
+FOLDER_DTYPE = torch.float32
+KERNELS = ReferenceKernels()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -77,7 +81,8 @@ class LoadOptions:
 class Runtime:
     """A model in memory.  bits: what experts are computed at, 2, 4, 6 or the dtype's 16 or 32.
 
-    n_context: tokens a conversation may have; folder: None for a checkpoint.
+    n_context: tokens a conversation may have; working_bytes: RAM set aside for temporaries, of
+    which a given budget has no more; folder: None for a checkpoint.
     """
 
     spec: ModelSpec
@@ -87,6 +92,7 @@ class Runtime:
     bits: int
     n_context: int
     dense_bytes: int
+    working_bytes: int
     folder: ModelFolder | None
     _closing: ExitStack
 
@@ -107,12 +113,20 @@ def load_folder(path: Path, options: LoadOptions) -> Runtime:
         family = read_config(folder.manifest.config)
         weights = from_folder(folder, family.spec)
         context = _context(family.spec, options)
-        budget = _expert_budget(family.spec, weights, context, torch.float32, options)
-        format, parts = _choose_planes(folder, family.spec, budget, options)
+        division = _divide(family.spec, weights, context, FOLDER_DTYPE, options)
+        format, parts = _choose_planes(folder, family.spec, division.experts, options)
         source = FolderExperts(folder, parts, format.part_bytes)
-        text = TextParts(folder.small_file)
         return _assemble(
-            family, weights, source, format, budget, context, torch.float32, text, folder, closing
+            family=family,
+            weights=weights,
+            source=source,
+            format=format,
+            division=division,
+            context=context,
+            dtype=FOLDER_DTYPE,
+            text=TextParts(folder.small_file),
+            folder=folder,
+            closing=closing,
         )
 
 
@@ -128,20 +142,28 @@ def load_checkpoint(path: Path, options: LoadOptions) -> Runtime:
     weights = from_checkpoint(CheckpointTensors(checkpoint, family), dtype)
     source = CheckpointExperts(checkpoint, family, dtype)
     context = _context(family.spec, options)
-    budget = _expert_budget(family.spec, weights, context, dtype, options)
-    text = TextParts(lambda name: _optional_file(path / name))
     with ExitStack() as closing:
         return _assemble(
-            family, weights, source, source.format, budget, context, dtype, text, None, closing
+            family=family,
+            weights=weights,
+            source=source,
+            format=source.format,
+            division=_divide(family.spec, weights, context, dtype, options),
+            context=context,
+            dtype=dtype,
+            text=TextParts(lambda name: _optional_file(path / name)),
+            folder=None,
+            closing=closing,
         )
 
 
 def _assemble(
+    *,
     family: Family,
     weights: DenseWeights,
     source: ExpertSource,
     format: ExpertFormat,
-    budget: int,
+    division: "_Division",
     context: int,
     dtype: torch.dtype,
     text: TextParts,
@@ -150,14 +172,14 @@ def _assemble(
 ) -> Runtime:
     spec = family.spec
     store = closing.enter_context(
-        ExpertStore(source, ram_budget_bytes=budget, n_experts_total=spec.n_experts_total)
+        ExpertStore(source, ram_budget_bytes=division.experts, n_experts_total=spec.n_experts_total)
     )
     decoder = Decoder(
         spec=spec,
         weights=weights,
         store=store,
         format=format,
-        kernels=ReferenceKernels(),
+        kernels=KERNELS,
         dtype=dtype,
     )
     return Runtime(
@@ -168,6 +190,7 @@ def _assemble(
         bits=_bits(folder, format, dtype),
         n_context=context,
         dense_bytes=weights.n_bytes,
+        working_bytes=division.working,
         folder=folder,
         _closing=closing.pop_all(),
     )
@@ -228,19 +251,30 @@ def _context(spec: ModelSpec, options: LoadOptions) -> int:
     return options.context
 
 
-def _expert_budget(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Division:
+    """RAM beside dense weights and cache, in bytes."""
+
+    experts: int
+    working: int
+
+
+def _divide(
     spec: ModelSpec,
     weights: DenseWeights,
     context: int,
     dtype: torch.dtype,
     options: LoadOptions,
-) -> int:
-    """Bytes of RAM for experts: what was given for the whole model, less all its other parts."""
+) -> _Division:
+    """What was given for the whole model goes to experts, less all its other parts."""
     cache = cache_bytes(spec, context, dtype)
+    working = working_bytes(spec, context, KERNELS)
     if options.ram is None:
-        return available_ram_bytes() - cache  # dense weights are already in RAM
+        # The probe of RAM and a pass are never at the same time; dense weights are already in RAM.
+        working = max(working, PROBE_BYTES)
+        return _Division(experts=available_ram_bytes() - cache - working, working=working)
     whole = parse_budget(options.ram, name="ram", whole_bytes=total_ram_bytes())
-    return whole - weights.n_bytes - cache
+    return _Division(experts=whole - weights.n_bytes - cache - working, working=working)
 
 
 def _use_threads(options: LoadOptions) -> None:

@@ -47,12 +47,17 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def ram_read_bandwidth() -> float:
-    """Bytes a second that this process reads from RAM with torch's threads, best of 3."""
-    probe = torch.ones(PROBE_BYTES // 4, dtype=torch.float32)
+def ram_read_bandwidth(n_bytes: int | None = None) -> float:
+    """Bytes a second that this process reads from RAM with torch's threads, best of 3.
+
+    n_bytes: the most memory to take for it, PROBE_BYTES at most and without it. What fits into a
+    cache reads faster than RAM.
+    """
+    n_bytes = PROBE_BYTES if n_bytes is None else min(n_bytes, PROBE_BYTES)
+    probe = torch.ones(n_bytes // 4, dtype=torch.float32)
     best = 0.0
     for _ in range(PROBE_RUNS):
         begin = time.perf_counter()
         probe.sum()
-        best = max(best, PROBE_BYTES / (time.perf_counter() - begin))
+        best = max(best, n_bytes / (time.perf_counter() - begin))
     return best

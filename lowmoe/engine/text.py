@@ -49,6 +49,15 @@ class Tokenizer:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     @property
+    def prefix(self) -> list[int]:
+        """The ids that encode puts in front of a text with add_special: a BOS token, or none."""
+        plain, whole = (self.encode("a", add_special=special) for special in (False, True))
+        for start in range(len(whole) - len(plain) + 1):
+            if whole[start : start + len(plain)] == plain:
+                return whole[:start]
+        return []  # the model expects another spelling at the beginning, not tokens in front
+
+    @property
     def added_tokens(self) -> Mapping[str, bool]:
         """Each token that is matched whole in text, and whether decoding leaves it out."""
         return {token.content: token.special for token in self._added.values()}

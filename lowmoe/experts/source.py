@@ -1,6 +1,6 @@
 """The lowest tier: experts on disk, in a model folder or in a checkpoint.
 
-Knows:        how to fill an expert's buffers from files.
+Knows:        how to fill an expert's buffers from files, who names a checkpoint's tensors.
 Ignorant of:  who asks, how many buffers there are, when.
 """
 

@@ -24,3 +24,6 @@ class Kernels(Protocol):
 
     def expert(self, x: Tensor, expert: Expert) -> Tensor:
         """y = down (silu(gate x) * (up x)).  x: [T, H].  Returns [T, H]."""
+
+    def working_bytes(self, n_out: int, n_in: int) -> int:
+        """The most memory that `linear` takes for weights of such a matrix in any format."""

@@ -24,7 +24,8 @@ from quant.expert import Expert
 from quant.matrix import Matrix
 from quant.transform import hadamard_size
 
-# An expert that saw n tokens counts n / (n + SHRINKAGE) for itself, the layer for the rest.
+# An expert that saw n tokens counts n / (n + SHRINKAGE) for itself, the layer for the rest. The
+# number is a guess.
 SHRINKAGE = 64
 
 
@@ -97,6 +98,11 @@ class LayerMoments:
     gate_up_columns: Tensor
     down_columns: Tensor
 
+    def are_finite(self) -> bool:
+        """Whether no activation was so large that its square overflowed, or NaN."""
+        heard = (self.qkv, self.attention_out, self.experts_in, *self.inner)
+        return all(bool(covariance.isfinite().all()) for covariance in heard)
+
 
 class CalibrationRun:
     """Calibration tokens on their way through the layers, in float32."""
@@ -110,7 +116,10 @@ class CalibrationRun:
     def through_layer(
         self, spec: LayerSpec, weights: LayerWeights, experts: LayerExperts
     ) -> LayerMoments:
-        """Take all tokens through one layer; returns what was heard on the way."""
+        """Take all tokens through one layer; returns what was heard on the way.
+
+        Raises ValueError where activations overflow, before anything is made from them.
+        """
         hidden = self.hidden
         hidden = hidden + self._attention(spec, weights)
         normed = rms_norm(hidden, weights.experts_norm, self._epsilon)
@@ -123,7 +132,7 @@ class CalibrationRun:
         for moments in inner:
             layer_inner.total += moments.total
             layer_inner.count += moments.count
-        return LayerMoments(
+        heard = LayerMoments(
             qkv=self._heard(weights.qkv),
             attention_out=self._heard(weights.attention_out),
             experts_in=inputs.covariance(),
@@ -131,6 +140,9 @@ class CalibrationRun:
             gate_up_columns=columns.gate_up_rms(),
             down_columns=torch.stack(columns.down),
         )
+        if not (heard.are_finite() and self.hidden.isfinite().all()):
+            raise ValueError("the calibration text's activations are not finite")
+        return heard
 
     def _heard(self, matrix: Matrix) -> Tensor:
         moments = self._kernels.heard(matrix)

@@ -176,7 +176,8 @@ class Conversion:
         moments = None
         if self._run is not None:
             experts = _Experts(self._experts, layer_id)
-            moments = self._run.through_layer(self._spec.layers[layer_id], weights, experts)
+            with self._naming(f"layers.{layer_id}"):
+                moments = self._run.through_layer(self._spec.layers[layer_id], weights, experts)
         self._dense_spans(layer_id, weights, moments)
         return moments
 
@@ -299,7 +300,7 @@ class Conversion:
 
     @contextlib.contextmanager
     def _naming(self, name: str) -> Iterator[None]:
-        """Say which weights cannot be coded."""
+        """Say which weights cannot be coded or calibrated with."""
         try:
             yield
         except ValueError as e:

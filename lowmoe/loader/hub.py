@@ -35,7 +35,6 @@ from lowmoe.loader.hub_record import (
 
 __all__ = ["DownloadProgress", "HubFile", "HubRepository", "RetryPolicy"]
 
-DEFAULT_REVISION = "main"
 LOCK_NAME = "pull.lock"
 PATIENT = RetryPolicy()
 
@@ -61,7 +60,7 @@ class HubRepository:
     keeps it, so a branch that moves in between cannot mix two models. `files` holds the small
     files and exactly the shards that the repository's index names (all, if there is no index).
 
-    Raises UnknownModelError (no such repository or revision), CheckpointError (no safetensors, or
+    Raises UnknownModelError (no such repository), CheckpointError (no safetensors, or
     an index that contradicts the file list), DownloadError (everything else the hub or the line
     did; also a folder that belongs to another pull), DiskSpaceError.
     """
@@ -75,7 +74,6 @@ class HubRepository:
         repo_id: str,
         *,
         folder: Path,
-        revision: str | None = None,
         endpoint: str | None = None,
         progress: Callable[[DownloadProgress], None] | None = None,
         retry: RetryPolicy = PATIENT,
@@ -87,19 +85,25 @@ class HubRepository:
         self._client = HubClient(repo_id, endpoint=endpoint, retry=retry)
         record = PullRecord.read(folder)
         if record is None:
-            record = _begin(self._client, folder, revision or DEFAULT_REVISION)
+            record = _begin(self._client, folder)
         else:
-            record.require_same_pull(repo_id, revision, folder)
+            record.require_same_pull(repo_id, folder)
         self._record = record
         self.repo_id, self.commit, self.files = repo_id, record.commit, record.files
 
     def total_bytes(self) -> int:
         """Bytes of all weight files together."""
-        return sum(file.bytes for file in self.files if file.is_shard)
+        return sum(self.shard_bytes().values())
 
-    def largest_shard_bytes(self) -> int:
-        """Bytes of the largest weight file."""
-        return max(file.bytes for file in self.files if file.is_shard)
+    def shard_bytes(self) -> dict[str, int]:
+        """Bytes of each weight file by its name."""
+        return {file.name: file.bytes for file in self.files if file.is_shard}
+
+    def shard_bytes_here(self) -> int:
+        """Bytes of weight files, whole or begun, that lie in the work folder."""
+        shards = [file for file in self.files if file.is_shard]
+        paths = [path for file in shards for path in self._paths(file)]
+        return sum(path.stat().st_size for path in paths if path.is_file())
 
     def fetch_small(self) -> Path:
         """Fetch everything but the weights; returns the folder that holds it."""
@@ -148,9 +152,12 @@ class HubRepository:
             self._folder.rmdir()
 
     def _delete(self, file: HubFile) -> None:
-        for path in (_part_path(self._folder, file), self._folder / file.name):
+        for path in self._paths(file):
             with disk_faults(path):
                 path.unlink(missing_ok=True)
+
+    def _paths(self, file: HubFile) -> tuple[Path, Path]:
+        return _part_path(self._folder, file), self._folder / file.name
 
     def _file(self, name: str) -> HubFile:
         for file in self.files:
@@ -181,9 +188,9 @@ class HubRepository:
         return report
 
 
-def _begin(client: HubClient, folder: Path, revision: str) -> PullRecord:
+def _begin(client: HubClient, folder: Path) -> PullRecord:
     """Pin the commit and write down what the pull consists of."""
-    commit, files = read_listing(client.describe(revision), client.repo_id)
+    commit, files = read_listing(client.describe(), client.repo_id)
     with disk_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
     index = next((file for file in files if file.name == INDEX_NAME), None)
@@ -191,9 +198,8 @@ def _begin(client: HubClient, folder: Path, revision: str) -> PullRecord:
         with disk_faults(folder / INDEX_NAME):
             path = _download(client, commit, index, folder, lambda _n_bytes: None)
         files = keep_indexed(files, path, client.repo_id)
-    record = PullRecord(
-        repo_id=client.repo_id, revision=revision, commit=commit, files=files, released=frozenset()
-    )
+    client.require_short_enough(files)  # only now: shards beside the index may be of any length
+    record = PullRecord(repo_id=client.repo_id, commit=commit, files=files, released=frozenset())
     record.write(folder)
     return record
 

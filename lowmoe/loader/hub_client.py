@@ -12,7 +12,7 @@ request 4228 of huggingface_hub): each such fault would cost a home user gigabyt
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -53,20 +53,18 @@ class HubClient:
         self._headers = {"user-agent": f"lowmoe; hf_hub/{__version__}"}
         self._retry = retry
 
-    def describe(self, revision: str) -> ModelInfo:
-        """The repository's commit and file list. No network at all is not waited for."""
-        import httpx2
+    def describe(self) -> ModelInfo:
+        """The main branch's commit and file list. No network at all is not waited for."""
         from huggingface_hub import HfApi, constants
+        from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
         api = HfApi(endpoint=self._endpoint, headers=self._headers)
         timeout_s = constants.HF_HUB_DOWNLOAD_TIMEOUT
 
         def ask() -> ModelInfo:
             try:
-                return api.model_info(
-                    self.repo_id, revision=revision, files_metadata=True, timeout=timeout_s
-                )
-            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+                return api.model_info(self.repo_id, files_metadata=True, timeout=timeout_s)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 raise DownloadError(f"no network: {self._endpoint} gave {error}.") from None
             except (KeyError, TypeError, AttributeError) as error:
                 # What the library lets through when the answer is JSON, but describes no model.
@@ -74,17 +72,21 @@ class HubClient:
 
         return self._outlive_faults(ask, f"{self.repo_id}: no file list", lambda: 0)
 
+    def require_short_enough(self, files: Iterable[HubFile]) -> None:
+        """Raises DownloadError for a file that is longer than the library fetches."""
+        from huggingface_hub import constants
+
+        for file in files:
+            if file.bytes > constants.MAX_HTTP_DOWNLOAD_SIZE:
+                raise DownloadError(
+                    f"{file.name} has {file.bytes:,} bytes, the hub hands out files of at most "
+                    f"{constants.MAX_HTTP_DOWNLOAD_SIZE:,}. Name a repository with smaller shards."
+                )
+
     def fetch_rest(
         self, part: Path, file: HubFile, *, commit: str, on_bytes: Callable[[int], None]
     ) -> None:
         """Append to part until it is as long as the file. The disk's own OSErrors are passed on."""
-        from huggingface_hub import constants
-
-        if file.bytes > constants.MAX_HTTP_DOWNLOAD_SIZE:
-            raise DownloadError(
-                f"{file.name} has {file.bytes:,} bytes, the hub hands out files of at most "
-                f"{constants.MAX_HTTP_DOWNLOAD_SIZE:,}. Name a repository with smaller shards."
-            )
         self._outlive_faults(
             lambda: self._append_rest(part, file, commit, on_bytes),
             f"{file.name}: not all of its {file.bytes:,} bytes came",
@@ -95,7 +97,6 @@ class HubClient:
         self, part: Path, file: HubFile, commit: str, on_bytes: Callable[[int], None]
     ) -> None:
         from huggingface_hub import hf_hub_url
-        from huggingface_hub.errors import HfHubHTTPError
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
@@ -114,22 +115,20 @@ class HubClient:
                     tqdm_class=_bar_class(file, on_bytes),
                 )
         except OSError as error:
-            refused = isinstance(error, HfHubHTTPError) and error.response.status_code != 416
-            if error.errno is None and not refused:
-                # The lengths disagree, so what is here may be no beginning of the file.
-                part.write_bytes(b"")
+            if _lengths_disagree(error):
+                part.write_bytes(b"")  # it may be no beginning of the file
             raise
 
     def _outlive_faults(
         self, ask: Callable[[], _T], what: str, n_bytes_here: Callable[[], int]
     ) -> _T:
-        import httpx2
+        from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
         furthest = n_faults = 0
         while True:
             try:
                 return ask()
-            except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+            except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
                 reason = self._passing_reason(error)
             n_faults = 1 if n_bytes_here() > furthest else n_faults + 1
             furthest = max(furthest, n_bytes_here())
@@ -140,8 +139,8 @@ class HubClient:
 
     def _passing_reason(self, error: Exception) -> str:
         """What went wrong this time; raises our error if another try would meet it again."""
-        import httpx2
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+        from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
         if isinstance(error, HfHubHTTPError):
             return self._passing_refusal(error)
@@ -154,8 +153,8 @@ class HubClient:
                 f"{self.repo_id}: HF_HUB_OFFLINE forbids the network, and not everything is here "
                 "yet. Unset it and run the same command again."
             ) from None
-        is_address = isinstance(error, httpx2.UnsupportedProtocol)
-        if isinstance(error, httpx2.TransportError) and not is_address:
+        is_address = isinstance(error, httpx.UnsupportedProtocol)
+        if isinstance(error, httpx.TransportError) and not is_address:
             return f"the line to {self._endpoint} broke ({str(error) or type(error).__name__})"
         if isinstance(error, OSError):
             if error.errno is not None:
@@ -200,6 +199,19 @@ class HubClient:
         raise DownloadError(
             f"{self.repo_id}: the hub answered {status}, expected 200 or 206."
         ) from None
+
+
+def _lengths_disagree(error: OSError) -> bool:
+    """Whether too much or too little came, or the hub holds no more than is here (416).
+
+    The library's check and our Bar raise OSError itself; what else is one tells of something else,
+    such as ConnectionError of the offline switch.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code == 416
+    return type(error) is OSError and error.errno is None
 
 
 def _bar_class(file: HubFile, on_bytes: Callable[[int], None]) -> type:

@@ -105,14 +105,13 @@ class PullRecord:
     """The content of pull.json: which commit, every file of it, the shards already released."""
 
     repo_id: str
-    revision: str
     commit: str
     files: tuple[HubFile, ...]
     released: frozenset[str]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.repo_id, str) or not isinstance(self.revision, str):
-            raise ValueError("repo_id and revision must be text")
+        if not isinstance(self.repo_id, str):
+            raise ValueError("repo_id must be text")
         if not _SHA1.fullmatch(self.commit):
             raise ValueError(f"commit {self.commit!r}, expected 40 hex digits")
         if not any(file.is_shard for file in self.files):
@@ -157,12 +156,11 @@ class PullRecord:
                 os.fsync(handle.fileno())
             os.replace(new, folder / RECORD_NAME)
 
-    def require_same_pull(self, repo_id: str, revision: str | None, folder: Path) -> None:
-        if self.repo_id != repo_id or revision not in (None, self.revision, self.commit):
+    def require_same_pull(self, repo_id: str, folder: Path) -> None:
+        if self.repo_id != repo_id:
             raise DownloadError(
-                f"{folder} holds an unfinished pull of {self.repo_id} {self.revision} "
-                f"(commit {self.commit[:12]}), asked for is {repo_id} {revision or ''}".rstrip()
-                + ". Finish that one first, or delete the folder."
+                f"{folder} holds an unfinished pull of {self.repo_id} (commit {self.commit[:12]}), "
+                f"asked for is {repo_id}. Finish that one first, or delete the folder."
             )
 
 

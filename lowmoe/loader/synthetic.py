@@ -1,5 +1,8 @@
 """Model folders of random codes in the real layout: a model's speed without its weights.
 
+The bytes of a span come from its name alone. So a folder that was interrupted becomes the one it
+would have been, and any number of writers of the same folder write the same bytes.
+
 Knows:        a model's shape, which bytes make sane weights.
 Ignorant of:  any real weights.
 """
@@ -10,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from lowmoe.checkpoint.layout import Recipe, folder_layout
@@ -35,7 +39,6 @@ def write_synthetic(
     """Write a folder of a model of this shape.  progress: spans done and in all."""
     assert recipe.format == "trellis"
     layout = folder_layout(family.spec, recipe)
-    random = np.random.Generator(np.random.SFC64(0))
 
     def manifest(spans: Mapping[str, Span]) -> Manifest:
         return Manifest(
@@ -52,7 +55,7 @@ def write_synthetic(
         if w.finished:
             w.require_same_model(identity)
             return
-        makers = _makers(family, recipe, random)
+        makers = _makers(family, recipe)
         total = len(layout.places)
         for done, span in enumerate(layout.places, start=1):
             if not w.has(span):
@@ -67,9 +70,12 @@ def _kind(span: str) -> str:
     return ".".join(w for w in words if not w.startswith("plane"))
 
 
-def _makers(
-    family: Family, recipe: Recipe, random: np.random.Generator
-) -> dict[str, Callable[[str], Tensor]]:
+def _random(span: str) -> np.random.Generator:
+    """Numbers of its own for every span, the same at every run."""
+    return np.random.Generator(np.random.SFC64(xxhash.xxh3_64_intdigest(span.encode())))
+
+
+def _makers(family: Family, recipe: Recipe) -> dict[str, Callable[[str], Tensor]]:
     spec = family.spec
     layer = spec.layers[0]
     attention, experts = layer.attention, layer.feed_forward
@@ -77,15 +83,18 @@ def _makers(
     assert isinstance(expert, TrellisFormat)
 
     def plane(*layouts: PlaneLayout) -> Callable[[str], Tensor]:
-        return lambda span: torch.cat(
-            [_random_plane(layout, int(span[-1]), random) for layout in layouts]
-        )
+        def make(span: str) -> Tensor:
+            random = _random(span)
+            return torch.cat([_random_plane(layout, int(span[-1]), random) for layout in layouts])
+
+        return make
 
     def ones(count: int, dtype: torch.dtype) -> Callable[[str], Tensor]:
         return lambda span: torch.ones(count, dtype=dtype)
 
     def router(span: str) -> Tensor:
-        scores = random.standard_normal((experts.n_experts, spec.n_hidden), dtype=np.float32)
+        shape = (experts.n_experts, spec.n_hidden)
+        scores = _random(span).standard_normal(shape, dtype=np.float32)
         return torch.from_numpy(scores)
 
     qkv = PlaneLayout(attention.q_size + 2 * attention.kv_size, spec.n_hidden)

@@ -88,9 +88,8 @@ def test_an_index_without_a_table_is_refused(tmp_path: Path, index: object) -> N
 def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
     write_tiny_mixtral(tmp_path, shard_of=by_layer)
     (tmp_path / "model-1.safetensors").unlink()
-    tensors = open_tensors(tmp_path)
     with pytest.raises(CheckpointError, match=r"model-1\.safetensors: missing, but .* lists it"):
-        tensors.layer(1, torch.float32)
+        open_tensors(tmp_path)
 
 
 def test_a_shard_without_what_the_index_promises_is_named(tmp_path: Path) -> None:

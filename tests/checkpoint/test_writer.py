@@ -1,5 +1,6 @@
 """Does going on refuse what does not belong together, and take no damaged work for done?"""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -34,11 +35,14 @@ def unfinished(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     return tmp_path / "unfinished"
 
 
+# By what the error says of them.
 OTHERS = {
-    "another recipe": Options(recipe=Recipe(expert_planes=1)),
-    "another format": Options(recipe=Recipe(format="nf4")),
-    "another checkpoint": Options(name="other"),
-    "no calibration": Options(calibrated=False),
+    "recipe.expert_planes is 2, but 1": Options(recipe=Recipe(expert_planes=1)),
+    'recipe.format is "trellis", but "nf4"': Options(recipe=Recipe(format="nf4")),
+    'source.name is "tiny", but "other"': Options(name="other"),
+    'calibration is {"n_tokens": 48, "text_hash": "of random token ids"}, but null': Options(
+        calibrated=False
+    ),
 }
 
 
@@ -47,7 +51,9 @@ def test_other_options_cannot_go_on_with_what_was_begun(
     tiny_checkpoint: Path, unfinished: Path, converted: dict[str, bytes], other: str
 ) -> None:
     with pytest.raises(
-        FolderError, match="holds an unfinished conversion of another checkpoint or with other opt"
+        FolderError,
+        match="holds an unfinished conversion of another checkpoint or with other options: "
+        + re.escape(other),
     ):
         convert(tiny_checkpoint, unfinished, OTHERS[other])
     convert(tiny_checkpoint, unfinished)  # nor do they harm it
@@ -58,14 +64,20 @@ def test_other_options_cannot_go_on_with_what_was_begun(
 def test_other_options_are_not_taken_for_done(
     tiny_checkpoint: Path, model: Path, converted: dict[str, bytes], other: str
 ) -> None:
-    with pytest.raises(FolderError, match="holds the model of another checkpoint or with other op"):
+    with pytest.raises(
+        FolderError,
+        match="holds the model of another checkpoint or with other options: " + re.escape(other),
+    ):
         convert(tiny_checkpoint, model, OTHERS[other])
     assert contents(model) == converted
 
 
 def test_another_model_of_the_same_name_is_refused(tmp_path: Path, model: Path) -> None:
     write_tiny_mixtral(tmp_path / "other", config_with(rope_theta=1e6))
-    with pytest.raises(FolderError, match="holds the model of another checkpoint"):
+    with pytest.raises(
+        FolderError,
+        match=r"the model of another checkpoint.*: config\.rope_theta is 10000\.0, but 1000000",
+    ):
         convert(tmp_path / "other", model)
 
 

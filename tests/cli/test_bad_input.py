@@ -146,7 +146,7 @@ def disk_is_full(*arguments: object) -> Arguments:
 
 
 def ram_is_full(w: World) -> list[object]:
-    w.patch.setattr("lowmoe.library.available_ram_bytes", lambda: 1000)
+    w.patch.setattr("lowmoe.library.budgets.available_ram_bytes", lambda: 1000)
     return ["quantize", w.talking, w.tmp / "new"]
 
 

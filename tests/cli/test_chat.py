@@ -19,6 +19,7 @@ from lowmoe.api import Model, Prompt
 from lowmoe.cli.chat import Chat
 from lowmoe.engine.generate import Token
 from lowmoe.engine.options import SamplingOptions
+from lowmoe.errors import FolderError
 
 ENTER, CTRL_C, CTRL_D, ALT_ENTER = "\r", "\x03", "\x04", "\x1b\r"
 SAMPLING = SamplingOptions(temperature=0.0, max_new_tokens=6)
@@ -221,6 +222,25 @@ def test_a_message_that_cannot_be_answered_is_taken_back(talk: Talk) -> None:
     talked = talk("Hi", ENTER, "word " * 400, ENTER, "Ho", ENTER, CTRL_D)
     assert "tokens, but the context holds 384" in talked.err
     assert [text for role, text in talked.messages if role == "user"] == ["Hi", "Ho"]
+
+
+def test_a_retry_that_fails_keeps_question_and_answer(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, asked = Model.stream_with, 0
+
+    def failing(self: Model, prompt: Prompt, options: SamplingOptions) -> Iterator[Token]:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise FolderError("the disk is gone")
+        return stream(self, prompt, options)
+
+    once = talk("Hi", ENTER, CTRL_D).messages
+    monkeypatch.setattr(Model, "stream_with", failing)
+    talked = talk("Hi", ENTER, "/retry", ENTER, CTRL_D)
+    assert "the disk is gone" in talked.err
+    assert talked.messages == once
 
 
 def test_questions_are_kept_for_the_next_time(talk: Talk, home: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import lowmoe
 from tests.cli.conftest import RunCommand
 from tests.talking_mixtral import copy_of
 
@@ -120,6 +121,36 @@ def test_pulling_what_was_pulled_says_so(
     done = lowmoe_command("pull", "mixtral-8x7b-base")
     assert (done.code, done.out) == (0, "")
     assert done.err.endswith("mistralai--Mixtral-8x7B-v0.1 is complete already.\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [(("--bits", "6"), "trellis at 6 bits"), (("--format", "nf4"), "nf4")],
+)
+def test_pulling_more_than_the_finished_folder_holds_is_refused(
+    lowmoe_command: RunCommand, two_bit_folder: Path, options: tuple[str, ...], asked: str
+) -> None:
+    name = two_bit_folder.name
+    done = lowmoe_command("pull", "mixtral-8x7b-base", *options)
+    assert (done.code, done.out) == (2, "")
+    assert f"is finished with trellis at 2 bits, asked for is {asked}" in done.err
+    assert f"lowmoe rm {name}" in done.err
+    assert lowmoe_command("pull", "mixtral-8x7b-base", "--bits", "2").code == 0
+
+
+@pytest.fixture
+def two_bit_folder(talking_checkpoint: Path, home: Path) -> Path:
+    folder = home / "models" / "mistralai--Mixtral-8x7B-v0.1"
+    lowmoe.quantize(talking_checkpoint, folder, bits=2, calibrate=False)
+    return folder
+
+
+def test_quantizing_into_a_finished_folder_names_both_recipes(
+    lowmoe_command: RunCommand, talking_checkpoint: Path, model_folder: Path
+) -> None:
+    done = lowmoe_command("quantize", talking_checkpoint, model_folder, "--format", "bf16")
+    assert done.code == 2
+    assert "finished model already with trellis at 6 bits, asked for is bf16" in done.err
 
 
 def test_doctor_tells_what_the_machine_offers(

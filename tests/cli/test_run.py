@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 import lowmoe
-from lowmoe.api import Model
+from lowmoe.api import Model, Prompt
 from lowmoe.engine.generate import Token
 from lowmoe.engine.options import SamplingOptions
+from lowmoe.engine.text_parts import TextParts
 from tests.cli.conftest import RunCommand
 from tests.engine.test_statistics import KEYS
 
@@ -105,7 +106,7 @@ def test_options_of_loading_reach_the_model(
 ) -> None:
     done = lowmoe_command(
         "run", model_folder, "--prompt", "Once", *GREEDY, "--json",
-        "--bits", "2", "--ram", "2MiB", "--threads", "1", "--context", "64", "--gpu", "none",
+        "--bits", "2", "--ram", "20MiB", "--threads", "1", "--context", "64", "--gpu", "none",
     )  # fmt: skip
     assert json.loads(done.out.splitlines()[-1])["bits"] == 2
     assert not done.out.startswith(answer)
@@ -163,3 +164,23 @@ def test_a_second_ctrl_c_does_not_wait_for_the_token(
     done = lowmoe_command("run", model_folder, "--prompt", "Once")
     assert (done.code, done.out) == (130, "")
     assert "Traceback" not in done.err
+
+
+def test_ctrl_c_while_the_prompt_becomes_tokens_is_not_lost(
+    lowmoe_command: RunCommand, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = TextParts.encode
+
+    def pressing(self: TextParts, prompt: Prompt) -> list[int]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return encode(self, prompt)
+
+    monkeypatch.setattr(TextParts, "encode", pressing)
+    done = lowmoe_command("run", model_folder, "--prompt", "Once", *GREEDY)
+    assert (done.code, done.out) == (130, "\n")
+
+
+def test_an_option_that_is_always_refused_is_not_advertised(lowmoe_command: RunCommand) -> None:
+    shown = lowmoe_command("run", "--help").out
+    assert "--ram" in shown
+    assert "--vram" not in shown

@@ -123,3 +123,10 @@ def test_disk_bandwidth_is_bytes_of_experts_over_time(
         )
         assert disk_bandwidth(folder) == n_bytes / 2.0
     assert sorted(read) == [(layer, expert) for layer in range(2) for expert in range(4)]
+
+
+def test_disk_reads_are_those_of_decoding(runtime: Runtime) -> None:
+    # All experts fit and are in RAM after a prompt that wants every one, so decoding reads nothing.
+    result = bench(runtime, BenchOptions(runs=1, prompt_tokens=200, new_tokens=3), ignore)
+    assert result.samples[0].bytes_per_token.disk == 0
+    assert result.disk_read_bytes_per_s is None

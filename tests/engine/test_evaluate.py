@@ -5,10 +5,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from lowmoe.engine.evaluate import evaluate
+from lowmoe.engine.text import Tokenizer
 from lowmoe.errors import PromptError
+from tests.talking_mixtral import learned_tokenizer
 
 
 def uniform(ids: Sequence[int]) -> Tensor:
@@ -72,3 +75,32 @@ def test_a_model_against_itself_loses_nothing() -> None:
 def test_a_text_too_short_to_predict_anything_is_a_prompt_error(ids: list[int]) -> None:
     with pytest.raises(PromptError, match=f"the text has {len(ids)} tokens, but at least 2"):
         evaluate(uniform, ids, window=4)
+
+
+def test_what_goes_in_front_is_in_every_window_and_never_predicted() -> None:
+    seen: list[list[int]] = []
+
+    def remembering(ids: Sequence[int]) -> Tensor:
+        seen.append(list(ids))
+        return counting(ids)
+
+    result = evaluate(remembering, [1, 2, 5], window=3, prefix=[0], reference=counting)
+    assert seen == [[0, 1, 2], [0, 5]]
+    # 1 and 2 are the next numbers (3/10), 5 is not (1/10).
+    assert result.perplexity == pytest.approx((0.3 * 0.3 * 0.1) ** (-1 / 3))
+    assert (result.tokens, result.top1) == (3, 1.0)
+
+
+def test_a_window_that_is_all_prefix_is_a_prompt_error() -> None:
+    with pytest.raises(PromptError, match="a window has 2 tokens, but 2 go in front"):
+        evaluate(uniform, [1, 2, 3], window=2, prefix=[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("template", "prefix"), [("$A", []), ("<|system|> $A", [1]), ("<|system|> $A <|end|>", [1])]
+)
+def test_a_prefix_is_what_the_tokenizer_puts_in_front(template: str, prefix: list[int]) -> None:
+    tokenizer = learned_tokenizer()
+    special = [("<|end|>", 0), ("<|system|>", 1)]
+    tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=special)
+    assert Tokenizer(tokenizer).prefix == prefix

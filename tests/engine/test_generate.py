@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from lowmoe.engine import generate
-from lowmoe.engine.generate import Session, Token, placement
+from lowmoe.engine.generate import Session, Token
 from lowmoe.engine.load import LoadOptions, Runtime, load_folder
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.errors import PromptError, UsageError
+from quant.matrix import TrellisMatrix
 from tests.talking_mixtral import VOCABULARY
 
 PROMPT = list(range(40, 60))
@@ -133,10 +134,15 @@ def test_statistics_count_what_was_asked_and_made(session: Session, runtime: Run
     assert s.prefill_tokens_per_s is not None
     assert s.decode_tokens_per_s is not None
     assert s.hit_rate.ram + s.hit_rate.disk == pytest.approx(1)
-    # All fit into RAM: a token reads every dense weight and 2 experts in each of 2 layers.
-    assert s.bytes_per_token.ram == runtime.dense_bytes + 4 * runtime.store.expert_bytes
+    # A token reads one row of an embedding that is not the head too.
+    weights = runtime.decoder.weights
+    assert isinstance(weights.embedding, TrellisMatrix)
+    assert weights.embedding is not weights.head
+    embedding = sum(p.nbytes for p in weights.embedding.planes) + weights.embedding.d.nbytes
+    dense_read = runtime.dense_bytes - embedding
+    # All fit into RAM: a token reads every other dense weight and 2 experts in each of 2 layers.
+    assert s.bytes_per_token.ram == dense_read + 4 * runtime.store.expert_bytes
     everything = runtime.dense_bytes + 8 * runtime.store.expert_bytes
-    assert s.placement == placement(runtime)
     assert s.placement.ram + s.placement.disk == everything
 
 
@@ -144,3 +150,22 @@ def test_one_token_has_no_decode_speed(session: Session) -> None:
     list(session.token_ids(PROMPT, SamplingOptions(temperature=0.0, max_new_tokens=1)))
     s = session.statistics()
     assert (s.new_tokens, s.decode_tokens_per_s, s.bound_tokens_per_s) == (1, None, None)
+
+
+def test_statistics_are_of_the_last_run_whatever_was_computed_since(
+    session: Session, runtime: Runtime
+) -> None:
+    list(session.token_ids(PROMPT, GREEDY))
+    before = session.statistics()
+    session.rewind([])
+    list(session.forward([5] * 100))
+    assert session.statistics() == before
+
+
+def test_a_stop_before_the_first_token_counts_and_the_next_stream_is_not_stopped(
+    session: Session,
+) -> None:
+    tokens = session.stream(PROMPT, GREEDY)
+    session.stop()
+    assert list(tokens) == []
+    assert len(list(session.token_ids(PROMPT, GREEDY))) == 12

@@ -9,7 +9,9 @@ import torch
 from lowmoe.decoder.kv_cache import cache_bytes
 from lowmoe.engine import load as load_module
 from lowmoe.engine.load import LoadOptions, load_checkpoint, load_folder
+from lowmoe.engine.working import working_bytes
 from lowmoe.errors import FolderError, LowMoeError, MemoryBudgetError, UsageError
+from lowmoe.kernels.reference import ReferenceKernels
 from tests.talking_mixtral import CONTEXT, copy_of
 
 
@@ -53,10 +55,12 @@ def test_the_budget_for_experts_is_what_the_other_parts_leave(model_folder: Path
 
     runtime = load_folder(model_folder, LoadOptions(bits=4, context=100))
     with_cache = cache_bytes(runtime.spec, 100, torch.float32)
-    needed = runtime.dense_bytes + with_cache + 2 * runtime.store.expert_bytes
+    working = working_bytes(runtime.spec, 100, ReferenceKernels())
+    longer = working_bytes(runtime.spec, 200, ReferenceKernels()) - working
+    needed = runtime.dense_bytes + with_cache + working + 2 * runtime.store.expert_bytes
     runtime.close()
     assert missing(with_100_tokens) == needed - 1
-    assert missing(with_200_tokens) == needed - 1 + with_cache
+    assert missing(with_200_tokens) == needed - 1 + with_cache + longer
 
 
 def test_without_a_budget_it_is_what_the_machine_has_free(

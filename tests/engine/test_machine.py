@@ -54,3 +54,11 @@ def test_bandwidth_is_bytes_over_the_best_time(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     monkeypatch.setattr(machine, "PROBE_BYTES", 4096)
     assert ram_read_bandwidth() == 4096 / 2.0
+
+
+def test_the_probe_takes_no_more_memory_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0] * 6)
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr(machine, "PROBE_BYTES", 4096)
+    assert ram_read_bandwidth(1024) == 1024
+    assert ram_read_bandwidth(8192) == 4096

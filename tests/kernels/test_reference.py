@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from transformers.activations import ACT2FN
 
+from lowmoe.kernels import row_chunks
 from lowmoe.kernels.reference import ReferenceKernels
 from quant import nf4
 from quant.encode import encode_planes
@@ -13,6 +14,7 @@ from quant.layout import PlaneLayout
 from quant.matrix import Matrix, Nf4Matrix, TrellisMatrix, dequantize
 from quant.transform import channel_factors
 from quant.trellis import DEFAULT_CODE
+from tests.live_bytes import LiveBytes
 
 KERNELS = ReferenceKernels()
 FORMATS = ["plain fp32", "plain bf16", "nf4", "trellis, 1 plane", "trellis, 3 planes"]
@@ -103,3 +105,38 @@ def test_activations_keep_their_dtype(form: str, dtype: torch.dtype) -> None:
     wide = KERNELS.expert(x.float(), expert_of(form, 64, 64))
     # Five roundings on the way, of 2**-8 of numbers up to 4 in bfloat16.
     torch.testing.assert_close(found.float(), wide, rtol=0, atol=5 * 4 * 2**-8)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("shape", [(330, 128), (300, 200), (130, 2048)])
+def test_chunks_of_rows_do_not_change_a_product(
+    monkeypatch: pytest.MonkeyPatch, form: str, shape: tuple[int, int]
+) -> None:
+    matrix, x = matrix_of(form, random(*shape)), random(5, shape[1], seed=9)
+    whole = KERNELS.linear(x, matrix)
+    monkeypatch.setattr(row_chunks, "CHUNK_WEIGHTS", 64 * shape[1])
+    chunks = list(row_chunks.row_chunks(matrix))
+    # The blocks of nf4 (300, 200) end together with a row only after 2048 rows.
+    assert len(chunks) == 1 if (form, shape) == ("nf4", (300, 200)) else len(chunks) > 1
+    if form == "plain bf16":
+        x = x.double()  # exact products, and another dtype than the weights'
+        whole = x @ dequantize(matrix).double().T
+    # The same products of up to 2048 terms of size up to 16, added up in another order.
+    torch.testing.assert_close(KERNELS.linear(x, matrix), whole, rtol=0, atol=1e-3)
+    pieces = torch.cat([dequantize(rows) for _, rows in chunks])
+    torch.testing.assert_close(pieces, dequantize(matrix), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_product_takes_no_more_memory_than_it_says(
+    monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setattr(row_chunks, "CHUNK_WEIGHTS", 2**16)
+    matrix, x = matrix_of(form, random(1024, 256)), random(1, 256)
+    x = x.bfloat16() if form == "plain fp32" else x  # so that weights are converted
+    KERNELS.linear(x, matrix)  # tables that are made once
+    with LiveBytes() as live:
+        KERNELS.linear(x, matrix)
+    activations = 4 * (3 * 256 + 2 * 1024)
+    assert 2**16 < live.peak <= KERNELS.working_bytes(1024, 256) + activations
+    assert KERNELS.working_bytes(2**17, 256) == KERNELS.working_bytes(1024, 256)

@@ -1,5 +1,6 @@
 """Does a conversion hold what the checkpoint held, however many cores made it?"""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lowmoe.checkpoint import files
@@ -46,6 +47,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
     write_tiny_mixtral(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[bool, dict[str, bytes]]:
+    """The files that the checkpoint becomes, by whether it is calibrated."""
+    found = {}
+    for calibrated in (True, False):
+        folder = tmp_path_factory.mktemp("undisturbed") / "model"
+        convert(checkpoint, folder, Options(calibrated=calibrated))
+        found[calibrated] = contents(folder)
+    return found
 
 
 def family_of(folder: Path) -> Family:
@@ -231,21 +245,65 @@ def test_progress_counts_every_weight_once_also_when_going_on(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("calibrated", [True, False])
 @pytest.mark.parametrize(
-    ("tensor", "name"),
+    "tensor",
     [
-        ("model.layers.1.block_sparse_moe.experts.2.w2.weight", r"layers\.1\.experts\.2"),
-        ("model.layers.0.self_attn.o_proj.weight", r"layers\.0\.attention_out"),
-        ("lm_head.weight", "head"),
+        "model.embed_tokens.weight",
+        "model.layers.0.self_attn.k_proj.weight",
+        "model.layers.0.self_attn.o_proj.weight",
+        "model.layers.0.input_layernorm.weight",
+        "model.layers.1.post_attention_layernorm.weight",
+        "model.layers.1.block_sparse_moe.gate.weight",
+        "model.layers.1.block_sparse_moe.experts.2.w1.weight",
+        "model.layers.1.block_sparse_moe.experts.2.w2.weight",
+        "model.layers.1.block_sparse_moe.experts.2.w3.weight",
+        "model.norm.weight",
+        "lm_head.weight",
     ],
 )
-def test_weights_that_are_not_finite_are_named(
-    tmp_path: Path, tensor: str, name: str, value: float
+def test_a_tensor_that_is_not_finite_is_named_and_leaves_nothing_behind(
+    undisturbed: dict[bool, dict[str, bytes]],
+    tmp_path: Path,
+    tensor: str,
+    calibrated: bool,
+    value: float,
+) -> None:
+    options = Options(calibrated=calibrated)
+    source = tmp_path / "checkpoint"
+    weights = write_tiny_mixtral(source)
+    sample = Checkpoint(source).sample_hash()
+    weights[tensor].view(-1)[0] = value
+    save_file(weights, source / "model.safetensors")
+    # The sample is from the tensors' middles, so it is the same checkpoint to whoever goes on.
+    assert Checkpoint(source).sample_hash() == sample
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=rf"{re.escape(tensor)} holds NaN or infinity"):
+            convert(source, tmp_path / "model", options)
+    write_tiny_mixtral(source)
+    convert(source, tmp_path / "model", options)
+    assert contents(tmp_path / "model") == undisturbed[calibrated]
+
+
+def test_weights_too_large_to_code_are_named(tmp_path: Path) -> None:
+    source = tmp_path / "checkpoint"
+    weights = write_tiny_mixtral(source)
+    weights["model.layers.1.block_sparse_moe.experts.2.w2.weight"][3, 5] = 1e30
+    save_file(weights, source / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"layers\.1\.experts\.2: weights are too large"):
+        convert(source, tmp_path / "model", Options(calibrated=False))
+
+
+def test_weights_that_calibration_overflows_with_are_named_and_leave_nothing_behind(
+    undisturbed: dict[bool, dict[str, bytes]], tmp_path: Path
 ) -> None:
     source = tmp_path / "checkpoint"
-    write_tiny_mixtral(source)
-    weights = load_file(source / "model.safetensors")
-    weights[tensor][3, 5] = value
+    weights = write_tiny_mixtral(source)
+    # Finite, as are its products; their squares are not.
+    weights["model.layers.1.block_sparse_moe.experts.2.w3.weight"][0, 0] = 1e30
     save_file(weights, source / "model.safetensors")
-    with pytest.raises(CheckpointError, match=f"{name}: weights are not finite"):
-        convert(source, tmp_path / "model", Options(calibrated=False))
+    with pytest.raises(CheckpointError, match=r"layers\.1: the calibration text's activations are"):
+        convert(source, tmp_path / "model")
+    write_tiny_mixtral(source)
+    convert(source, tmp_path / "model")
+    assert contents(tmp_path / "model") == undisturbed[True]

@@ -119,7 +119,7 @@ def test_every_file_arrives_as_the_hub_holds_it(hub: FakeHub, tmp_path: Path) ->
         assert (small / name).is_file()
     assert repository.commit == hub.branches["main"]
     assert repository.total_bytes() == 600_000
-    assert repository.largest_shard_bytes() == 300_000
+    assert repository.shard_bytes() == {SHARD: 300_000, OTHER_SHARD: 300_000}
     assert sorted(os.listdir(small)) == sorted([*names, "pull.json", "pull.lock"])
 
 
@@ -144,7 +144,7 @@ def test_one_shard_without_an_index_is_a_checkpoint(hub: FakeHub, tmp_path: Path
     hub.add_commit({"config.json": b"{}", "model.safetensors": b"weights"})
     repository = pull(hub, tmp_path)
     assert repository.fetch("model.safetensors").read_bytes() == b"weights"
-    assert repository.largest_shard_bytes() == repository.total_bytes() == 7
+    assert repository.shard_bytes() == {"model.safetensors": 7}
 
 
 def test_a_fetched_shard_is_not_downloaded_twice(hub: FakeHub, tmp_path: Path) -> None:
@@ -318,6 +318,30 @@ def test_the_offline_switch_of_the_library_is_obeyed(hub: FakeHub, tmp_path: Pat
         _, stderr = child.communicate()
     assert "DownloadError: acme/tiny-moe: HF_HUB_OFFLINE forbids the network" in stderr
     assert hub.requests == []
+
+
+def test_the_offline_switch_costs_nothing_that_is_here(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = pull(hub, tmp_path)
+    part, begun = tmp_path / f"{SHARD}.part", content(hub, SHARD)[:200_000]
+    part.write_bytes(begun)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    huggingface_hub.close_session()
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE forbids the network"):
+        repository.fetch(SHARD)
+    assert part.read_bytes() == begun
+
+
+def test_what_lies_here_of_the_shards_is_counted_whole_or_begun(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    repository = pull(hub, tmp_path)
+    repository.fetch_small()
+    assert repository.shard_bytes_here() == 0
+    repository.fetch(SHARD)
+    (tmp_path / f"{OTHER_SHARD}.part").write_bytes(bytes(1000))
+    assert repository.shard_bytes_here() == 301_000
 
 
 def test_a_server_that_goes_away_ends_the_pull_with_advice(hub: FakeHub, tmp_path: Path) -> None:
@@ -527,13 +551,22 @@ def test_a_hub_that_has_no_more_bytes_than_are_here_is_asked_anew(
     assert pull(hub, tmp_path).fetch(SHARD).read_bytes() == content(hub, SHARD)
 
 
-def test_a_file_beyond_what_the_hub_hands_out_is_named(
+def test_a_file_beyond_what_the_hub_hands_out_is_named_before_any_shard_comes(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "MAX_HTTP_DOWNLOAD_SIZE", 299_999)
-    with pytest.raises(DownloadError, match=r"has 300,000 bytes, .* at most 299,999\."):
-        pull(hub, tmp_path).fetch(SHARD)
-    assert hub.downloads(SHARD) == []
+    hub.add_commit(tiny_checkpoint() | {OTHER_SHARD: bytes(300_001)})
+    monkeypatch.setattr(huggingface_hub.constants, "MAX_HTTP_DOWNLOAD_SIZE", 300_000)
+    with pytest.raises(DownloadError, match=r"has 300,001 bytes, .* at most 300,000\."):
+        pull(hub, tmp_path)
+    assert [r.file for r in hub.requests if r.bytes_sent and r.server == "storage"] == []
+
+
+def test_only_files_that_are_wanted_must_be_short_enough(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_commit(tiny_checkpoint() | {"consolidated.safetensors": bytes(300_001)})
+    monkeypatch.setattr(huggingface_hub.constants, "MAX_HTTP_DOWNLOAD_SIZE", 300_000)
+    assert pull(hub, tmp_path).fetch(SHARD).read_bytes() == content(hub, SHARD)
 
 
 # When the hub refuses
@@ -546,9 +579,11 @@ def test_an_unknown_repository_is_a_usage_error(hub: FakeHub, tmp_path: Path) ->
     assert not (tmp_path / "new").exists()
 
 
-def test_an_unknown_revision_is_a_usage_error(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_commit_that_was_withdrawn_is_a_usage_error(hub: FakeHub, tmp_path: Path) -> None:
+    repository = pull(hub, tmp_path)
+    hub.faults[SHARD] = [Fault(status=404, headers=(("X-Error-Code", "RevisionNotFound"),))]
     with pytest.raises(UnknownModelError, match="knows no such revision"):
-        pull(hub, tmp_path, revision="v9")
+        repository.fetch(SHARD)
 
 
 @pytest.mark.parametrize("repo_id", ["../../etc", "a/b/c", "", "a b", "x" * 99, "-a/b"])
@@ -762,21 +797,10 @@ def test_a_branch_that_moves_does_not_mix_two_commits(hub: FakeHub, tmp_path: Pa
     assert second.fetch(OTHER_SHARD).read_bytes() == hub.commits[begun][OTHER_SHARD]
 
 
-def test_a_revision_is_a_branch_or_a_commit(hub: FakeHub, tmp_path: Path) -> None:
-    old = hub.branches["main"]
-    hub.add_commit({"model.safetensors": b"new"}, branch="dev/next")
-    assert pull(hub, tmp_path / "a", revision="dev/next").commit == hub.branches["dev/next"]
-    assert pull(hub, tmp_path / "b", revision=old).commit == old
-
-
 def test_a_folder_belongs_to_one_pull(hub: FakeHub, tmp_path: Path) -> None:
     commit = pull(hub, tmp_path).commit
-    assert pull(hub, tmp_path, revision="main").commit == commit
-    assert pull(hub, tmp_path, revision=commit).commit == commit
-    found = "holds an unfinished pull of acme/tiny-moe main"
-    with pytest.raises(DownloadError, match=f"{found} .* asked for is acme/tiny-moe v2"):
-        pull(hub, tmp_path, revision="v2")
-    with pytest.raises(DownloadError, match=f"{found} .* asked for is acme/other"):
+    found = rf"holds an unfinished pull of acme/tiny-moe \(commit {commit[:12]}\),"
+    with pytest.raises(DownloadError, match=f"{found} asked for is acme/other"):
         HubRepository("acme/other", folder=tmp_path, endpoint=hub.endpoint)
 
 

@@ -12,6 +12,7 @@ from lowmoe.errors import FolderError
 from lowmoe.families import read_config
 from lowmoe.library import verify
 from lowmoe.loader.synthetic import write_synthetic
+from tests.checkpoint.tiny_mixtral import contents
 from tests.talking_mixtral import CONFIG
 
 SHAPE = {**CONFIG, "hidden_size": 128, "num_hidden_layers": 8, "tie_word_embeddings": True}
@@ -75,11 +76,35 @@ def test_an_interrupted_one_is_gone_on_with(tmp_path: Path) -> None:
             tmp_path / "model", SHAPE, family, Recipe(), name="synthetic", progress=interrupt
         )
     write(tmp_path / "model")
+    write(tmp_path / "undisturbed")
+    assert contents(tmp_path / "model") == contents(tmp_path / "undisturbed")
+
+
+def test_writers_of_the_same_folder_write_the_same_bytes(tmp_path: Path) -> None:
+    def another_comes_between(done: int, total: int) -> None:
+        if done == 20:
+            write(tmp_path / "model")
+        if done == 25:
+            raise KeyboardInterrupt  # with five spans written over those of the finished folder
+
+    family = read_config(SHAPE)
+    with pytest.raises(KeyboardInterrupt):
+        write_synthetic(
+            tmp_path / "model",
+            SHAPE,
+            family,
+            Recipe(),
+            name="synthetic",
+            progress=another_comes_between,
+        )
     with ModelFolder(tmp_path / "model") as folder:
         verify(folder, lambda done, total: None)
+    write(tmp_path / "model")  # removes the journal of the one that was stopped
+    write(tmp_path / "undisturbed")
+    assert contents(tmp_path / "model") == contents(tmp_path / "undisturbed")
 
 
 def test_another_shape_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "model", planes=1)
-    with pytest.raises(FolderError, match="of another checkpoint or with other options"):
+    with pytest.raises(FolderError, match=r"options: recipe\.expert_planes is 1, but 2"):
         write(tmp_path / "model", planes=2)

@@ -111,6 +111,20 @@ def test_a_pool_that_refused_weights_codes_the_next_ones(pool: EncoderPool) -> N
     )
 
 
+def test_whatever_goes_wrong_in_a_process_is_raised_here_as_it_is(pool: EncoderPool) -> None:
+    weights, _, layout, code, n_planes = arguments(gaussian(200, 128))
+    wrong = some_factors(64)
+    raised = []
+    for encode in (encode_planes, pool.encode):
+        with pytest.raises(RuntimeError, match="must match the size") as error:
+            encode(weights, wrong, layout, code, n_planes)
+        raised.append((error.type, str(error.value)))
+    assert raised[0] == raised[1]
+    assert all(
+        map(torch.equal, pool.encode(*arguments(weights)), encode_planes(*arguments(weights)))
+    )
+
+
 def end_processes(pool: EncoderPool) -> None:
     """What a test that failed leaves behind."""
     for worker in pool._workers:

@@ -151,6 +151,16 @@ def test_regions_follow_each_other_aligned_and_without_overlap(shape: tuple[int,
         assert offset % REGION_ALIGNMENT == 0
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_regions_of_row_blocks_are_all_but_the_gain_and_paddings(shape: tuple[int, int]) -> None:
+    layout = PlaneLayout(*shape)
+    taken = [range(offset, offset + size) for offset, size in layout.regions()]
+    assert [r.start for r in taken] == [0, layout.group_scale_offset, layout.row_scale_offset]
+    assert all(len(r) % layout.row_blocks == 0 for r in taken)
+    ends = [*(r.start for r in taken[1:]), layout.gain_offset]
+    assert all(end - r.stop in range(REGION_ALIGNMENT) for r, end in zip(taken, ends, strict=True))
+
+
 @pytest.mark.parametrize("shape", [(4096, 14336), (14336, 4096), (2048, 1536)])
 def test_a_plane_takes_the_bits_its_drawing_adds_up_to(shape: tuple[int, int]) -> None:
     # 2 bits of code, 4 bits of scale for 64 weights, 16 bits of scale for a row, 64 bytes for the

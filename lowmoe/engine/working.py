@@ -1,0 +1,45 @@
+"""How much memory a pass through the model takes beside weights and cache.
+
+Knows:        the widest matrices and activations of a spec.
+Ignorant of:  how much there is, what it is divided among.
+"""
+
+from lowmoe.kernels import Kernels
+from lowmoe.spec import LayerSpec, ModelSpec
+
+# Long enough that an expert is decoded once for many tokens, short enough for quick interruption.
+PREFILL_CHUNK = 256
+FLOAT_BYTES = 4  # products of transformed activations are float32, whatever theirs is
+
+
+def working_bytes(spec: ModelSpec, n_context: int, kernels: Kernels) -> int:
+    """The most that weights being decoded and the activations of a chunk of prefill take.
+
+    What is not in it: scores of more than one token, which only `Model.logits` returns.
+    """
+    decoding = max(kernels.working_bytes(*shape) for shape in _shapes(spec))
+    n_tokens = min(PREFILL_CHUNK, n_context)
+    floats = max(_floats_of_a_token(spec.n_hidden, layer) for layer in spec.layers)
+    mask = n_tokens * n_context * (1 + 2 * FLOAT_BYTES)  # which token sees which, also as numbers
+    return decoding + FLOAT_BYTES * n_tokens * floats + mask + FLOAT_BYTES * spec.n_vocab
+
+
+def _shapes(spec: ModelSpec) -> list[tuple[int, int]]:
+    shapes = [(spec.n_vocab, spec.n_hidden)]
+    for layer in spec.layers:
+        attention, n_inner = layer.attention, layer.feed_forward.n_inner
+        shapes += [
+            (attention.q_size + 2 * attention.kv_size, spec.n_hidden),
+            (spec.n_hidden, attention.q_size),
+            (2 * n_inner, spec.n_hidden),
+            (spec.n_hidden, n_inner),
+        ]
+    return shapes
+
+
+def _floats_of_a_token(n_hidden: int, layer: LayerSpec) -> int:
+    """Activations alive at once: the residual stream, and attention's or those of the experts."""
+    attention, experts = layer.attention, layer.feed_forward
+    attending = 4 * n_hidden + 6 * (attention.q_size + attention.kv_size)
+    mixing = 4 * n_hidden + 8 * experts.n_inner + 2 * experts.router.n_active * n_hidden
+    return 4 * n_hidden + max(attending, mixing)

@@ -1,0 +1,56 @@
+"""The models on this machine: what a name stands for, and making a model folder out of it.
+
+    LOWMOE_HOME/models/NAME      model folders, finished or not
+    LOWMOE_HOME/work/NAME        what a pull has under way
+
+`names` finds, lists, checks and removes; `making` makes, by `options`, what fits by `budgets`, on
+the text of `calibration`.
+"""
+
+from lowmoe.library.calibration import section_tokens
+from lowmoe.library.making import (
+    prepare,
+    pull,
+    quantize_checkpoint,
+    recipe_words,
+    require_recipe,
+)
+from lowmoe.library.names import (
+    HubModel,
+    Installed,
+    LocalCheckpoint,
+    LocalFolder,
+    Located,
+    demo_folder,
+    find_installed,
+    installed,
+    locate,
+    models_home,
+    remove,
+    verify,
+)
+from lowmoe.library.options import MakeOptions, Reporter, SilentReporter
+
+__all__ = [
+    "HubModel",
+    "Installed",
+    "LocalCheckpoint",
+    "LocalFolder",
+    "Located",
+    "MakeOptions",
+    "Reporter",
+    "SilentReporter",
+    "demo_folder",
+    "find_installed",
+    "installed",
+    "locate",
+    "models_home",
+    "prepare",
+    "pull",
+    "quantize_checkpoint",
+    "recipe_words",
+    "remove",
+    "require_recipe",
+    "section_tokens",
+    "verify",
+]

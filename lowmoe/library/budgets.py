@@ -1,0 +1,132 @@
+"""What making a model folder takes of RAM and disk, checked before work begins.
+
+Knows:        what a conversion holds at once, in memory and of shards on the disk.
+Ignorant of:  how a conversion is run, what the weights are.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lowmoe.checkpoint import files
+from lowmoe.checkpoint.layout import folder_layout
+from lowmoe.checkpoint.reader import INDEX, SINGLE, read_json
+from lowmoe.checkpoint.writer import SPARE_BYTES
+from lowmoe.engine.machine import physical_cores
+from lowmoe.engine.memory import available_ram_bytes
+from lowmoe.errors import DiskSpaceError, MemoryBudgetError
+from lowmoe.families import Family
+from lowmoe.library.calibration import calibration_tokens
+from lowmoe.library.options import MakeOptions, Reporter
+from lowmoe.loader.hub import HubRepository
+from lowmoe.spec import ModelSpec, Role, checkpoint_tensors
+
+# Working memory of a conversion beside experts and hidden states: the interpreter, torch, one
+# layer's dense weights in float32 and the search's tables.
+CONVERSION_SPARE_BYTES = 2**30
+# Measured: an encoder process with torch, its tables and the rows it works on.
+WORKER_BYTES = 420 * 10**6
+
+
+def worker_processes(family: Family, options: MakeOptions, report: Reporter) -> int:
+    """How many processes encode: as many as asked for, or cores, or fit into RAM.
+
+    One encodes in the process that asks, whose memory is counted anyway. Raises MemoryBudgetError
+    if not even that one fits.
+    """
+    needed, available = _conversion_bytes(family.spec, options), available_ram_bytes()
+    if available < needed:
+        raise MemoryBudgetError(
+            f"making this model needs about {needed} bytes of RAM, but {available} are available. "
+            "Close other programs, or make it on a larger machine and copy the folder."
+        )
+    if options.recipe().dense_dtype is not None:
+        return 1  # nothing is encoded
+    wanted = options.threads or physical_cores()
+    fitting = max(1, (available - needed) // WORKER_BYTES)
+    if fitting < wanted:
+        report.note(
+            f"{fitting} instead of {wanted} encoder processes: {available} bytes of RAM are "
+            f"available, the conversion needs {needed} and each process {WORKER_BYTES}"
+        )
+    return min(wanted, fitting)
+
+
+def _conversion_bytes(spec: ModelSpec, options: MakeOptions) -> int:
+    """An expert twice in float32, hidden states, one layer: what a conversion holds at once."""
+    expert = 3 * spec.n_hidden * spec.uniform_experts().n_inner
+    embedding = spec.n_vocab * spec.n_hidden
+    states = 4 * _state_bytes(spec, options)
+    return max(2 * 4 * expert, 4 * embedding) + states + CONVERSION_SPARE_BYTES
+
+
+def _state_bytes(spec: ModelSpec, options: MakeOptions) -> int:
+    """Hidden states of the calibration tokens in float32."""
+    return 4 * calibration_tokens(options) * spec.n_hidden
+
+
+def check_pull_disk(
+    repository: HubRepository,
+    small_files: Path,
+    family: Family,
+    folder: Path,
+    options: MakeOptions,
+    report: Reporter,
+) -> None:
+    """Raises DiskSpaceError if the result, shards and calibration state will not fit at once.
+
+    small_files: the folder with the repository's index, if it has one.
+    """
+    layout = folder_layout(family.spec, options.recipe())
+    made = [folder / name for name in layout.sizes if (folder / name).is_file()]
+    shards = most_shard_bytes(_shard_of(small_files, family), repository.shard_bytes(), family)
+    needed = layout.total_bytes - sum(path.stat().st_size for path in made)
+    needed += max(0, shards - repository.shard_bytes_here())
+    # A state is whole on the disk before the one before it goes.
+    needed += 2 * _state_bytes(family.spec, options) + SPARE_BYTES
+    free = files.free_bytes(folder)
+    report.note(
+        f"{repository.repo_id}: {repository.total_bytes()} bytes to download, "
+        f"{layout.total_bytes} bytes in the end, at most {needed} more bytes of disk in between, "
+        f"{free} free"
+    )
+    if free < needed:
+        raise DiskSpaceError(
+            f"{folder}: needs {needed} bytes of free disk, but {free} are free. Free "
+            f"{needed - free} bytes more, or set LOWMOE_HOME to a folder on another disk."
+        )
+
+
+def _shard_of(folder: Path, family: Family) -> Mapping[str, str]:
+    if (folder / INDEX).is_file():
+        weight_map: Mapping[str, str] = read_json(folder / INDEX)["weight_map"]
+        return weight_map
+    return {family.tensor_name(role): SINGLE for role, _ in checkpoint_tensors(family.spec)}
+
+
+def most_shard_bytes(
+    shard_of: Mapping[str, str], shard_bytes: Mapping[str, int], family: Family
+) -> int:
+    """The most bytes of shards that a conversion keeps on the disk at once.
+
+    shard_of: where each tensor lies. A shard comes in the step that first reads from it and goes
+    at the end of the last that does, so one that holds both ends of the model stays throughout.
+    """
+    steps: dict[str, list[int]] = {}
+    for role, _ in checkpoint_tensors(family.spec):
+        # A tensor or shard that is missing is complained of where tensors are read.
+        shard = shard_of.get(family.tensor_name(role))
+        if shard is not None and shard in shard_bytes:
+            steps.setdefault(shard, []).append(_step(role, family.spec))
+    return max(
+        sum(shard_bytes[name] for name, of in steps.items() if min(of) <= step <= max(of))
+        for step in range(len(family.spec.layers) + 3)
+    )
+
+
+def _step(role: Role, spec: ModelSpec) -> int:
+    """When a conversion reads a tensor: embedding, layer by layer, final norm, head."""
+    if role.layer_id is not None:
+        return 1 + role.layer_id
+    return {"embedding": 0, "final_norm": len(spec.layers) + 1, "head": len(spec.layers) + 2}[
+        role.name
+    ]

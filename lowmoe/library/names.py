@@ -1,0 +1,241 @@
+"""What a name stands for, which models this home holds, checking and removing them.
+
+Knows:        aliases, hub ids, checkpoints, model folders, what a pull leaves under way.
+Ignorant of:  making and running models; how progress is shown.
+"""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import xxhash
+from filelock import FileLock, Timeout
+
+from lowmoe.checkpoint import files
+from lowmoe.checkpoint.folder import ModelFolder
+from lowmoe.checkpoint.layout import Place
+from lowmoe.checkpoint.manifest import MANIFEST
+from lowmoe.checkpoint.reader import CONFIG
+from lowmoe.checkpoint.safetensors_file import SafetensorsFile
+from lowmoe.errors import FolderError, UnknownModelError
+from lowmoe.families.aliases import ALIASES, DEMO, near_names
+from lowmoe.settings import Settings
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFolder:
+    """A finished model folder."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCheckpoint:
+    """A Hugging Face checkpoint on this disk."""
+
+    path: Path
+
+    @property
+    def home_name(self) -> str:
+        """Its model folder's name: another one as soon as any of its files is another."""
+        state = xxhash.xxh3_64(str(self.path.resolve()).encode())
+        for path in sorted(self.path.iterdir()):
+            if path.suffix in (".json", ".safetensors", ".jinja"):
+                status = path.stat()
+                state.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+        return f"{self.path.resolve().name}-{state.hexdigest()[:8]}"
+
+
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """A repository on the hub."""
+
+    repo_id: str
+
+    @property
+    def home_name(self) -> str:
+        return self.repo_id.replace("/", "--")
+
+
+Located = LocalFolder | LocalCheckpoint | HubModel
+
+
+def locate(model: str, settings: Settings) -> Located:
+    """What MODEL is: an alias, a hub repository id, a path or a name that `list` shows.
+
+    What was pulled before is a folder.  Raises UnknownModelError if it is none of these.
+    """
+    if model == DEMO:
+        return LocalFolder(demo_folder())
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _locate_folder(path)
+    on_hub = HubModel(ALIASES[model].repository if model in ALIASES else model)
+    named = models_home(settings) / on_hub.home_name
+    if (named / MANIFEST).is_file():
+        return LocalFolder(named)
+    if _REPO_ID.fullmatch(on_hub.repo_id):
+        return on_hub
+    near = near_names(model)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise UnknownModelError(
+        f"{model!r} is no alias, no hub repository (owner/name) and no folder here.{hint} "
+        f"Aliases: {', '.join([DEMO, *ALIASES])}."
+    )
+
+
+def _locate_folder(path: Path) -> Located:
+    if (path / MANIFEST).is_file():
+        return LocalFolder(path)
+    if (path / CONFIG).is_file():
+        return LocalCheckpoint(path)
+    raise FolderError(
+        f"{path}: has neither {MANIFEST} (a model folder) nor {CONFIG} (a checkpoint). "
+        "If a conversion was interrupted, run it again: it goes on where it stopped."
+    )
+
+
+def demo_folder() -> Path:
+    """The model that ships with the package."""
+    return Path(str(resources.files("lowmoe") / "demo"))
+
+
+def models_home(settings: Settings) -> Path:
+    """Where model folders are kept."""
+    return settings.home / "models"
+
+
+def work_home(settings: Settings) -> Path:
+    """Where pulls keep what they have under way."""
+    return settings.home / "work"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """A model of the home.  finished: False where a pull or a conversion was interrupted.
+
+    path: the model folder, or what was pulled where there is none yet; n_bytes: of both.
+    """
+
+    name: str
+    path: Path
+    n_bytes: int
+    finished: bool
+
+
+def installed(settings: Settings) -> list[Installed]:
+    """The models of the home, by name."""
+    models, works = _folders(models_home(settings)), _folders(work_home(settings))
+    return [
+        Installed(
+            name=name,
+            path=models.get(name, works.get(name, models_home(settings))),
+            n_bytes=sum(_bytes_in(places[name]) for places in (models, works) if name in places),
+            finished=name in models and (models[name] / MANIFEST).is_file(),
+        )
+        for name in sorted({*models, *works})
+    ]
+
+
+def _folders(home: Path) -> dict[str, Path]:
+    try:
+        return {p.name: p for p in home.iterdir() if p.is_dir()} if home.is_dir() else {}
+    except OSError as e:
+        raise FolderError(f"{home}: listing it gave {e.strerror}. Set LOWMOE_HOME.") from e
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.iterdir() if f.is_file())
+
+
+def find_installed(name: str, settings: Settings) -> Installed:
+    """The model of the home, finished or not, that an alias, hub id or listed name stands for."""
+    home_name = HubModel(ALIASES[name].repository if name in ALIASES else name).home_name
+    models = {model.name: model for model in installed(settings)}
+    if home_name not in models:
+        known = ", ".join(models) or "none"
+        raise UnknownModelError(
+            f"{name!r} is not among the models in {models_home(settings)}: {known}."
+        )
+    return models[home_name]
+
+
+def remove(model: Installed, settings: Settings) -> None:
+    """Delete a model of the home, and what its pull had under way."""
+    folder = models_home(settings) / model.name
+    with locked(folder), _disk_faults(model.path, "removing it"):
+        # The manifest first: what is left of a removal that was interrupted is unfinished.
+        files.remove(folder / MANIFEST)
+        for path in (folder, work_home(settings) / model.name):
+            if path.is_dir():
+                shutil.rmtree(path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from making or removing the same folder."""
+    path = folder.with_name(folder.name + ".lock")
+    lock = FileLock(path)
+    try:
+        with _disk_faults(path, "locking it"):
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise FolderError(
+            f"{folder}: another lowmoe is making or removing it. Wait for it to end."
+        ) from None
+    try:
+        yield
+    finally:
+        # Removed while it is held: whoever opened it meanwhile notices and is refused.
+        with suppress(OSError):  # Windows removes no open file; there it stays
+            path.unlink()
+        lock.release()
+
+
+@contextmanager
+def _disk_faults(path: Path, doing: str) -> Iterator[None]:
+    try:
+        yield
+    except Timeout:  # an OSError too, of another kind
+        raise
+    except OSError as e:
+        raise FolderError(
+            f"{path}: {doing} gave {e.strerror or e}. Choose a folder that can be written to."
+        ) from e
+
+
+def verify(folder: ModelFolder, report: Callable[[int, int], None]) -> None:
+    """Read every byte of a model folder.  report: bytes done and in all.
+
+    Raises FolderError for a span, CheckpointError for a header that was damaged.
+    """
+    spans = folder.manifest.spans
+    _verify_headers(folder)
+    total, done = sum(s.place.n_bytes for s in spans.values()), 0
+    for name, span in spans.items():
+        folder.read(name)
+        done += span.place.n_bytes
+        report(done, total)
+    for name in folder.manifest.small_files:
+        folder.small_file(name)
+
+
+def _verify_headers(folder: ModelFolder) -> None:
+    """We never read them; other people's readers of safetensors do."""
+    spans = folder.manifest.spans
+    for file in sorted({span.place.file for span in spans.values()}):
+        found = SafetensorsFile.open(folder.path / file).tensors
+        places = {name: Place(file, e.offset, e.n_bytes) for name, e in found.items()}
+        wanted = {name: s.place for name, s in spans.items() if s.place.file == file}
+        if places != wanted:
+            name = min(n for n in {*places, *wanted} if places.get(n) != wanted.get(n))
+            raise FolderError(
+                f"{folder.path / file}: its header and the manifest disagree about {name}. "
+                "The file was damaged; make the model again."
+            )
