@@ -32,8 +32,9 @@ from lowmoe.settings import Settings
 from quant.layout import SYMBOL_BITS
 
 NO_CALIBRATION = (
-    "without calibration all channels are coded alike: on the demo model that raises the KL "
-    "divergence by a tenth at 4 bits, on models with louder channels up to four times."
+    "without calibration all channels are coded alike. The demo model, whose channels are about as "
+    "loud as each other, hardly minds; with channels as loud as a large model's its KL divergence "
+    "is 27 times higher at 4 bits (.114 instead of .004, see the README)."
 )
 
 
