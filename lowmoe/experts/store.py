@@ -17,8 +17,8 @@ from lowmoe.experts.source import ExpertSource
 from lowmoe.experts.tier import RamTier, Slot
 
 MIN_SLOTS = 2  # one to compute with, one to read into
-# Reads under way at once: benchmarks/disk_reads.py shows no gain beyond four on virtual or NVMe
-# disks for reads of 128 KiB and more.
+# Reads under way at once: with reads as large as experts, four reach the speed of plain reads
+# (benchmarks/disk_reads.py; which has as many of those).
 N_READERS = 4
 
 
