@@ -46,7 +46,7 @@ def channel_factors(activation_rms: Tensor | None, column_rms: Tensor, *, seed: 
     activation_rms, column_rms: [n_in]. c = sqrt(activation_rms / column_rms) minimises
     (sum of w^2 c^2) * (sum of a^2 / c^2), the output error where a block spreads the weights' error
     evenly; without activation_rms all channels count alike, c = 1.
-    Measured once while this was designed: SmolLM2-135M at two planes, KL .093 with it, .374 without.
+    Measured once, SmolLM2-135M at two planes: KL .093 with it, .374 without.
     """
     n_in = column_rms.shape[0]
     generator = torch.Generator().manual_seed(seed)
