@@ -45,19 +45,25 @@ class TrellisMatrix:
     def rows(self, row_ids: Tensor) -> Tensor:
         """The weights of some rows, [len(row_ids), n_in] float32, decoding only their blocks."""
         blocks, place = torch.unique(row_ids // BLOCK_ROWS, return_inverse=True)
-        few = PlaneLayout(blocks.shape[0] * BLOCK_ROWS, self.layout.n_in)
-        picked = tuple(_row_blocks(plane, self.layout, blocks, few) for plane in self.planes)
-        weights = decode_planes(picked, few, self.code)[:, : self.layout.n_in] * self.gain
+        weights = self.of_row_blocks(blocks, blocks.shape[0] * BLOCK_ROWS).transformed()
         return restore_weights(weights[place * BLOCK_ROWS + row_ids % BLOCK_ROWS], self.d)
 
+    def of_row_blocks(self, blocks: Tensor | slice, n_out: int) -> "TrellisMatrix":
+        """The matrix of some 64-row blocks, in the order given, of which n_out rows count."""
+        few = PlaneLayout(n_out, self.layout.n_in)
+        planes = tuple(_take_blocks(plane, self.layout, blocks, few) for plane in self.planes)
+        return TrellisMatrix(few, self.code, planes, self.d)
 
-def _row_blocks(plane: Tensor, layout: PlaneLayout, blocks: Tensor, few: PlaneLayout) -> Tensor:
-    """The plane of a matrix that has only the given 64-row blocks of `plane`'s."""
+
+def _take_blocks(
+    plane: Tensor, layout: PlaneLayout, blocks: Tensor | slice, few: PlaneLayout
+) -> Tensor:
+    """The plane of layout `few` that has only these row blocks of `plane`'s."""
     out = torch.zeros(few.plane_bytes, dtype=torch.uint8)
     for (start, size), (to, new_size) in zip(layout.regions(), few.regions(), strict=True):
-        region = plane[start : start + size].view(layout.row_blocks, -1).index_select(0, blocks)
-        out[to : to + new_size] = region.flatten()
-    out[few.gain_offset :] = plane[layout.gain_offset :]
+        region = plane[start : start + size].view(layout.row_blocks, -1)
+        out[to : to + new_size] = region[blocks].flatten()
+    out[few.gain_offset :] = plane[layout.gain_offset : layout.plane_bytes]
     return out
 
 

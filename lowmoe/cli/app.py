@@ -14,6 +14,7 @@ from lowmoe.errors import LowMoeError
 
 if TYPE_CHECKING:
     from lowmoe.engine.load import LoadOptions
+    from lowmoe.library import MakeOptions
 
 app = typer.Typer(
     name="lowmoe",
@@ -124,6 +125,20 @@ def _load_options(
     return LoadOptions(gpu=gpu, bits=number, ram=ram, vram=vram, threads=threads, context=context)
 
 
+def _make_options(
+    bits: int, format: str, calibration: Path | None, no_calibration: bool, threads: int | None
+) -> "MakeOptions":
+    from lowmoe.library import MakeOptions
+
+    return MakeOptions(
+        bits=bits,
+        format=format,
+        calibration=calibration,
+        calibrate=not no_calibration,
+        threads=threads,
+    )
+
+
 @app.command()
 def quantize(
     source: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
@@ -136,15 +151,8 @@ def quantize(
 ) -> None:
     """Make a model folder from a checkpoint on disk; an interrupted run goes on."""
     from lowmoe.cli.make import quantize_command
-    from lowmoe.library import MakeOptions
 
-    options = MakeOptions(
-        bits=bits,
-        format=format,
-        calibration=calibration,
-        calibrate=not no_calibration,
-        threads=threads,
-    )
+    options = _make_options(bits, format, calibration, no_calibration, threads)
     quantize_command(source, folder, options)
 
 
@@ -159,15 +167,8 @@ def pull(
 ) -> None:
     """Download shard by shard, verify, quantize, delete the shard; an interrupted run goes on."""
     from lowmoe.cli.make import pull_command
-    from lowmoe.library import MakeOptions
 
-    options = MakeOptions(
-        bits=bits,
-        format=format,
-        calibration=calibration,
-        calibrate=not no_calibration,
-        threads=threads,
-    )
+    options = _make_options(bits, format, calibration, no_calibration, threads)
     pull_command(model, options)
 
 

@@ -90,6 +90,19 @@ class Session:
         self, prompt_ids: Sequence[int], options: SamplingOptions, *, heed_ends: bool
     ) -> Iterator[int]:
         run = self.last_run = _Run(self.runtime, len(prompt_ids))
+        try:
+            yield from self._answer(run, prompt_ids, options, heed_ends=heed_ends)
+        finally:
+            run.ended()
+
+    def _answer(
+        self,
+        run: "_Run",
+        prompt_ids: Sequence[int],
+        options: SamplingOptions,
+        *,
+        heed_ends: bool,
+    ) -> Iterator[int]:
         # The last prompt token is always run again: its logits are what the answer begins with.
         n_kept = self.rewind(prompt_ids[:-1])
         turn = self._n_rewinds
@@ -188,25 +201,23 @@ class _Run:
         self._n_prefilled = self._n_new = 0
         self._prefill_s = 0.0
         self._first_token_at: float | None = None
-        self._start_traffic = runtime.store.traffic()
-        self._note_store()
-        self._prefill_traffic = self._traffic
+        self._start_traffic = self._prefill_traffic = self._traffic = runtime.store.traffic()
+        self._placement: PerTier | None = None
 
     def prefilled(self, n_tokens: int) -> None:
         self._n_prefilled = n_tokens
         self._prefill_s = time.perf_counter() - self._begin
-        self._note_store()
-        self._prefill_traffic = self._traffic
+        self._prefill_traffic = self._traffic = self._runtime.store.traffic()
 
     def token(self) -> None:
         self._now = time.perf_counter()
         self._n_new += 1
         if self._first_token_at is None:
             self._first_token_at = self._now
-        self._note_store()
-
-    def _note_store(self) -> None:
         self._traffic = self._runtime.store.traffic()
+
+    def ended(self) -> None:
+        # Not at every token: it looks at every expert in RAM.
         self._placement = placement(self._runtime)
 
     @property
@@ -234,7 +245,7 @@ class _Run:
             prefill_tokens_per_s=self._n_prefilled / self._prefill_s if self._prefill_s else None,
             decode_tokens_per_s=n_steps / (self._now - first) if n_steps > 0 else None,
             bits=self._runtime.bits,
-            placement=self._placement,
+            placement=self._placement or placement(self._runtime),
             hit_rate=hit_rate(whole),
             bytes_per_token=per_token,
             bound_tokens_per_s=bound,

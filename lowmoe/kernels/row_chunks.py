@@ -8,9 +8,8 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
-from quant.layout import BLOCK_ROWS, REGION_ALIGNMENT, PlaneLayout
+from quant.layout import BLOCK_ROWS, PlaneLayout
 from quant.matrix import Matrix, Nf4Matrix, TrellisMatrix
 from quant.nf4 import BLOCK_WEIGHTS, SCALES_BLOCK, Nf4Layout
 
@@ -53,25 +52,11 @@ def _cut(matrix: Matrix, first: int, end: int) -> Matrix:
     if isinstance(matrix, TrellisMatrix):
         if (first, end) == (0, matrix.n_out):
             return matrix
-        few = PlaneLayout(end - first, matrix.layout.n_in)
-        planes = tuple(_plane_rows(p, matrix.layout, first, few) for p in matrix.planes)
-        return TrellisMatrix(few, matrix.code, planes, matrix.d)
+        blocks = slice(first // BLOCK_ROWS, -(-end // BLOCK_ROWS))
+        return matrix.of_row_blocks(blocks, end - first)
     if isinstance(matrix, Nf4Matrix):
         return _nf4_rows(matrix, first, end)
     return matrix[first:end]
-
-
-def _plane_rows(plane: Tensor, layout: PlaneLayout, first: int, few: PlaneLayout) -> Tensor:
-    block, out = first // BLOCK_ROWS, torch.zeros(few.plane_bytes, dtype=torch.uint8)
-    for old, new, size in (
-        (0, 0, few.code_bytes),
-        (layout.group_scale_offset, few.group_scale_offset, few.group_scale_bytes),
-        (layout.row_scale_offset, few.row_scale_offset, few.row_scale_bytes),
-        (layout.gain_offset, few.gain_offset, REGION_ALIGNMENT),
-    ):
-        skip = 0 if old == layout.gain_offset else block * (size // few.row_blocks)
-        out[new : new + size] = plane[old + skip : old + skip + size]
-    return out
 
 
 def _nf4_rows(matrix: Nf4Matrix, first: int, end: int) -> Nf4Matrix:

@@ -73,7 +73,7 @@ class Conversion:
             source = replace(source, sample=tensors.checkpoint.sample_hash())
         self._source, self._small_files, self._calibration = source, small_files, calibration
         self._n_workers, self._progress = n_workers, progress
-        self._done = 0
+        self._done, self._total = 0, _coded_weights(dict(checkpoint_tensors(self._spec)))
         self._experts = CheckpointExperts(tensors.checkpoint, self._family, torch.float32)
         self._format = recipe.expert_format(self._spec)
         self._run: CalibrationRun | None = None
@@ -315,7 +315,7 @@ class Conversion:
         """Let shards go that held only this layer and earlier ones; returns its weights."""
         roles = {r: s for r, s in checkpoint_tensors(self._spec) if r.layer_id == layer_id}
         self._forget(roles)
-        return sum(s[0] * s[1] for r, s in roles.items() if len(s) == 2 and r.name != "router")
+        return _coded_weights(roles)
 
     def _forget_all_but_roles(self) -> None:
         """Tensors nobody reads, such as a tied head that is stored all the same."""
@@ -328,11 +328,7 @@ class Conversion:
 
     def _tick(self, n_weights: int) -> None:
         self._done += n_weights
-        self._progress(Progress(done=self._done, total=self._total_weights()))
-
-    def _total_weights(self) -> int:
-        shapes = [(r, s) for r, s in checkpoint_tensors(self._spec) if r.name != "router"]
-        return sum(s[0] * s[1] for _, s in shapes if len(s) == 2)
+        self._progress(Progress(done=self._done, total=self._total))
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +340,11 @@ class _Experts:
 
     def matrices(self, expert_id: int) -> tuple[Tensor, Tensor, Tensor]:
         return self.source.read_matrices(self.layer_id, expert_id)
+
+
+def _coded_weights(shapes: Mapping[Role, tuple[int, ...]]) -> int:
+    """Weights of these tensors that are coded: those of matrices, but for routers."""
+    return sum(s[0] * s[1] for role, s in shapes.items() if len(s) == 2 and role.name != "router")
 
 
 def _n_weights(*matrices: object) -> int:
