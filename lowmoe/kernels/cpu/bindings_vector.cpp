@@ -1,0 +1,5 @@
+#include "lowmoe/kernels/cpu/bindings.h"
+
+namespace lowmoe {
+void bind_vector(nb::module_& m) { (void)m; }
+}  // namespace lowmoe

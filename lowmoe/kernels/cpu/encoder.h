@@ -1,0 +1,5 @@
+#pragma once
+
+namespace lowmoe {
+struct EncoderKernels {};
+}  // namespace lowmoe

@@ -1,0 +1,96 @@
+// The innermost loops, once for each instruction set, and the choice among them.
+//
+// Each set fills these tables in files of its own, compiled for it alone; everything else is compiled
+// for the oldest processor and calls through them. Results that are sums of products of integers are
+// the same in every set, bit for bit.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "lowmoe/kernels/cpu/matrix.h"
+
+namespace lowmoe {
+
+// Products with trellis planes: trellis_*.cpp. All of them: any thread may call, nothing allocated.
+struct TrellisKernels {
+  // Multiplies the 64 rows of one row block with one token.
+  //   y[r] = gain * sum over planes p of  row_scale[p][r] * scale_unit * sum over groups g of 128
+  //          columns of  x.scales[g] * T,   T = sum over the group of  nibble * table value * code
+  // T is an exact integer below 2^24. In float32: acc_p = fma(T, x.scales[g], acc_p) over g from
+  // first to last; y = sum over p, first to last, of  acc_p * (row_scale * (scale_unit * gain)).
+  // So y is the same in every instruction set.
+  //   y  64 floats, overwritten
+  void (*dot_block)(const TrellisMatrix& w, size_t row_block, const RoundedTokens& x, float* y);
+
+  // The same for n_tokens tokens: decodes each weight once. The planes of a stack are first added
+  // up and rounded to int8 with one scale for each row and 128 columns, see trellis_tile.h.
+  //   y        [n_tokens][y_stride] floats, 64 of each token overwritten
+  //   scratch  kTileScratchBytes, aligned to 64, this thread's own
+  void (*multiply_block)(const TrellisMatrix& w, size_t row_block, const RoundedTokens& x,
+                         size_t n_tokens, float* y, size_t y_stride, uint8_t* scratch);
+};
+
+inline constexpr size_t kTileScratchBytes = 16 * 1024;
+
+// How keys and values are kept, for each head of each token.
+enum class KvFormat : int { kFloat32 = 0, kFloat16 = 1, kInt8 = 2 };
+
+// Everything in floating point: vector_*.cpp.
+struct VectorKernels {
+  // y = x / rms(x) * weight.  n floats each; y may be x.
+  void (*rms_norm)(const float* x, const float* weight, float epsilon, size_t n, float* y);
+
+  // x' = H (d * x) rounded to int8, as quant/activations.py says, bit for bit.
+  //   x        n floats, first of them column `first_column`, a multiple of 128; n a multiple of 128
+  //            unless it ends with the last column
+  //   d        float16 of the whole matrix
+  //   token    one token of `out`, of which only these columns are written
+  void (*round_token)(const float* x, const uint16_t* d, size_t first_column, size_t n,
+                      const RoundedTokens& token);
+
+  // y[i] = silu(gate[i]) * up[i].  y may be gate.
+  void (*silu_multiply)(const float* gate, const float* up, size_t n, float* y);
+
+  // sum of a[i] * b[i].
+  float (*dot)(const float* a, const float* b, size_t n);
+
+  // y[i] += scale * x[i].
+  void (*add_scaled)(const float* x, float scale, size_t n, float* y);
+
+  // Turns one head to its position: halves of the head turn together, cos and sin have size / 2.
+  void (*rotate)(float* head, const float* cos, const float* sin, size_t size);
+
+  // Stores one head of one token; `to` has head_bytes(format, size) bytes, see kv_cache.h.
+  void (*store_head)(KvFormat format, const float* head, size_t size, uint8_t* to);
+
+  // Attention of n_queries query heads that share one key-value head, over cached positions
+  // [first, last), as a part that can be merged with others:
+  //   q       [n_queries][size], already turned and multiplied with 1 / sqrt(size)
+  //   keys, values   of position 0; positions are `stride` bytes apart
+  //   top, total     [n_queries]: the largest score, and the sum of exp(score - top)
+  //   out            [n_queries][size]: the sum of exp(score - top) * value, not divided
+  //   scratch        n_queries * (last - first) floats
+  void (*attend_part)(KvFormat format, const float* q, size_t n_queries, const uint8_t* keys,
+                      const uint8_t* values, size_t stride, size_t size, size_t first, size_t last,
+                      float* top, float* total, float* out, float* scratch);
+};
+
+struct EncoderKernels;  // encoder.h
+
+// An instruction set that this build has code for.
+struct Isa {
+  const char* name;  // as LOWMOE_ISA spells it
+  bool (*runs_here)();
+  const TrellisKernels* trellis;
+  const VectorKernels* vector;
+  const EncoderKernels* encoder;
+};
+
+// Every set of this build, the best first; "scalar" is the last.
+const Isa* const* all_isas(size_t* count);
+
+// The best that this processor runs.
+const Isa& best_isa();
+
+}  // namespace lowmoe

@@ -1,0 +1,101 @@
+#include "lowmoe/kernels/cpu/pool.h"
+
+#ifdef __linux__
+#include <pthread.h>
+#include <sched.h>
+#endif
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace lowmoe {
+
+namespace {
+
+// Sampling and Python between two passes take some 100 us; longer pauses are worth a sleep.
+constexpr auto kSpin = std::chrono::microseconds(500);
+constexpr int kLooksBetweenClocks = 256;
+
+void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+void pin(int cpu) {
+#ifdef __linux__
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  // A cpuset may have shrunk since the list was made; then the thread stays where it is.
+  (void)pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+#else
+  (void)cpu;
+#endif
+}
+
+}  // namespace
+
+Pool::Pool(int n_threads, std::vector<int> cpus)
+    : n_threads_(n_threads), shares_(new Share[n_threads]) {
+  for (int thread = 1; thread < n_threads; thread++) {
+    const int cpu = cpus.empty() ? -1 : cpus[(thread - 1) % cpus.size()];
+    workers_.emplace_back([this, thread, cpu] { work(thread, cpu); });
+  }
+}
+
+Pool::~Pool() {
+  closing_.store(true, std::memory_order_relaxed);
+  run_.fetch_add(1, std::memory_order_release);
+  run_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void Pool::start(Call call, void* context) {
+  call_ = call;
+  context_ = context;
+  run_.fetch_add(1, std::memory_order_release);
+  run_.notify_all();
+}
+
+void Pool::finish() { Team(*this, 0).barrier(); }
+
+void Pool::work(int thread, int cpu) {
+  if (cpu >= 0) pin(cpu);
+  uint32_t seen = 0;
+  for (;;) {
+    await_change(run_, seen);
+    seen++;
+    if (closing_.load(std::memory_order_relaxed)) return;
+    call_(context_, thread, *this);
+    Team(*this, thread).barrier();
+  }
+}
+
+void Pool::await_change(const std::atomic<uint32_t>& value, uint32_t old) {
+  const auto begin = std::chrono::steady_clock::now();
+  while (std::chrono::steady_clock::now() - begin < kSpin) {
+    for (int i = 0; i < kLooksBetweenClocks; i++) {
+      if (value.load(std::memory_order_acquire) != old) return;
+      relax();
+    }
+  }
+  value.wait(old, std::memory_order_acquire);
+}
+
+void Team::barrier() {
+  const uint32_t round = pool_.barriers_.load(std::memory_order_relaxed);
+  if (pool_.arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 ==
+      static_cast<uint32_t>(pool_.size())) {
+    pool_.arrived_.store(0, std::memory_order_relaxed);
+    pool_.barriers_.store(round + 1, std::memory_order_release);
+    pool_.barriers_.notify_all();
+    return;
+  }
+  pool_.await_change(pool_.barriers_, round);
+}
+
+}  // namespace lowmoe
