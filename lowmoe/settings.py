@@ -1,6 +1,7 @@
 """Every environment variable that lowmoe reads, in one place.
 
 LOWMOE_HOME   where pulled and quantized models live; default: the user's cache folder
+LOWMOE_ISA    the instruction set that native code uses, or torch to use none; default: the best
 HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE belong to huggingface-hub, which reads them itself.
 
 Knows:        names and defaults of environment variables.
@@ -16,16 +17,20 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the environment asked for.  home: the folder of all models."""
+    """What the environment asked for.  home: the folder of all models; isa: None for the best."""
 
     home: Path
+    isa: str | None
 
 
 def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     """The settings of this environment, by default the process's."""
     values = os.environ if environment is None else environment
     home = values.get("LOWMOE_HOME")
-    return Settings(home=Path(home).expanduser() if home else _cache_folder(values) / "lowmoe")
+    return Settings(
+        home=Path(home).expanduser() if home else _cache_folder(values) / "lowmoe",
+        isa=values.get("LOWMOE_ISA") or None,
+    )
 
 
 def _cache_folder(values: Mapping[str, str]) -> Path:

@@ -19,15 +19,19 @@ from quant.expert import ExpertFormat
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """weights: [T, K] float32; expert_ids: [T, K] int64."""
+    """Which experts each token goes to: weights [T, K] float32, expert_ids [T, K] int64.
+
+    given: what the experts are to be given, [T, H]; None where the computation keeps it itself.
+    """
 
     weights: Tensor
     expert_ids: Tensor
+    given: Tensor | None = None
 
     @classmethod
     def of(cls, x: Tensor, router: Tensor, kind: SoftmaxRouter) -> "Routing":
         """Route tokens x [T, H] by the scores of router [E, H]."""
-        return cls(*route_softmax(router_logits(x, router), kind))
+        return cls(*route_softmax(router_logits(x, router), kind), given=x)
 
     def wanted(self) -> list[int]:
         """The experts that any token goes to."""

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowmoe.engine.load import Runtime
+from lowmoe.engine.load import PREFILL_CHUNK, Runtime
 from lowmoe.engine.machine import ram_read_bandwidth
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.sampling import Sampler
 from lowmoe.engine.statistics import PerTier, RunStatistics, bound_tokens_per_s, hit_rate
 from lowmoe.engine.text import StopText, StreamingDetokenizer
-from lowmoe.engine.working import PREFILL_CHUNK
 from lowmoe.errors import PromptError, UsageError
 from lowmoe.experts.ledger import Traffic
 
@@ -232,7 +231,7 @@ class _Run:
         per_token = PerTier()
         bound = None
         if n_steps > 0:
-            dense = self._runtime.decoder.weights.bytes_per_token
+            dense = self._runtime.dense_bytes_per_token
             per_token = PerTier(
                 ram=dense + decode.ram_bytes / n_steps, disk=decode.disk_bytes / n_steps
             )

@@ -13,26 +13,33 @@ import torch
 from lowmoe.checkpoint.files import ALIGNMENT
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.reader import Checkpoint
+from lowmoe.decoder.computation import Computation
 from lowmoe.decoder.decoder import Decoder
-from lowmoe.decoder.kv_cache import cache_bytes
+from lowmoe.decoder.in_torch import TorchComputation
+from lowmoe.decoder.native import NativeComputation
 from lowmoe.decoder.weights import CheckpointTensors, DenseWeights, from_checkpoint, from_folder
-from lowmoe.engine.machine import PROBE_BYTES, physical_cores
+from lowmoe.engine.machine import PROBE_BYTES, own_cpus, physical_cores
 from lowmoe.engine.memory import available_ram_bytes, parse_budget, total_ram_bytes
 from lowmoe.engine.text_parts import TextParts
-from lowmoe.engine.working import working_bytes
 from lowmoe.errors import UsageError
 from lowmoe.experts.source import CheckpointExperts, ExpertSource, FolderExperts
 from lowmoe.experts.store import ExpertStore
 from lowmoe.families import Family, read_config
+from lowmoe.kernels import cpu
 from lowmoe.kernels.reference import ReferenceKernels
+from lowmoe.settings import read_settings
 from lowmoe.spec import ModelSpec
 from quant.expert import ExpertFormat
 from quant.layout import SYMBOL_BITS, round_up
 
 DEFAULT_CONTEXT = 8192
-# Of activations and cache where weights are quantized: planes are multiplied in float32 anyway.
+# Tokens of a prompt that pass through the model at once: enough that an expert's words are decoded
+# for many, few enough for a quick interruption.
+PREFILL_CHUNK = 512
+DEFAULT_KV: cpu.KvFormat = "float16"
+# Of activations and cache where torch multiplies quantized weights: it does so in float32 anyway.
 FOLDER_DTYPE = torch.float32
-KERNELS = ReferenceKernels()
+TORCH = "torch"  # what LOWMOE_ISA says to have no native code
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -41,7 +48,8 @@ class LoadOptions:
     """How to run a model.  None, or "auto", leaves the choice to us.
 
     gpu: "auto", "none" or a card's name; bits: 2, 4, 6 or "auto"; ram, vram: sizes like "24GiB";
-    threads: of computation; context: tokens; dtype: of unquantized weights, for checkpoints only.
+    threads: of computation; context: tokens; kv: how keys and values are kept, "float16", "int8" or
+    "float32", for folders of planes; dtype: of unquantized weights, for checkpoints only.
     """
 
     gpu: str = "auto"
@@ -50,6 +58,7 @@ class LoadOptions:
     vram: str | int | None = None
     threads: int | None = None
     context: int | None = None
+    kv: str | None = None
     dtype: str | None = None
 
     def __post_init__(self) -> None:
@@ -57,10 +66,17 @@ class LoadOptions:
             raise UsageError(f"bits is {self.bits!r}, but must be 2, 4, 6 or auto.")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UsageError(f"dtype is {self.dtype!r}, but must be one of {', '.join(DTYPES)}.")
+        if self.kv is not None and self.kv not in cpu.KV_FORMATS:
+            raise UsageError(f"kv is {self.kv!r}, but must be one of {', '.join(cpu.KV_FORMATS)}.")
         for name, value in (("threads", self.threads), ("context", self.context)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}, but must be at least 1.")
         self._check_gpu()
+
+    @property
+    def kv_format(self) -> cpu.KvFormat:
+        """The format that `kv` names, or the default."""
+        return next((kv for kv in cpu.KV_FORMATS if kv == self.kv), DEFAULT_KV)
 
     def _check_gpu(self) -> None:
         if self.vram is not None:
@@ -82,7 +98,8 @@ class Runtime:
     """A model in memory.  bits: what experts are computed at, 2, 4, 6 or the dtype's 16 or 32.
 
     n_context: tokens a conversation may have; working_bytes: RAM set aside for temporaries, of
-    which a given budget has no more; folder: None for a checkpoint.
+    which a given budget has no more; dense_bytes_per_token: read for every token; isa: of the
+    native code that computes, or torch; pool: its threads; folder: None for a checkpoint.
     """
 
     spec: ModelSpec
@@ -92,7 +109,10 @@ class Runtime:
     bits: int
     n_context: int
     dense_bytes: int
+    dense_bytes_per_token: int
     working_bytes: int
+    isa: str
+    pool: cpu.Pool | None
     folder: ModelFolder | None
     _closing: ExitStack
 
@@ -113,18 +133,18 @@ def load_folder(path: Path, options: LoadOptions) -> Runtime:
         family = read_config(folder.manifest.config)
         weights = from_folder(folder, family.spec)
         context = _context(family.spec, options)
-        division = _divide(family.spec, weights, context, FOLDER_DTYPE, options)
+        how = _choose_computation(folder, family.spec, weights, context, options)
+        division = _divide(weights, context, how.computation, options)
         format, parts = _choose_planes(folder, family.spec, division.experts, options)
-        source = FolderExperts(folder, parts, format.part_bytes)
         return _assemble(
             family=family,
             weights=weights,
-            source=source,
-            format=format,
+            source=FolderExperts(folder, parts, format.part_bytes),
+            how=how,
             division=division,
             context=context,
-            dtype=FOLDER_DTYPE,
             text=TextParts(folder.small_file),
+            bits=_bits(folder, format),
             folder=folder,
             closing=closing,
         )
@@ -142,19 +162,86 @@ def load_checkpoint(path: Path, options: LoadOptions) -> Runtime:
     weights = from_checkpoint(CheckpointTensors(checkpoint, family), dtype)
     source = CheckpointExperts(checkpoint, family, dtype)
     context = _context(family.spec, options)
+    how = _in_torch(family.spec, weights, source.format, dtype, context, options)
     with ExitStack() as closing:
         return _assemble(
             family=family,
             weights=weights,
             source=source,
-            format=source.format,
-            division=_divide(family.spec, weights, context, dtype, options),
+            how=how,
+            division=_divide(weights, context, how.computation, options),
             context=context,
-            dtype=dtype,
             text=TextParts(lambda name: _optional_file(path / name)),
+            bits=dtype.itemsize * 8,
             folder=None,
             closing=closing,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _How:
+    """A computation, and what to say of it."""
+
+    computation: Computation
+    isa: str
+    pool: cpu.Pool | None
+
+
+def _choose_computation(
+    folder: ModelFolder,
+    spec: ModelSpec,
+    weights: DenseWeights,
+    context: int,
+    options: LoadOptions,
+) -> _How:
+    """Native code where all matrices are planes that it reads; else torch."""
+    recipe, forced = folder.recipe, read_settings().isa
+    if recipe.format != "trellis" or forced == TORCH:
+        format = recipe.expert_format(spec)
+        return _in_torch(spec, weights, format, FOLDER_DTYPE, context, options)
+    if recipe.code.window_bits > cpu.WINDOW_BITS:
+        raise UsageError(
+            f"{folder.path} has codes with windows of {recipe.code.window_bits} bits, but this "
+            f"version's kernels read {cpu.WINDOW_BITS}. Make it again from its checkpoint."
+        )
+    isa = cpu.choose_isa(forced)
+    n_threads = options.threads or physical_cores()
+    pool = cpu.Pool(n_threads, own_cpus(n_threads)[1:])
+    computation = NativeComputation(
+        spec,
+        weights,
+        recipe.code,
+        pool,
+        isa=isa,
+        kv=options.kv_format,
+        max_tokens=min(PREFILL_CHUNK, context),
+        n_context=context,
+    )
+    return _How(computation=computation, isa=isa, pool=pool)
+
+
+def _in_torch(
+    spec: ModelSpec,
+    weights: DenseWeights,
+    format: ExpertFormat,
+    dtype: torch.dtype,
+    context: int,
+    options: LoadOptions,
+) -> _How:
+    if options.kv is not None:
+        raise UsageError(
+            f"kv is {options.kv}, but only folders of planes have a choice of caches. Leave it out."
+        )
+    computation = TorchComputation(
+        spec=spec,
+        weights=weights,
+        format=format,
+        kernels=ReferenceKernels(),
+        dtype=dtype,
+        max_tokens=PREFILL_CHUNK,
+        n_context=context,
+    )
+    return _How(computation=computation, isa=TORCH, pool=None)
 
 
 def _assemble(
@@ -162,11 +249,11 @@ def _assemble(
     family: Family,
     weights: DenseWeights,
     source: ExpertSource,
-    format: ExpertFormat,
+    how: _How,
     division: "_Division",
     context: int,
-    dtype: torch.dtype,
     text: TextParts,
+    bits: int,
     folder: ModelFolder | None,
     closing: ExitStack,
 ) -> Runtime:
@@ -174,31 +261,24 @@ def _assemble(
     store = closing.enter_context(
         ExpertStore(source, ram_budget_bytes=division.experts, n_experts_total=spec.n_experts_total)
     )
-    decoder = Decoder(
-        spec=spec,
-        weights=weights,
-        store=store,
-        format=format,
-        kernels=KERNELS,
-        dtype=dtype,
-    )
     return Runtime(
         spec=spec,
-        decoder=decoder,
+        decoder=Decoder(spec=spec, store=store, computation=how.computation),
         store=store,
         text=text,
-        bits=_bits(folder, format, dtype),
+        bits=bits,
         n_context=context,
         dense_bytes=weights.n_bytes,
+        dense_bytes_per_token=weights.bytes_per_token,
         working_bytes=division.working,
+        isa=how.isa,
+        pool=how.pool,
         folder=folder,
         _closing=closing.pop_all(),
     )
 
 
-def _bits(folder: ModelFolder | None, format: ExpertFormat, dtype: torch.dtype) -> int:
-    if folder is None:
-        return dtype.itemsize * 8
+def _bits(folder: ModelFolder, format: ExpertFormat) -> int:
     recipe = folder.recipe
     if recipe.format == "trellis":
         return SYMBOL_BITS * len(format.part_bytes)
@@ -260,15 +340,10 @@ class _Division:
 
 
 def _divide(
-    spec: ModelSpec,
-    weights: DenseWeights,
-    context: int,
-    dtype: torch.dtype,
-    options: LoadOptions,
+    weights: DenseWeights, context: int, computation: Computation, options: LoadOptions
 ) -> _Division:
     """What was given for the whole model goes to experts, less all its other parts."""
-    cache = cache_bytes(spec, context, dtype)
-    working = working_bytes(spec, context, KERNELS)
+    cache, working = computation.cache_bytes(context), computation.working_bytes
     if options.ram is None:
         # The probe of RAM and a pass are never at the same time; dense weights are already in RAM.
         working = max(working, PROBE_BYTES)

@@ -28,6 +28,31 @@ def physical_cores() -> int:
     return max(1, min(allowed, physical, *(round(limit) for limit in cpu_limits())))
 
 
+def own_cpus(n_threads: int) -> list[int]:
+    """CPUs for n_threads to be pinned to, a core each; empty where there are more cores than that.
+
+    Part of a machine is left to the scheduler: another process may have chosen the same cores.
+    """
+    try:
+        allowed = sorted(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        return []
+    cores: dict[tuple[int, int] | int, int] = {}
+    for cpu in allowed:
+        cores.setdefault(_core_of(cpu), cpu)
+    return list(cores.values()) if len(cores) == n_threads else []
+
+
+def _core_of(cpu: int) -> tuple[int, int] | int:
+    """Package and core; the CPU itself where Linux does not say."""
+    topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+    try:
+        package = int((topology / "physical_package_id").read_text())
+        return package, int((topology / "core_id").read_text())
+    except (OSError, ValueError):
+        return cpu
+
+
 def machine_line() -> str:
     """One line to put above any figure."""
     ram = psutil.virtual_memory().total / 2**30

@@ -41,6 +41,7 @@ class ExpertStore:
                 f"{MIN_SLOTS * slot_bytes - ram_budget_bytes} bytes more, or use fewer bits."
             )
         n_slots = min(ram_budget_bytes // slot_bytes, max(n_experts_total, MIN_SLOTS))
+        self._n_experts_total = n_experts_total
         self._tier = RamTier(source.buffer_bytes, n_slots)
         self._source = source
         self._policy = UsePolicy()
@@ -68,6 +69,11 @@ class ExpertStore:
     def resident_bytes(self) -> int:
         """Bytes of RAM taken for experts so far."""
         return self._tier.used_bytes
+
+    @property
+    def has_all(self) -> bool:
+        """Whether every expert is in RAM or on its way there, so that none need be foreseen."""
+        return len(self._tier.residents) == self._n_experts_total
 
     def traffic(self) -> Traffic:
         """What was lent and read so far."""

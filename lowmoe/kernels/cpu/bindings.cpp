@@ -33,4 +33,5 @@ NB_MODULE(_native, m) {
   bind_trellis(m);
   bind_vector(m);
   bind_encoder(m);
+  bind_layers(m);
 }

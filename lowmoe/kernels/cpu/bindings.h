@@ -16,5 +16,6 @@ const Isa& isa_named(const char* name);
 void bind_trellis(nb::module_& m);
 void bind_vector(nb::module_& m);
 void bind_encoder(nb::module_& m);
+void bind_layers(nb::module_& m);
 
 }  // namespace lowmoe

@@ -1,5 +1,145 @@
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <string>
+#include <vector>
+
 #include "lowmoe/kernels/cpu/bindings.h"
+#include "lowmoe/kernels/cpu/kv_cache.h"
+#include "lowmoe/kernels/cpu/router.h"
+#include "lowmoe/kernels/cpu/vector_merge.h"
 
 namespace lowmoe {
-void bind_vector(nb::module_& m) { (void)m; }
+
+namespace {
+
+template <class T, class... Rank>
+using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu, Rank...>;
+template <class T>
+using Row = Array<T, nb::ndim<1>>;
+template <class T>
+using Rows = Array<T, nb::ndim<2>>;
+
+// A guard of pointers: what the kernels behind trust.
+void require(bool met, const char* what) {
+  if (!met) throw nb::value_error(what);
+}
+
+const VectorKernels& kernels(const std::string& isa) { return *isa_named(isa.c_str()).vector; }
+
+void rms_norm(const std::string& isa, Row<const float> x, Row<const float> weight, float epsilon,
+              Row<float> y) {
+  require(weight.size() == x.size() && y.size() == x.size(), "x, weight and y differ in size");
+  kernels(isa).rms_norm(x.data(), weight.data(), epsilon, x.size(), y.data());
+}
+
+void round_token(const std::string& isa, Row<const float> x, Row<const uint16_t> d,
+                 size_t first_column, Row<int8_t> codes, Row<float> scales, Row<int32_t> sums) {
+  const size_t n_in = d.size(), last = first_column + x.size();
+  require(first_column % kScaleColumns == 0, "first_column is no multiple of 128");
+  require(last == n_in || (last < n_in && last % kScaleColumns == 0),
+          "x ends neither at a multiple of 128 nor with the last column");
+  require(codes.size() == padded_columns(n_in), "codes: one for each padded column");
+  require(scales.size() == scale_groups(n_in), "scales: one for each 128 columns");
+  require(sums.size() * layout::kBlockColumns == codes.size(), "sums: one for each 64 columns");
+  kernels(isa).round_token(x.data(), d.data(), first_column, x.size(),
+                           {codes.data(), scales.data(), sums.data(), n_in});
+}
+
+void silu_multiply(const std::string& isa, Row<const float> gate, Row<const float> up,
+                   Row<float> y) {
+  require(up.size() == gate.size() && y.size() == gate.size(), "gate, up and y differ in size");
+  kernels(isa).silu_multiply(gate.data(), up.data(), gate.size(), y.data());
+}
+
+float dot(const std::string& isa, Row<const float> a, Row<const float> b) {
+  require(a.size() == b.size(), "a and b differ in size");
+  return kernels(isa).dot(a.data(), b.data(), a.size());
+}
+
+void add_scaled(const std::string& isa, Row<const float> x, float scale, Row<float> y) {
+  require(x.size() == y.size(), "x and y differ in size");
+  kernels(isa).add_scaled(x.data(), scale, x.size(), y.data());
+}
+
+void rotate(const std::string& isa, Row<float> head, Row<const float> cos, Row<const float> sin) {
+  require(head.size() == 2 * cos.size() && head.size() == 2 * sin.size(),
+          "cos and sin: one for each two of head");
+  kernels(isa).rotate(head.data(), cos.data(), sin.data(), head.size());
+}
+
+KvFormat format_of(int number) {
+  require(number >= 0 && number <= static_cast<int>(KvFormat::kInt8), "formats are 0, 1 and 2");
+  return static_cast<KvFormat>(number);
+}
+
+void store_head(const std::string& isa, int format, Row<const float> head, Row<uint8_t> to) {
+  require(to.size() == head_bytes(format_of(format), head.size()), "to: head_bytes of them");
+  kernels(isa).store_head(format_of(format), head.data(), head.size(), to.data());
+}
+
+// What attend_part and attend_block ask of their caches alike.
+void require_cached(KvFormat format, const Rows<const uint8_t>& keys,
+                    const Rows<const uint8_t>& values, size_t size, size_t first, size_t last) {
+  require(keys.shape(0) == values.shape(0) && keys.shape(1) == values.shape(1),
+          "keys and values differ in shape");
+  require(keys.shape(1) >= head_bytes(format, size), "a position has less than head_bytes");
+  require(first <= last && last <= keys.shape(0), "no range of the positions");
+}
+
+void attend_part(const std::string& isa, int format, Rows<const float> q, Rows<const uint8_t> keys,
+                 Rows<const uint8_t> values, size_t first, size_t last, Row<float> top,
+                 Row<float> total, Rows<float> out) {
+  const size_t n_queries = q.shape(0), size = q.shape(1);
+  require_cached(format_of(format), keys, values, size, first, last);
+  require(top.size() == n_queries && total.size() == n_queries, "top, total: one for each query");
+  require(out.shape(0) == n_queries && out.shape(1) == size, "out and q differ in shape");
+  std::vector<float> scratch(n_queries * (last - first));
+  kernels(isa).attend_part(format_of(format), q.data(), n_queries, keys.data(), values.data(),
+                           keys.shape(1), size, first, last, top.data(), total.data(), out.data(),
+                           scratch.data());
+}
+
+void merge_parts(Rows<const float> top, Rows<const float> total,
+                 Array<const float, nb::ndim<3>> out, Rows<float> y) {
+  const size_t n_parts = out.shape(0), n_rows = out.shape(1), size = out.shape(2);
+  for (const auto& each : {top, total}) {
+    require(each.shape(0) == n_parts && each.shape(1) == n_rows, "top, total: one for each row");
+  }
+  require(y.shape(0) == n_rows && y.shape(1) == size, "y and a part differ in shape");
+  merge_attention({top.data(), total.data(), out.data(), n_rows}, n_parts, n_rows, size, y.data());
+}
+
+void route_each(Rows<const float> logits, bool renormalize, Rows<float> weights,
+                Rows<int64_t> ids) {
+  const size_t n_tokens = logits.shape(0), n_experts = logits.shape(1), n_active = ids.shape(1);
+  require(n_active >= 1 && n_active <= n_experts, "n_active is not in 1..n_experts");
+  require(weights.shape(0) == n_tokens && ids.shape(0) == n_tokens && weights.shape(1) == n_active,
+          "weights and ids: n_active for each token");
+  for (size_t t = 0; t < n_tokens; t++) {
+    route_softmax(logits.data() + t * n_experts, n_experts, static_cast<int>(n_active), renormalize,
+                  weights.data() + t * n_active, ids.data() + t * n_active);
+  }
+}
+
+}  // namespace
+
+void bind_vector(nb::module_& m) {
+  m.def("rms_norm", rms_norm, "y = x / rms(x) * weight.");
+  m.def("round_token", round_token, "As quant/activations.py; d: [n_in] float16 as uint16.");
+  m.def("silu_multiply", silu_multiply, "y = silu(gate) * up.");
+  m.def("dot", dot, "The sum of a * b.");
+  m.def("add_scaled", add_scaled, "y += scale * x.");
+  m.def("rotate", rotate, "Turns one head in place.");
+  m.def(
+      "head_bytes", [](int format, size_t size) { return head_bytes(format_of(format), size); },
+      "Bytes of one stored head.");
+  m.def("store_head", store_head, "Stores one head; formats: 0 float32, 1 float16, 2 int8.");
+  m.def("attend_part", attend_part,
+        "q: [n_queries, size]; keys, values: [positions, stride] bytes; see isa.h.");
+  m.def("merge_parts", merge_parts,
+        "top, total: [parts, rows]; out: [parts, rows, size]; y: [rows, size].");
+  m.def("route_softmax", route_each, "logits: [T, E]; weights, ids: [T, K].");
+}
+
 }  // namespace lowmoe

@@ -1,4 +1,4 @@
-"""How much memory a pass through the model takes beside weights and cache.
+"""How much memory a pass in torch takes beside weights and cache.
 
 Knows:        the widest matrices and activations of a spec.
 Ignorant of:  how much there is, what it is divided among.
@@ -7,18 +7,16 @@ Ignorant of:  how much there is, what it is divided among.
 from lowmoe.kernels import Kernels
 from lowmoe.spec import LayerSpec, ModelSpec
 
-# Long enough that an expert is decoded once for many tokens, short enough for quick interruption.
-PREFILL_CHUNK = 256
 FLOAT_BYTES = 4  # products of transformed activations are float32, whatever theirs is
 
 
-def working_bytes(spec: ModelSpec, n_context: int, kernels: Kernels) -> int:
-    """The most that weights being decoded and the activations of a chunk of prefill take.
+def working_bytes(spec: ModelSpec, max_tokens: int, n_context: int, kernels: Kernels) -> int:
+    """The most that weights being decoded and the activations of max_tokens tokens take.
 
     What is not in it: scores of more than one token, which only `Model.logits` returns.
     """
     decoding = max(kernels.working_bytes(*shape) for shape in _shapes(spec))
-    n_tokens = min(PREFILL_CHUNK, n_context)
+    n_tokens = min(max_tokens, n_context)
     floats = max(_floats_of_a_token(spec.n_hidden, layer) for layer in spec.layers)
     mask = n_tokens * n_context * (1 + 2 * FLOAT_BYTES)  # which token sees which, also as numbers
     return decoding + FLOAT_BYTES * n_tokens * floats + mask + FLOAT_BYTES * spec.n_vocab

@@ -1,0 +1,68 @@
+// x += attention(norm(x)), for one layer of grouped-query attention, on all threads.
+// Source: arXiv 2305.13245; rotary positions as in arXiv 2104.09864, halves of a head turn together.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "lowmoe/kernels/cpu/engine.h"
+#include "lowmoe/kernels/cpu/kv_pages.h"
+
+namespace lowmoe {
+
+struct AttentionLayer {
+  const float* norm;  // [n_hidden]
+  float norm_epsilon;
+  Linear qkv;                // rows: all heads of q, then of k, then of v
+  Linear out;                // [n_hidden, q_size]
+  const float* frequencies;  // [head_size / 2], of rotary positions, radians a token
+  size_t n_hidden, n_heads, n_kv_heads, head_size;
+  size_t window;  // the latest tokens that a token sees, itself included; 0 for all
+
+  size_t q_size() const { return n_heads * head_size; }
+  size_t kv_size() const { return n_kv_heads * head_size; }
+  size_t group() const { return n_heads / n_kv_heads; }
+};
+
+// The operation and its scratch; layers of one model share it, one after the other.
+class Attention {
+ public:
+  // like: any layer; all must have its sizes.  max_context: the most positions of any cache.
+  Attention(Engine& engine, const AttentionLayer& like, size_t max_context);
+
+  // n tokens x [n][n_hidden] at positions first on, n <= max_tokens. Their keys and values enter
+  // the cache, which has room for them.
+  void run(const AttentionLayer& layer, size_t layer_id, KvPages& cache, size_t first, float* x,
+           size_t n);
+
+ private:
+  // Positions that one thread attends to before another may take over, for a single token.
+  static constexpr size_t kPartTokens = 4 * KvPages::kPageTokens;
+
+  // The queries of one token that share a key-value head, over some positions: a part to be merged.
+  struct Part {
+    float* top;    // [group]
+    float* total;  // [group]
+    float* out;    // [group][head_size]
+  };
+
+  Part part(size_t index) const;
+  void set_angles(const AttentionLayer& layer, size_t first, size_t n);
+  void place(Team& team, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
+             size_t first, size_t n);
+  void attend(Team& team, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
+              size_t first, size_t n);
+  void attend_pages(int thread, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
+                    size_t head, size_t token, size_t begin, size_t end, const Part& to);
+  void finish(const AttentionLayer& layer, size_t head, size_t token, size_t n_parts);
+
+  Engine& engine_;
+  size_t n_qkv_, q_size_, head_size_, group_;
+  Buffer<float> normed_, qkv_, attended_, angles_;
+  RoundedBuffer rounded_in_, rounded_out_;
+  Buffer<float> parts_, page_parts_, scores_;
+  const float* angles_of_ = nullptr;  // whose frequencies the angles are of
+  size_t angles_first_ = 0, angles_count_ = 0;
+};
+
+}  // namespace lowmoe

@@ -1,0 +1,81 @@
+// A layer of routed experts on all threads: norm, route, then gate, up, SiLU, down and the weighted
+// sum. Source: Mixtral, arXiv 2401.04088.
+//
+// Experts come when they are in memory, some at a time: run() takes those at hand, and every output
+// is kept apart until add(), so that the order they come in does not change a sum's rounding.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "lowmoe/kernels/cpu/engine.h"
+
+namespace lowmoe {
+
+struct ExpertsLayer {
+  const float* norm;  // [n_hidden]
+  float norm_epsilon;
+  const float* router;      // [n_experts][n_hidden]
+  const uint16_t* d_in;     // float16 [n_hidden], of gate and up of all experts
+  const uint16_t* d_inner;  // float16 [n_experts][n_inner], of each one's down
+  size_t n_hidden, n_experts, n_inner;
+  int n_active;
+  bool renormalize;
+};
+
+// One expert's bytes, a part for each plane, as quant/expert.py draws them: the plane of gate|up,
+// whose row blocks alternate, then the plane of down.
+struct ExpertParts {
+  int64_t expert_id;
+  const uint8_t* parts[layout::kMaxPlanes];
+  int n_parts;
+};
+
+// The operation and its scratch; layers of one model share it, one after the other.
+class Experts {
+ public:
+  // like: any layer; all must have its sizes.
+  Experts(Engine& engine, const ExpertsLayer& like);
+
+  // Each token's experts, heaviest first: weights [n][n_active], ids [n][n_active].
+  // Keeps the normed tokens x [n][n_hidden] for run().
+  void route(const ExpertsLayer& layer, const float* x, size_t n, float* weights, int64_t* ids);
+
+  // The same for a layer that is not next, keeping nothing.
+  void foresee(const ExpertsLayer& layer, const float* x, size_t n, float* weights, int64_t* ids);
+
+  // The outputs of some experts, each given once, for the tokens that route() sent to them.
+  void run(const ExpertsLayer& layer, const int64_t* ids, size_t n, const ExpertParts* experts,
+           size_t n_experts);
+
+  // x [n][n_hidden] += each token's outputs times weights, heaviest first; all of them have run.
+  void add(const ExpertsLayer& layer, const float* weights, size_t n, float* x);
+
+ private:
+  // The tokens of one expert.  first: their place among the rows of `gathered_` and `outputs_`.
+  struct Group {
+    TrellisMatrix gate_up, down;
+    const uint16_t* d_inner;
+    size_t first, count;
+  };
+
+  void score(Team& team, const ExpertsLayer& layer, const float* x, size_t n);
+  size_t find_groups(const ExpertsLayer& layer, const int64_t* ids, size_t n,
+                     const ExpertParts* experts, size_t n_experts);
+  void gather(Team& team, size_t first, size_t count);
+  RoundedTokens tokens_of(const Group& group, size_t n) const;
+  void run_inner(int thread, const ExpertsLayer& layer, const Group& group, size_t unit, size_t n);
+  void run_down(int thread, const ExpertsLayer& layer, const Group& group, size_t block);
+
+  Engine& engine_;
+  Buffer<float> normed_, scores_;
+  RoundedBuffer rounded_, gathered_, inner_;
+  Buffer<float> outputs_;      // [assignments][n_hidden]
+  Buffer<Group> groups_;       // of this run
+  Buffer<uint32_t> source_;    // [assignments]: the token in each row of outputs
+  Buffer<uint32_t> row_of_;    // [n][n_active]: the row of outputs of each assignment
+  Buffer<int32_t> expert_at_;  // [n_experts]: where an expert is among those given, or -1
+  size_t n_rows_ = 0;          // of outputs, taken since route()
+};
+
+}  // namespace lowmoe

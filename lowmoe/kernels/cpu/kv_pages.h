@@ -1,0 +1,44 @@
+// The keys and values of a conversation, layer by layer, in pages of some hundred tokens.
+//
+// A page holds  [n_kv_heads][kPageTokens][head_bytes]  of keys, then as many of values, so that what
+// one head reads lies in one piece and nothing moves when the conversation grows.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "lowmoe/kernels/cpu/buffer.h"
+#include "lowmoe/kernels/cpu/isa.h"
+
+namespace lowmoe {
+
+class KvPages {
+ public:
+  static constexpr size_t kPageTokens = 256;
+
+  KvPages(size_t n_layers, size_t n_kv_heads, size_t head_size, KvFormat format);
+
+  KvPages(const KvPages&) = delete;
+
+  // Makes room for positions below n_tokens in all layers.  Throws std::bad_alloc.
+  void reserve(size_t n_tokens);
+
+  // Where the keys of positions page * kPageTokens on lie, head_bytes apart; values likewise.
+  uint8_t* keys(size_t layer, size_t head, size_t page) const {
+    return pages_[page * n_layers_ + layer].data() + head * head_page_bytes_;
+  }
+  uint8_t* values(size_t layer, size_t head, size_t page) const {
+    return keys(layer, n_kv_heads_ + head, page);
+  }
+  size_t head_bytes() const { return head_page_bytes_ / kPageTokens; }
+  KvFormat format() const { return format_; }
+  size_t n_reserved() const { return pages_.size() / n_layers_ * kPageTokens; }
+
+ private:
+  size_t n_layers_, n_kv_heads_, head_page_bytes_;
+  KvFormat format_;
+  std::vector<Buffer<uint8_t>> pages_;  // [page][layer]
+};
+
+}  // namespace lowmoe

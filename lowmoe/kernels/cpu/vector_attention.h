@@ -1,0 +1,216 @@
+// Attention over cached keys and values, for any instruction set S of simd_*.h.
+//
+// First all scores, then their weights exp(score - top), then the values times those. Positions are
+// taken a tile at a time, so that what several groups of queries read comes from memory once.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "lowmoe/kernels/cpu/isa.h"
+#include "lowmoe/kernels/cpu/kv_cache.h"
+#include "lowmoe/kernels/cpu/vector_math.h"
+
+namespace lowmoe::vector {
+
+inline constexpr size_t kTilePositions = 64;  // of 256 bytes, at head size 128 in float16: 16 KiB
+
+// Keys or values as they lie in the cache; Stored is float, uint16_t for float16, or int8_t.
+template <class Stored>
+struct CachedRows {
+  const uint8_t* of_zero;
+  size_t stride;
+  size_t size;
+
+  static constexpr bool kScaled = std::is_same_v<Stored, int8_t>;
+
+  const Stored* at(size_t position) const {
+    return reinterpret_cast<const Stored*>(of_zero + position * stride);
+  }
+  float scale(size_t position) const {
+    float value;
+    std::memcpy(&value, of_zero + position * stride + head_scale_offset(size), sizeof value);
+    return value;
+  }
+};
+
+// Calls f.operator()<k>(i) for i from `from` to n in steps of k: the most at first, then halves.
+template <size_t kMost, class F>
+void in_steps(size_t from, size_t n, F&& f) {
+  for (; from + kMost <= n; from += kMost) f.template operator()<kMost>(from);
+  if constexpr (kMost > 1) in_steps<kMost / 2>(from, n, f);
+}
+
+// scores[query][row] of kQueries queries and the first n <= kRows rows from `position` on.
+template <class S, size_t kQueries, class Stored>
+void score_rows(const float* q, const CachedRows<Stored>& keys, size_t position, size_t n,
+                float* scores, size_t score_stride) {
+  constexpr size_t kRows = S::kSums / kQueries;
+  const Stored* rows[kRows];
+  // Rows past the end are the last one again; what comes of them is not stored.
+  for (size_t r = 0; r < kRows; r++) rows[r] = keys.at(position + (r < n ? r : n - 1));
+  typename S::Float sums[kQueries * kRows], key[kRows];
+  for (auto& sum : sums) sum = S::all(0);
+  const auto multiply = [&](auto load, size_t i) {
+    for (size_t r = 0; r < kRows; r++) key[r] = load(rows[r] + i);
+    for (size_t k = 0; k < kQueries; k++) {
+      const auto query = load(q + k * keys.size + i);
+      for (size_t r = 0; r < kRows; r++) {
+        sums[k * kRows + r] = S::fma(query, key[r], sums[k * kRows + r]);
+      }
+    }
+  };
+  size_t i = 0;
+  for (; i + S::kLanes <= keys.size; i += S::kLanes) {
+    multiply([](auto* from) { return S::load(from); }, i);
+  }
+  if (i < keys.size) multiply([&](auto* from) { return S::load_some(from, keys.size - i); }, i);
+  float found[S::kSums];
+  for (size_t k = 0; k < S::kSums; k += S::kLanes) S::store(found + k, S::sum_each(sums + k));
+  for (size_t r = 0; r < n; r++) {
+    float scale = 1;
+    if constexpr (CachedRows<Stored>::kScaled) scale = keys.scale(position + r);
+    for (size_t k = 0; k < kQueries; k++) {
+      scores[k * score_stride + r] = found[k * kRows + r] * scale;
+    }
+  }
+}
+
+// out[query][i..] += the sum over n positions of weights[query][position] * value, for kQueries
+// queries and kVectors registers of the head, or, where load takes some, part of one.
+template <class S, size_t kQueries, size_t kVectors, class Stored, class Load, class Store>
+void add_values(const float* weights, size_t weight_stride, const CachedRows<Stored>& values,
+                size_t position, size_t n, size_t i, float* out, Load load, Store store) {
+  typename S::Float sums[kQueries * kVectors], value[kVectors];
+  const auto place = [&](size_t k, size_t v) { return out + k * values.size + i + v * S::kLanes; };
+  for (size_t k = 0; k < kQueries; k++) {
+    for (size_t v = 0; v < kVectors; v++) sums[k * kVectors + v] = load(place(k, v));
+  }
+  for (size_t p = 0; p < n; p++) {
+    const Stored* row = values.at(position + p) + i;
+    for (size_t v = 0; v < kVectors; v++) value[v] = load(row + v * S::kLanes);
+    for (size_t k = 0; k < kQueries; k++) {
+      const auto weight = S::all(weights[k * weight_stride + p]);
+      for (size_t v = 0; v < kVectors; v++) {
+        sums[k * kVectors + v] = S::fma(weight, value[v], sums[k * kVectors + v]);
+      }
+    }
+  }
+  for (size_t k = 0; k < kQueries; k++) {
+    for (size_t v = 0; v < kVectors; v++) store(place(k, v), sums[k * kVectors + v]);
+  }
+}
+
+// The same for whole heads.
+template <class S, size_t kQueries, class Stored>
+void add_heads(const float* weights, size_t weight_stride, const CachedRows<Stored>& values,
+               size_t position, size_t n, float* out) {
+  const size_t whole = values.size / S::kLanes;
+  in_steps<S::kSums / kQueries>(0, whole, [&]<size_t kVectors>(size_t v) {
+    add_values<S, kQueries, kVectors>(
+        weights, weight_stride, values, position, n, v * S::kLanes, out,
+        [](auto* from) { return S::load(from); }, [](float* to, auto x) { S::store(to, x); });
+  });
+  const size_t rest = values.size - whole * S::kLanes;
+  if (rest == 0) return;
+  add_values<S, kQueries, 1>(
+      weights, weight_stride, values, position, n, whole * S::kLanes, out,
+      [=](auto* from) { return S::load_some(from, rest); },
+      [=](float* to, auto x) { S::store_some(to, x, rest); });
+}
+
+// The largest of n >= 1 numbers.
+template <class S>
+float largest(const float* x, size_t n) {
+  auto found = S::all(x[0]);
+  size_t i = 0;
+  for (; i + S::kLanes <= n; i += S::kLanes) found = S::max(found, S::load(x + i));
+  float most = S::largest(found);
+  for (; i < n; i++) most = x[i] > most ? x[i] : most;
+  return most;
+}
+
+// scores become exp(score - top); returns their sum.
+template <class S>
+float weigh(float* scores, size_t n, float top) {
+  auto sum = S::all(0);
+  const auto weight = [=](auto score) { return exp<S>(score - S::all(top)); };
+  size_t i = 0;
+  for (; i + S::kLanes <= n; i += S::kLanes) {
+    const auto found = weight(S::load(scores + i));
+    S::store(scores + i, found);
+    sum = sum + found;
+  }
+  float rest[S::kLanes] = {};
+  if (i < n) {
+    S::store_some(scores + i, weight(S::load_some(scores + i, n - i)), n - i);
+    std::memcpy(rest, scores + i, (n - i) * sizeof *rest);
+  }
+  return S::sum(sum + S::load(rest));
+}
+
+template <class S, class Stored>
+void attend_rows(const float* q, size_t n_queries, const CachedRows<Stored>& keys,
+                 const CachedRows<Stored>& values, size_t first, size_t last, float* top,
+                 float* total, float* out, float* scratch) {
+  const size_t n = last - first, size = keys.size;
+  constexpr size_t kMostQueries = S::kSums / 2 < 4 ? S::kSums / 2 : 4;
+  const auto each_tile = [n](auto&& f) {
+    for (size_t i = 0; i < n; i += kTilePositions) {
+      f(i, n - i < kTilePositions ? n - i : kTilePositions);
+    }
+  };
+  each_tile([&](size_t from, size_t count) {
+    in_steps<kMostQueries>(0, n_queries, [&]<size_t kQueries>(size_t query) {
+      constexpr size_t kRows = S::kSums / kQueries;
+      for (size_t i = 0; i < count; i += kRows) {
+        score_rows<S, kQueries>(q + query * size, keys, first + from + i,
+                                count - i < kRows ? count - i : kRows,
+                                scratch + query * n + from + i, n);
+      }
+    });
+  });
+  for (size_t k = 0; k < n_queries; k++) {
+    top[k] = largest<S>(scratch + k * n, n);
+    total[k] = weigh<S>(scratch + k * n, n, top[k]);
+  }
+  std::memset(out, 0, n_queries * size * sizeof *out);
+  each_tile([&](size_t from, size_t count) {
+    if constexpr (CachedRows<Stored>::kScaled) {
+      for (size_t i = from; i < from + count; i++) {
+        const float scale = values.scale(first + i);
+        for (size_t k = 0; k < n_queries; k++) scratch[k * n + i] *= scale;
+      }
+    }
+    in_steps<kMostQueries>(0, n_queries, [&]<size_t kQueries>(size_t query) {
+      add_heads<S, kQueries>(scratch + query * n + from, n, values, first + from, count,
+                             out + query * size);
+    });
+  });
+}
+
+template <class S>
+void attend_part(KvFormat format, const float* q, size_t n_queries, const uint8_t* keys,
+                 const uint8_t* values, size_t stride, size_t size, size_t first, size_t last,
+                 float* top, float* total, float* out, float* scratch) {
+  if (first == last) {
+    for (size_t k = 0; k < n_queries; k++) {
+      top[k] = -std::numeric_limits<float>::infinity();
+      total[k] = 0;
+    }
+    std::memset(out, 0, n_queries * size * sizeof *out);
+    return;
+  }
+  const auto attend = [&]<class Stored>(Stored) {
+    attend_rows<S>(q, n_queries, CachedRows<Stored>{keys, stride, size},
+                   CachedRows<Stored>{values, stride, size}, first, last, top, total, out, scratch);
+  };
+  if (format == KvFormat::kFloat32) attend(float{});
+  if (format == KvFormat::kFloat16) attend(uint16_t{});
+  if (format == KvFormat::kInt8) attend(int8_t{});
+}
+
+}  // namespace lowmoe::vector

@@ -1,0 +1,17 @@
+// All of VectorKernels for an instruction set S of simd_*.h.
+#pragma once
+
+#include "lowmoe/kernels/cpu/isa.h"
+#include "lowmoe/kernels/cpu/vector_attention.h"
+#include "lowmoe/kernels/cpu/vector_math.h"
+#include "lowmoe/kernels/cpu/vector_round.h"
+
+namespace lowmoe::vector {
+
+template <class S>
+constexpr VectorKernels kernels() {
+  return {rms_norm<S>,   round_token<S>, silu_multiply<S>, dot<S>,
+          add_scaled<S>, rotate<S>,      store_head<S>,    attend_part<S>};
+}
+
+}  // namespace lowmoe::vector
