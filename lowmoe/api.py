@@ -185,6 +185,7 @@ def load(
     vram: str | int | None = None,
     threads: int | None = None,
     context: int | None = None,
+    kv: str | None = None,
     dtype: str | None = None,
     report: Reporter | None = None,
 ) -> Model:
@@ -195,21 +196,32 @@ def load(
     The other options are LoadOptions'. report hears about downloads and quantizing.
     """
     options = LoadOptions(
-        gpu=gpu, bits=bits, ram=ram, vram=vram, threads=threads, context=context, dtype=dtype
+        gpu=gpu,
+        bits=bits,
+        ram=ram,
+        vram=vram,
+        threads=threads,
+        context=context,
+        kv=kv,
+        dtype=dtype,
     )
+    return open_model(str(model), options, report or SilentReporter())
+
+
+def open_model(name: str, options: LoadOptions, report: Reporter) -> Model:
+    """What `load` does, its options already put together."""
     settings = read_settings()
-    located = locate(str(model), settings)
+    located = locate(name, settings)
     if options.dtype is not None:
         if not isinstance(located, LocalCheckpoint):
             raise UsageError(
-                f"dtype runs a checkpoint on this disk unquantized, but {model} is none. "
+                f"dtype runs a checkpoint on this disk unquantized, but {name} is none. "
                 "Give the checkpoint's folder, or leave dtype out."
             )
         return Model(load_checkpoint(located.path, options))
-    making = MakeOptions(
-        bits=MakeOptions().bits if isinstance(bits, str) else bits, threads=threads
-    )
-    folder = prepare(located, settings, making, report or SilentReporter())
+    bits = MakeOptions().bits if isinstance(options.bits, str) else options.bits
+    making = MakeOptions(bits=bits, threads=options.threads)
+    folder = prepare(located, settings, making, report)
     return Model(load_folder(folder, options))
 
 

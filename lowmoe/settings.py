@@ -20,7 +20,7 @@ class Settings:
     """What the environment asked for.  home: the folder of all models; isa: None for the best."""
 
     home: Path
-    isa: str | None
+    isa: str | None = None
 
 
 def read_settings(environment: Mapping[str, str] | None = None) -> Settings:

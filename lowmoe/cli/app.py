@@ -49,6 +49,10 @@ Vram = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads. Default: the physical cores.")]
 Context = Annotated[int | None, typer.Option(help="Tokens a conversation may have.")]
+Kv = Annotated[
+    str | None,
+    typer.Option(help="How keys and values are kept: float16, int8 or float32. Default: float16."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 Calibration = Annotated[
     Path | None, typer.Option(help="Text to calibrate on. Default: the one that comes with lowmoe.")
@@ -75,6 +79,7 @@ def run(
     vram: Vram = None,
     threads: Threads = None,
     context: Context = None,
+    kv: Kv = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Choose among so many tokens; 0: all.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Choose among this much probability.")] = None,
@@ -97,7 +102,7 @@ def run(
     run_model(
         model,
         Asked(prompt=prompt, chat=chat or system is not None, system=system, json=json),
-        _load_options(gpu, bits, ram, vram, threads, context),
+        _load_options(gpu, bits, ram, vram, threads, context, kv),
         Generating(
             temperature=temperature,
             top_k=top_k,
@@ -118,11 +123,14 @@ def _load_options(
     vram: str | None,
     threads: int | None,
     context: int | None,
+    kv: str | None,
 ) -> "LoadOptions":
     from lowmoe.engine.load import LoadOptions
 
     number: int | str = int(bits) if bits in ("2", "4", "6") else bits  # LoadOptions refuses others
-    return LoadOptions(gpu=gpu, bits=number, ram=ram, vram=vram, threads=threads, context=context)
+    return LoadOptions(
+        gpu=gpu, bits=number, ram=ram, vram=vram, threads=threads, context=context, kv=kv
+    )
 
 
 def _make_options(
@@ -187,17 +195,24 @@ def bench(
     ram: Ram = None,
     vram: Vram = None,
     threads: Threads = None,
+    context: Context = None,
+    kv: Kv = None,
     runs: Annotated[int, typer.Option(help="Counted runs; one more warms up.")] = 3,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of prefill in each run.")] = 64,
     new_tokens: Annotated[int, typer.Option(help="Tokens of decode in each run.")] = 32,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show where a token's time goes, part by part.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Measure tokens/s of prefill and decode beside what the machine allows."""
     from lowmoe.cli.bench import bench_command
     from lowmoe.engine.bench import BenchOptions
 
-    options = BenchOptions(runs=runs, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
-    load = _load_options(gpu, bits, ram, vram, threads, None)
+    options = BenchOptions(
+        runs=runs, prompt_tokens=prompt_tokens, new_tokens=new_tokens, profile=profile
+    )
+    load = _load_options(gpu, bits, ram, vram, threads, context, kv)
     bench_command(model, options, load, synthetic=synthetic, json=json)
 
 
@@ -215,12 +230,13 @@ def evaluate(
     ram: Ram = None,
     vram: Vram = None,
     threads: Threads = None,
+    kv: Kv = None,
     json: Json = False,
 ) -> None:
     """Perplexity of a text, and how far quantization has moved the model."""
     from lowmoe.cli.evaluate import evaluate_command
 
-    load = _load_options(gpu, bits, ram, vram, threads, None)
+    load = _load_options(gpu, bits, ram, vram, threads, None, kv)
     evaluate_command(model, file, against, window, load, json=json)
 
 

@@ -99,3 +99,14 @@ def _show(result: BenchResult, *, json: bool) -> None:
         out.print(f"disk, plain reads of the same sizes: {size(result.disk_ceiling_bytes_per_s)}/s")
     if result.disk_read_bytes_per_s is not None:
         out.print(f"disk, while decoding: {size(result.disk_read_bytes_per_s)}/s")
+    if result.profile is not None:
+        _show_phases("a token of the prompt", result.profile.prefill)
+        if result.profile.decode is not None:
+            _show_phases("a generated token", result.profile.decode)
+
+
+def _show_phases(what: str, phases: Mapping[str, float]) -> None:
+    whole = sum(phases.values())
+    out.print(f"{what}: {whole * 1e3:.3f} ms")
+    for name, seconds in phases.items():
+        out.print(f"  {name:40} {seconds * 1e6:9.1f} us  {seconds / whole:6.1%}")

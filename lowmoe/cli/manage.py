@@ -17,11 +17,13 @@ from lowmoe.checkpoint import files
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.cli.render import TerminalReporter, err, out, print_json, size
-from lowmoe.engine.machine import machine_line, physical_cores, ram_read_bandwidth
+from lowmoe.engine.load import TORCH
+from lowmoe.engine.machine import default_pool, machine_line, ram_read_bandwidth
 from lowmoe.engine.memory import available_ram_bytes, total_ram_bytes
 from lowmoe.errors import FolderError, UsageError
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
+from lowmoe.kernels import cpu
 from lowmoe.library import (
     HubModel,
     LocalFolder,
@@ -161,17 +163,21 @@ def _confirmed(question: str) -> bool:
 
 def doctor_command(*, json: bool) -> None:
     """What this machine offers."""
-    home = read_settings().home
-    direct = _direct_reads(home)
+    settings = read_settings()
+    home, direct = settings.home, _direct_reads(settings.home)
+    pool, isa = default_pool(), settings.isa
+    if isa != TORCH:
+        isa = cpu.choose_isa(isa)
     values: dict[str, Any] = {
         "lowmoe": importlib.metadata.version("lowmoe"),
         "python": platform.python_version(),
         "machine": machine_line(),
-        "cores": physical_cores(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": pool.n_threads,
+        "instruction_set": isa,
+        "instruction_sets": cpu.isas(),
         "ram_bytes": total_ram_bytes(),
         "ram_available_bytes": available_ram_bytes(),
-        "ram_read_bytes_per_s": ram_read_bandwidth(),
+        "ram_read_bytes_per_s": ram_read_bandwidth(pool),
         "home": str(home),
         "disk_free_bytes": files.free_bytes(home),
         "direct_reads": direct,
@@ -181,8 +187,20 @@ def doctor_command(*, json: bool) -> None:
         print_json(values)
         return
     for key, value in values.items():
-        shown = size(value) if "bytes" in key else value
+        shown = _doctors_word(key, value)
         out.print(f"{key.replace('_', ' '):22} {shown}", markup=False, soft_wrap=True)
+    if isa != cpu.isas()[0]:
+        err.print(
+            f"LOWMOE_ISA is {isa}, but this processor runs {cpu.isas()[0]}, which is faster. "
+            "Unset it.",
+            markup=False,
+        )
+    if isa == "scalar":
+        err.print(
+            "This processor has no instruction set that lowmoe has fast code for (AVX2, AVX-512, "
+            "NEON with dot products); it will run many times slower than it could read memory.",
+            markup=False,
+        )
     if not direct:
         err.print(
             f"{home}: the file system does not allow direct reads; models larger than RAM will "
@@ -192,6 +210,14 @@ def doctor_command(*, json: bool) -> None:
         )
     if values["cuda_device"]:
         err.print("This version computes on the CPU only; the GPU is not used yet.")
+
+
+def _doctors_word(key: str, value: Any) -> str:
+    if key.endswith("bytes_per_s"):
+        return f"{size(value)}/s"
+    if "bytes" in key:
+        return size(value)
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _direct_reads(home: Path) -> bool:

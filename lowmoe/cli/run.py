@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-import lowmoe
-from lowmoe.api import Model, Prompt
+from lowmoe.api import Model, Prompt, open_model
 from lowmoe.cli.render import TerminalReporter, print_json, print_statistics
 from lowmoe.engine.load import LoadOptions
 from lowmoe.engine.options import SamplingOptions
@@ -59,16 +58,7 @@ class Generating:
 def load_model(name: str, options: LoadOptions) -> Model:
     """Load with progress on stderr."""
     with TerminalReporter() as report:
-        return lowmoe.load(
-            name,
-            gpu=options.gpu,
-            bits=options.bits,
-            ram=options.ram,
-            vram=options.vram,
-            threads=options.threads,
-            context=options.context,
-            report=report,
-        )
+        return open_model(name, options, report)
 
 
 def run_model(name: str, asked: Asked, options: LoadOptions, generating: Generating) -> None:

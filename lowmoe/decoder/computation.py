@@ -23,7 +23,14 @@ class Cache(Protocol):
 
 
 class Computation(Protocol):
-    """Bound to one model's dense weights at load; nothing here chooses again.  T tokens a call."""
+    """Bound to one model's dense weights at load; nothing here chooses again.
+
+    T, the tokens of a call, is at most max_tokens in `attend`, `route`, `foresee` and `mix`.
+    """
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens that pass through the layers at once."""
 
     @property
     def working_bytes(self) -> int:

@@ -46,8 +46,8 @@ class NativeComputation:
     ) -> None:
         """kv: how keys and values are kept; max_tokens: of one pass; n_context: of a cache."""
         before = cpu.allocated_bytes()
-        self._spec, self._weights, self._kv = spec, weights, kv
-        self._max_tokens = max_tokens
+        self._spec, self.weights, self._kv = spec, weights, kv
+        self.max_tokens = max_tokens
         self._engine = cpu.engine(isa, pool, code, max_tokens=max_tokens)
         self._frequencies: dict[object, Tensor] = {}
         self._attention = cpu.Attention(
@@ -72,7 +72,7 @@ class NativeComputation:
         """Scratch, and the few tensors that go from call to call."""
         experts = self._spec.layers[0].feed_forward
         per_token = 4 * (2 * self._spec.n_hidden + 3 * experts.router.n_active) + 8
-        return self._scratch_bytes + per_token * self._max_tokens + 4 * self._spec.n_vocab
+        return self._scratch_bytes + per_token * self.max_tokens + 4 * self._spec.n_vocab
 
     def new_cache(self, capacity: int) -> NativeCache:
         attention = self._spec.layers[0].attention
@@ -145,7 +145,7 @@ class NativeComputation:
         return scores
 
     def _chunks(self, rows: Tensor) -> list[tuple[int, Tensor]]:
-        step = self._max_tokens
+        step = self.max_tokens
         return [(first, rows[first : first + step]) for first in range(0, rows.shape[0], step)]
 
     def _empty_routing(self, n_tokens: int, layer_id: int) -> Routing:
@@ -160,7 +160,7 @@ class NativeComputation:
         return cpu.Linear(self._engine, layout.n_out, layout.n_in, planes, matrix.d.data_ptr())
 
     def _attention_layer(self, layer_id: int) -> cpu.AttentionLayer:
-        weights, spec = self._weights.layers[layer_id], self._spec.layers[layer_id].attention
+        weights, spec = self.weights.layers[layer_id], self._spec.layers[layer_id].attention
         return cpu.AttentionLayer(
             norm=weights.attention_norm.data_ptr(),
             norm_epsilon=self._spec.norm_epsilon,
@@ -181,7 +181,7 @@ class NativeComputation:
         return self._frequencies[key]
 
     def _experts_layer(self, layer_id: int) -> cpu.ExpertsLayer:
-        weights, spec = self._weights.layers[layer_id], self._spec.layers[layer_id].feed_forward
+        weights, spec = self.weights.layers[layer_id], self._spec.layers[layer_id].feed_forward
         return cpu.ExpertsLayer(
             norm=weights.experts_norm.data_ptr(),
             norm_epsilon=self._spec.norm_epsilon,

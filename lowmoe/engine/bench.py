@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lowmoe.checkpoint.folder import ModelFolder
@@ -17,6 +17,7 @@ from lowmoe.checkpoint.layout import expert_span
 from lowmoe.engine.generate import Session
 from lowmoe.engine.load import Runtime
 from lowmoe.engine.options import SamplingOptions
+from lowmoe.engine.profile import BenchProfile, Profiler
 from lowmoe.engine.statistics import RunStatistics
 from lowmoe.experts.store import N_READERS
 from lowmoe.experts.tier import RamTier
@@ -26,23 +27,27 @@ DISK_PROBE_S = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """runs: counted, after one that is not; prompt_tokens, new_tokens: of each run."""
+    """runs: counted, after one that is not; prompt_tokens, new_tokens: of each run; profile:
+    whether to time the parts of a token.
+    """
 
     runs: int = 3
     prompt_tokens: int = 64
     new_tokens: int = 32
+    profile: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchResult:
     """samples: one a run; disk_read_bytes_per_s: over the seconds of decoding in which the disk was
-    busy; *_ceiling: measured beside it.
+    busy; *_ceiling: measured beside it; profile: None where it was not asked for.
     """
 
     samples: list[RunStatistics]
     ram_ceiling_bytes_per_s: float
     disk_read_bytes_per_s: float | None
     disk_ceiling_bytes_per_s: float | None
+    profile: "BenchProfile | None"
 
     def to_json(self) -> dict[str, Any]:
         """A run's keys as medians, and everything else."""
@@ -52,6 +57,7 @@ class BenchResult:
             "ram_ceiling_bytes_per_s": self.ram_ceiling_bytes_per_s,
             "disk_read_bytes_per_s": self.disk_read_bytes_per_s,
             "disk_ceiling_bytes_per_s": self.disk_ceiling_bytes_per_s,
+            "profile": None if self.profile is None else asdict(self.profile),
             "samples": plain,
         }
 
@@ -76,12 +82,16 @@ def bench(
         temperature=1.0, top_p=1.0, seed=0, max_new_tokens=options.new_tokens
     )
     samples: list[RunStatistics] = []
+    profiler = Profiler(runtime) if options.profile else None
     disk_bytes, busy_s = 0, 0.0
     for run in range(options.runs + 1):
         ids = [generator.randrange(runtime.spec.n_vocab) for _ in range(options.prompt_tokens)]
         session.rewind([])
+        if profiler is not None:
+            profiler.begin()
         for _ in session.token_ids(ids, sampling, heed_ends=False):
-            pass
+            if profiler is not None:
+                profiler.token()
         if run > 0:
             assert session.last_run is not None
             decoding = session.last_run.decode_traffic
@@ -94,6 +104,7 @@ def bench(
         ram_ceiling_bytes_per_s=session.ram_bandwidth(),
         disk_read_bytes_per_s=disk_bytes / busy_s if busy_s else None,
         disk_ceiling_bytes_per_s=None if runtime.folder is None else disk_bandwidth(runtime.folder),
+        profile=None if profiler is None else profiler.profile(options.prompt_tokens),
     )
 
 

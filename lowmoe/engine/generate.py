@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowmoe.engine.load import PREFILL_CHUNK, Runtime
-from lowmoe.engine.machine import ram_read_bandwidth
+from lowmoe.engine.load import Runtime
+from lowmoe.engine.machine import default_pool, ram_read_bandwidth
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.sampling import Sampler
 from lowmoe.engine.statistics import PerTier, RunStatistics, bound_tokens_per_s, hit_rate
@@ -39,6 +39,7 @@ class Session:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
+        self.chunk_tokens = runtime.decoder.computation.max_tokens
         self._cache = runtime.decoder.new_cache(runtime.n_context)
         self._cached: list[int] = []
         self._n_rewinds = 0  # tells a stream that another has taken the cache
@@ -50,8 +51,8 @@ class Session:
         """Run ids through the model after what is cached; the last hidden state of each chunk,
         [T, H].
         """
-        for first in range(0, len(ids), PREFILL_CHUNK):
-            chunk = list(ids[first : first + PREFILL_CHUNK])
+        for first in range(0, len(ids), self.chunk_tokens):
+            chunk = list(ids[first : first + self.chunk_tokens])
             del self._cached[self._cache.n_tokens :]  # what an interrupted pass may have left
             hidden = self.runtime.decoder.forward(torch.tensor(chunk), self._cache)
             self._cached += chunk
@@ -102,15 +103,17 @@ class Session:
         *,
         heed_ends: bool,
     ) -> Iterator[int]:
-        # The last prompt token is always run again: its logits are what the answer begins with.
+        # The last prompt token is always run again, and alone: its logits are what the answer begins
+        # with, and many tokens at once round otherwise than one. So the same prompt has the same
+        # answer whether or not it was in the cache.
         n_kept = self.rewind(prompt_ids[:-1])
         turn = self._n_rewinds
         if self._stop.is_set():
             return
-        for hidden in self.forward(prompt_ids[n_kept:]):
-            last = hidden[-1:]
+        for _ in self.forward(prompt_ids[n_kept:-1]):
             if self._stop.is_set():
                 return
+        (last,) = self.forward(prompt_ids[-1:])
         run.prefilled(len(prompt_ids) - n_kept)
         context, sampler = list(prompt_ids), Sampler(options)
         ends = self._end_ids() if heed_ends else set()
@@ -163,7 +166,8 @@ class Session:
     def ram_bandwidth(self) -> float:
         """Bytes a second this machine reads from RAM, measured once."""
         if self._ram_bandwidth is None:
-            self._ram_bandwidth = ram_read_bandwidth(self.runtime.working_bytes)
+            pool = self.runtime.pool or default_pool()
+            self._ram_bandwidth = ram_read_bandwidth(pool, self.runtime.working_bytes)
         return self._ram_bandwidth
 
     def check_prompt(self, prompt_ids: Sequence[int]) -> None:

@@ -34,8 +34,8 @@ from quant.layout import SYMBOL_BITS, round_up
 
 DEFAULT_CONTEXT = 8192
 # Tokens of a prompt that pass through the model at once: enough that an expert's words are decoded
-# for many, few enough for a quick interruption.
-PREFILL_CHUNK = 512
+# for many, few enough for a quick interruption, and for torch's temporaries.
+NATIVE_CHUNK, TORCH_CHUNK = 512, 256
 DEFAULT_KV: cpu.KvFormat = "float16"
 # Of activations and cache where torch multiplies quantized weights: it does so in float32 anyway.
 FOLDER_DTYPE = torch.float32
@@ -214,7 +214,7 @@ def _choose_computation(
         pool,
         isa=isa,
         kv=options.kv_format,
-        max_tokens=min(PREFILL_CHUNK, context),
+        max_tokens=min(NATIVE_CHUNK, context),
         n_context=context,
     )
     return _How(computation=computation, isa=isa, pool=pool)
@@ -238,7 +238,7 @@ def _in_torch(
         format=format,
         kernels=ReferenceKernels(),
         dtype=dtype,
-        max_tokens=PREFILL_CHUNK,
+        max_tokens=min(TORCH_CHUNK, context),
         n_context=context,
     )
     return _How(computation=computation, isa=TORCH, pool=None)

@@ -6,13 +6,14 @@ Ignorant of:  models.
 
 import os
 import platform
-import time
 from pathlib import Path
 
 import psutil
 import torch
 
 from lowmoe.engine.cgroup import cpu_limits
+from lowmoe.experts.tier import page_aligned
+from lowmoe.kernels.cpu import Pool
 
 PROBE_BYTES = 256 * 2**20  # well beyond any last-level cache of a consumer processor
 PROBE_RUNS = 3
@@ -72,17 +73,18 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def ram_read_bandwidth(n_bytes: int | None = None) -> float:
-    """Bytes a second that this process reads from RAM with torch's threads, best of 3.
+def ram_read_bandwidth(pool: Pool, n_bytes: int | None = None) -> float:
+    """Bytes a second that the threads which compute read from RAM, best of 3.
 
     n_bytes: the most memory to take for it, PROBE_BYTES at most and without it. What fits into a
     cache reads faster than RAM.
     """
     n_bytes = PROBE_BYTES if n_bytes is None else min(n_bytes, PROBE_BYTES)
-    probe = torch.ones(n_bytes // 4, dtype=torch.float32)
-    best = 0.0
-    for _ in range(PROBE_RUNS):
-        begin = time.perf_counter()
-        probe.sum()
-        best = max(best, n_bytes / (time.perf_counter() - begin))
-    return best
+    probe = page_aligned(n_bytes).fill_(1)
+    return n_bytes / min(pool.read_seconds(probe.data_ptr(), n_bytes) for _ in range(PROBE_RUNS))
+
+
+def default_pool() -> Pool:
+    """Threads for all cores."""
+    n_threads = physical_cores()
+    return Pool(n_threads, own_cpus(n_threads)[1:])

@@ -64,7 +64,7 @@ class RamTier:
         if self._n_made == self.n_slots:
             return None
         self._n_made += 1
-        return Slot([_page_aligned(n) for n in self.buffer_bytes])
+        return Slot([page_aligned(n) for n in self.buffer_bytes])
 
     def settle(self, slot: Slot, key: Key) -> None:
         """This slot will hold this expert."""
@@ -81,7 +81,8 @@ class RamTier:
         self._free.append(slot)
 
 
-def _page_aligned(n_bytes: int) -> Tensor:
+def page_aligned(n_bytes: int) -> Tensor:
+    """Zeroed memory of its own, uint8, in large pages where the kernel gives them."""
     if sys.platform == "win32":
         return torch.frombuffer(mmap.mmap(-1, n_bytes), dtype=torch.uint8)
     # Private, because Linux as it comes gives huge pages to private memory only.

@@ -13,6 +13,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.decoder.decoder import Decoder
+from lowmoe.decoder.in_torch import TorchComputation
 from lowmoe.decoder.weights import CheckpointTensors, from_checkpoint
 from lowmoe.experts.source import CheckpointExperts
 from lowmoe.experts.store import ExpertStore
@@ -150,14 +151,16 @@ def decoder_over(
     budget = n_slots * sum(source.buffer_bytes)
     total = family.spec.n_experts_total
     with ExpertStore(source, ram_budget_bytes=budget, n_experts_total=total) as store:
-        yield Decoder(
+        computation = TorchComputation(
             spec=spec or family.spec,
             weights=weights,
-            store=store,
             format=source.format,
             kernels=ReferenceKernels(),
             dtype=torch.float32,
+            max_tokens=512,
+            n_context=family.spec.context_length,
         )
+        yield Decoder(spec=computation.spec, store=store, computation=computation)
 
 
 def spec_of(folder: Path) -> ModelSpec:

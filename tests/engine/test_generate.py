@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lowmoe.decoder.native import NativeComputation
 from lowmoe.engine import generate
 from lowmoe.engine.generate import Session, Token
 from lowmoe.engine.load import LoadOptions, Runtime, load_folder
@@ -34,8 +35,9 @@ def test_chunks_of_prefill_do_not_change_the_answer(
 ) -> None:
     whole = list(session.token_ids(PROMPT, GREEDY))
     for n_tokens in (1, 7, 20):
-        monkeypatch.setattr(generate, "PREFILL_CHUNK", n_tokens)
-        assert list(Session(runtime).token_ids(PROMPT, GREEDY)) == whole
+        other = Session(runtime)
+        other.chunk_tokens = n_tokens
+        assert list(other.token_ids(PROMPT, GREEDY)) == whole
 
 
 @pytest.mark.parametrize("n_same", [0, 1, 10, 19, 20])
@@ -57,7 +59,7 @@ def test_rewind_tells_how_much_was_kept(session: Session) -> None:
 def test_stopped_in_the_prefill_it_says_nothing(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "PREFILL_CHUNK", 5)
+    session.chunk_tokens = 5
     n_chunks = 0
     forward = session.forward
 
@@ -135,7 +137,9 @@ def test_statistics_count_what_was_asked_and_made(session: Session, runtime: Run
     assert s.decode_tokens_per_s is not None
     assert s.hit_rate.ram + s.hit_rate.disk == pytest.approx(1)
     # A token reads one row of an embedding that is not the head too.
-    weights = runtime.decoder.weights
+    computation = runtime.decoder.computation
+    assert isinstance(computation, NativeComputation)
+    weights = computation.weights
     assert isinstance(weights.embedding, TrellisMatrix)
     assert weights.embedding is not weights.head
     embedding = sum(p.nbytes for p in weights.embedding.planes) + weights.embedding.d.nbytes

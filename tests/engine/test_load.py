@@ -6,12 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowmoe.decoder.kv_cache import cache_bytes
 from lowmoe.engine import load as load_module
 from lowmoe.engine.load import LoadOptions, load_checkpoint, load_folder
-from lowmoe.engine.working import working_bytes
 from lowmoe.errors import FolderError, LowMoeError, MemoryBudgetError, UsageError
-from lowmoe.kernels.reference import ReferenceKernels
 from tests.talking_mixtral import CONTEXT, copy_of
 
 
@@ -21,6 +18,7 @@ from tests.talking_mixtral import CONTEXT, copy_of
         ({"bits": 3}, "bits is 3, but must be 2, 4, 6 or auto"),
         ({"bits": "4"}, "bits is '4'"),
         ({"dtype": "float8"}, "dtype is 'float8', but must be one of float32, bfloat16, float16"),
+        ({"kv": "fp4"}, "kv is 'fp4', but must be one of float32, float16, int8"),
         ({"threads": 0}, "threads is 0, but must be at least 1"),
         ({"context": -5}, "context is -5, but must be at least 1"),
         ({"vram": "8GiB"}, "vram is given, but this version computes on the CPU only"),
@@ -54,13 +52,17 @@ def test_the_budget_for_experts_is_what_the_other_parts_leave(model_folder: Path
         return int(message.split("at least ")[1].split()[0])
 
     runtime = load_folder(model_folder, LoadOptions(bits=4, context=100))
-    with_cache = cache_bytes(runtime.spec, 100, torch.float32)
-    working = working_bytes(runtime.spec, 100, ReferenceKernels())
-    longer = working_bytes(runtime.spec, 200, ReferenceKernels()) - working
-    needed = runtime.dense_bytes + with_cache + working + 2 * runtime.store.expert_bytes
+    longer = load_folder(model_folder, LoadOptions(bits=4, context=200))
+    computation = runtime.decoder.computation
+    cache, working = computation.cache_bytes(100), computation.working_bytes
+    more_cache = longer.decoder.computation.cache_bytes(200) - cache
+    more_working = longer.decoder.computation.working_bytes - working
+    needed = runtime.dense_bytes + cache + working + 2 * runtime.store.expert_bytes
     runtime.close()
+    longer.close()
+    assert more_working > 0
     assert missing(with_100_tokens) == needed - 1
-    assert missing(with_200_tokens) == needed - 1 + with_cache + longer
+    assert missing(with_200_tokens) == needed - 1 + more_cache + more_working
 
 
 def test_without_a_budget_it_is_what_the_machine_has_free(

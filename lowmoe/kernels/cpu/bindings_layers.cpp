@@ -16,6 +16,7 @@
 #include "lowmoe/kernels/cpu/kv_cache.h"
 #include "lowmoe/kernels/cpu/kv_pages.h"
 #include "lowmoe/kernels/cpu/pool.h"
+#include "lowmoe/kernels/cpu/probe.h"
 
 namespace lowmoe {
 
@@ -132,6 +133,12 @@ void bind_layers(nb::module_& m) {
            },
            "n_threads"_a, "cpus"_a)
       .def_prop_ro("n_threads", &Pool::size)
+      .def("read_seconds",
+           [](Pool& self, Address data, size_t n_bytes) {
+             require(data % 64 == 0, "data must be aligned to 64 bytes");
+             return read_seconds(self, at<const uint8_t>(data), n_bytes);
+           },
+           "data"_a, "n_bytes"_a, release(), "Seconds that reading n_bytes takes all threads.")
       .def("start_profile", [](Pool& p) { p.profile().clear(), p.profile().enabled = true; },
            "Begin to add up the seconds of each phase.")
       .def("phases", &phases, "[(phase, seconds, times)] since start_profile, as one thread saw them.");

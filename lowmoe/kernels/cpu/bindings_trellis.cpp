@@ -64,8 +64,9 @@ struct Tokens {
     require_shape("codes", codes.shape(0), codes.shape(1), n_tokens, n_columns);
     require_shape("scales", scales.shape(0), scales.shape(1), n_tokens, scale_groups(n_in));
     sums.resize(n_tokens * n_columns / layout::kBlockColumns);
-    for (size_t i = 0; i < n_tokens * n_columns; i++) {
-      sums[i / layout::kBlockColumns] += codes.data()[i];
+    const int8_t* code = codes.data();
+    for (int32_t& sum : sums) {
+      for (int i = 0; i < layout::kBlockColumns; i++) sum += *code++;
     }
     // Kernels read tokens only; the type is shared with those that write them.
     x = {const_cast<int8_t*>(codes.data()), const_cast<float*>(scales.data()), sums.data(), n_in};

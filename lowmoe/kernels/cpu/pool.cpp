@@ -13,9 +13,12 @@ namespace lowmoe {
 
 namespace {
 
-// Sampling and Python between two passes take some 100 us; longer pauses are worth a sleep.
-constexpr auto kSpin = std::chrono::microseconds(500);
-constexpr int kLooksBetweenClocks = 256;
+// Waiting for another thread of a quiet machine takes less than this.
+constexpr auto kSpin = std::chrono::microseconds(20);
+// On a busy machine the one waited for may be waiting for this very core, so it is offered. Python
+// and sampling between two passes take some 100 us; longer pauses are worth a sleep.
+constexpr auto kOffer = std::chrono::microseconds(500);
+constexpr int kLooksBetweenClocks = 64;
 
 void relax() {
 #if defined(__x86_64__)
@@ -77,11 +80,13 @@ void Pool::work(int thread, int cpu) {
 
 void Pool::await_change(const std::atomic<uint32_t>& value, uint32_t old) {
   const auto begin = std::chrono::steady_clock::now();
-  while (std::chrono::steady_clock::now() - begin < kSpin) {
+  for (auto waited = begin - begin; waited < kOffer;
+       waited = std::chrono::steady_clock::now() - begin) {
     for (int i = 0; i < kLooksBetweenClocks; i++) {
       if (value.load(std::memory_order_acquire) != old) return;
       relax();
     }
+    if (waited > kSpin) std::this_thread::yield();
   }
   value.wait(old, std::memory_order_acquire);
 }

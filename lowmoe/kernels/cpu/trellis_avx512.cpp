@@ -46,6 +46,12 @@ inline __m512i four_columns(const int8_t* x) {
   return _mm512_set1_epi32(columns);
 }
 
+// sums += products of four columns. Not the intrinsic: GCC 12 copies every sum it changes to
+// another register and, out of registers, to memory, at four times the time.
+inline void add_products(__m512i& sums, __m512i values, __m512i columns) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(values), "v"(columns));
+}
+
 // Adds a column block's products to T, see isa.h.
 inline void add_block(const uint8_t* codes, __m512i table, const uint8_t* nibbles, const int8_t* x,
                       int32_t x_sum, __m512i* t) {
@@ -57,7 +63,7 @@ inline void add_block(const uint8_t* codes, __m512i table, const uint8_t* nibble
                  _MM_HINT_T0);
     const __m512i columns = four_columns(x + s * layout::kSliceColumns);
     for (int q = 0; q < kQuarters; q++) {
-      sums[q] = _mm512_dpbusd_epi32(sums[q], look_up(q, slice, table), columns);
+      add_products(sums[q], look_up(q, slice, table), columns);
     }
   }
   for (int q = 0; q < kQuarters; q++) {
@@ -164,35 +170,32 @@ struct Avx512 {
   template <int kTokens>
   static void add(const Tile& tile, int n_slices, const RoundedTokens& x, size_t g, float* y,
                   size_t y_stride) {
+    // One loop over tokens and quarters, always written out: GCC 12 keeps an array in registers only
+    // if no loop is left that indexes it by the time it looks, and unrolls inner loops alone by then.
+    constexpr int kSums = kTokens * kQuarters;
     const int8_t* columns[kTokens];
-    __m512i sums[kTokens][kQuarters];
-    for (int t = 0; t < kTokens; t++) {
-      const RoundedTokens token = x.from(t);
-      columns[t] = token.codes + g * kScaleColumns;
-      int32_t x_sum = 0;
-      for (int h = 0; h * layout::kSlices < n_slices; h++) x_sum += token.sums[g * kHalves + h];
-      for (auto& sum : sums[t]) sum = _mm512_set1_epi32(-kTileOffset * x_sum);
+    __m512i sums[kSums];
+#pragma GCC unroll 32
+    for (int i = 0; i < kSums; i++) {
+      const RoundedTokens token = x.from(i / kQuarters);
+      columns[i / kQuarters] = token.codes + g * kScaleColumns;
+      sums[i] = _mm512_set1_epi32(-kTileOffset * sum_of_group(token, g, n_slices));
     }
     for (int s = 0; s < n_slices; s++) {
-      __m512i codes[kQuarters];
-      for (int q = 0; q < kQuarters; q++) {
-        codes[q] = _mm512_load_si512(tile.codes[s][q * kLanes]);
-      }
-      for (int t = 0; t < kTokens; t++) {
-        const __m512i four = four_columns(columns[t] + s * layout::kSliceColumns);
-        for (int q = 0; q < kQuarters; q++) {
-          sums[t][q] = _mm512_dpbusd_epi32(sums[t][q], codes[q], four);
-        }
+#pragma GCC unroll 32
+      for (int i = 0; i < kSums; i++) {
+        add_products(sums[i], _mm512_load_si512(tile.codes[s][i % kQuarters * kLanes]),
+                     four_columns(columns[i / kQuarters] + s * layout::kSliceColumns));
       }
     }
-    for (int t = 0; t < kTokens; t++) {
+#pragma GCC unroll 32
+    for (int i = 0; i < kSums; i++) {
+      const int t = i / kQuarters, row = i % kQuarters * kLanes;
       const __m512 x_scale = _mm512_set1_ps(x.from(t).scales[g]);
-      for (int q = 0; q < kQuarters; q++) {
-        float* rows = y + t * y_stride + q * kLanes;
-        const __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[t][q]), x_scale);
-        _mm512_storeu_ps(rows, _mm512_fmadd_ps(sum, _mm512_load_ps(tile.scales + q * kLanes),
-                                               _mm512_loadu_ps(rows)));
-      }
+      const __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i]), x_scale);
+      float* rows = y + t * y_stride + row;
+      _mm512_storeu_ps(rows, _mm512_fmadd_ps(sum, _mm512_load_ps(tile.scales + row),
+                                             _mm512_loadu_ps(rows)));
     }
   }
 };

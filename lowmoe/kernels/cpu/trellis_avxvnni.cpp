@@ -1,6 +1,62 @@
-#include "lowmoe/kernels/cpu/isa.h"
+// AVX-VNNI: the look-ups of AVX2, vpdpbusd for the products.
+#include "lowmoe/kernels/cpu/trellis_avx2.h"
 
 namespace lowmoe {
+
+namespace {
+
+struct AvxVnni : Tiles256 {
+  static constexpr size_t kMostTokens = 6;  // 12 sums, 2 registers of codes, 1 of a token
+  static constexpr int kRegisters = 2;      // of rows at a time
+
+  // As asm for the reason that trellis_avx512.cpp has.
+  static void add_products(__m256i& sums, __m256i values, __m256i columns) {
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(values), "x"(columns));
+  }
+
+  template <int kTokens>
+  static void add(const Tile& tile, int n_slices, const RoundedTokens& x, size_t g, float* y,
+                  size_t y_stride) {
+    const int8_t* columns[kTokens];
+    __m256i starts[kTokens];
+    for (int t = 0; t < kTokens; t++) {
+      const RoundedTokens token = x.from(t);
+      columns[t] = token.codes + g * kScaleColumns;
+      int32_t x_sum = 0;
+      for (int h = 0; h * layout::kSlices < n_slices; h++) x_sum += token.sums[g * kHalves + h];
+      starts[t] = _mm256_set1_epi32(-kTileOffset * x_sum);
+    }
+    for (int row = 0; row < kRows; row += kRegisters * kLanes) {
+      __m256i sums[kTokens][kRegisters];
+      for (int t = 0; t < kTokens; t++) {
+        for (auto& sum : sums[t]) sum = starts[t];
+      }
+      for (int s = 0; s < n_slices; s++) {
+        __m256i codes[kRegisters];
+        for (int i = 0; i < kRegisters; i++) {
+          codes[i] = _mm256_load_si256(wide(tile.codes[s][row + i * kLanes]));
+        }
+        for (int t = 0; t < kTokens; t++) {
+          const __m256i four = four_columns(columns[t] + s * layout::kSliceColumns);
+          for (int i = 0; i < kRegisters; i++) {
+            add_products(sums[t][i], codes[i], four);
+          }
+        }
+      }
+      for (int t = 0; t < kTokens; t++) {
+        for (int i = 0; i < kRegisters; i++) {
+          const int first = row + i * kLanes;
+          add_scaled(sums[t][i], x.from(t).scales[g], tile.scales + first,
+                     y + t * y_stride + first);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace
+
 extern const TrellisKernels kTrellisAvxVnni;
-const TrellisKernels kTrellisAvxVnni{nullptr, nullptr};
+const TrellisKernels kTrellisAvxVnni{dot_block<AvxVnni>, multiply_block<AvxVnni>};
+
 }  // namespace lowmoe

@@ -93,6 +93,12 @@ inline void share_scales(const TrellisMatrix& w, size_t row_block, size_t g, int
   }
 }
 
+// Of a token's codes in the first n_slices of group g.
+inline int32_t sum_of_group(const RoundedTokens& token, size_t g, int n_slices) {
+  const int32_t* sums = token.sums + g * kHalves;
+  return n_slices == kTileSlices ? sums[0] + sums[1] : sums[0];
+}
+
 // What an instruction set brings for multiply_block:
 //   kMostTokens                       tokens whose sums its registers hold
 //   fill<n_planes>(w, row_block, block, shares, codes)

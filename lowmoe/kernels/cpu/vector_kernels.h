@@ -10,8 +10,10 @@ namespace lowmoe::vector {
 
 template <class S>
 constexpr VectorKernels kernels() {
-  return {rms_norm<S>,   round_token<S>, silu_multiply<S>, dot<S>,
-          add_scaled<S>, rotate<S>,      store_head<S>,    attend_part<S>};
+  return {rms_norm<S>,      round_token<S, kMostHadamard>,
+          silu_multiply<S>, dot<S>,
+          add_scaled<S>,    rotate<S>,
+          store_head<S>,    attend_part<S>};
 }
 
 }  // namespace lowmoe::vector

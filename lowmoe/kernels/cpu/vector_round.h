@@ -49,21 +49,19 @@ RoundingSteps rounding_steps(int32_t largest_bits) {
   return {largest / kMostCode, kMostCode / largest};
 }
 
-// Butterflies between neighbours kStride lanes apart, from 1 up to half a register or half a block.
-template <class S, size_t kStride, size_t kCount>
-void butterflies_within(typename S::Float (&x)[kCount], size_t block) {
-  if constexpr (kStride < S::kLanes) {
-    if (kStride >= block) return;
+// Butterflies inside registers: between lanes kStride apart, then twice as far, up to half a block.
+template <class S, size_t kBlock, size_t kStride, size_t kCount>
+void butterflies_within(typename S::Float (&x)[kCount]) {
+  if constexpr (kStride < S::kLanes && kStride < kBlock) {
     for (auto& lanes : x) lanes = S::template butterfly<kStride>(lanes);
-    butterflies_within<S, 2 * kStride>(x, block);
+    butterflies_within<S, kBlock, 2 * kStride>(x);
   }
 }
 
-// Butterflies between whole registers, kStep of them apart.
-template <class S, size_t kStep, size_t kCount>
-void butterflies_between(typename S::Float (&x)[kCount], size_t block) {
-  if constexpr (kStep < kCount) {
-    if (kStep * S::kLanes >= block) return;
+// The rest of them, between whole registers.
+template <class S, size_t kBlock, size_t kStep, size_t kCount>
+void butterflies_between(typename S::Float (&x)[kCount]) {
+  if constexpr (kStep * S::kLanes < kBlock) {
     for (size_t i = 0; i < kCount; i += 2 * kStep) {
       for (size_t j = i; j < i + kStep; j++) {
         const auto a = x[j], b = x[j + kStep];
@@ -71,59 +69,79 @@ void butterflies_between(typename S::Float (&x)[kCount], size_t block) {
         x[j + kStep] = a - b;
       }
     }
-    butterflies_between<S, 2 * kStep>(x, block);
+    butterflies_between<S, kBlock, 2 * kStep>(x);
   }
 }
 
-// n <= 128 columns with one scale, of a matrix whose Hadamard blocks have `block` columns.
-// Overwrites the codes and sums of as many blocks of 64 as hold n columns.
-template <class S>
-void round_group(const float* x, const uint16_t* d, size_t n, size_t block, int8_t* codes,
-                 float* scale, int32_t* sums) {
+// The 128 columns that share a scale.  codes: [128], sums: [2], of each 64 columns.
+template <class S, size_t kBlock>
+void round_group(const float* x, const uint16_t* d, int8_t* codes, float* scale, int32_t* sums) {
   constexpr size_t kCount = kScaleColumns / S::kLanes;
-  constexpr size_t kBlockCount = layout::kBlockColumns / S::kLanes;
+  constexpr size_t kHalf = kCount / 2;
   typename S::Float turned[kCount];
   for (size_t k = 0; k < kCount; k++) {
-    const size_t i = k * S::kLanes;
-    if (i + S::kLanes <= n) {
-      turned[k] = S::load(d + i) * S::load(x + i);
-    } else if (i < n) {
-      turned[k] = S::load_some(d + i, n - i) * S::load_some(x + i, n - i);
-    } else {
-      turned[k] = S::all(0);
-    }
+    turned[k] = S::load(d + k * S::kLanes) * S::load(x + k * S::kLanes);
   }
-  butterflies_within<S, 1>(turned, block);
-  butterflies_between<S, 1>(turned, block);
+  butterflies_within<S, kBlock, 1>(turned);
+  butterflies_between<S, kBlock, 1>(turned);
   auto largest = S::zero();
   for (auto& lanes : turned) {
-    lanes = lanes * S::all(hadamard_factor(block));
+    lanes = lanes * S::all(hadamard_factor(kBlock));
     largest = S::max(largest, S::absolute_bits(lanes));
   }
   const RoundingSteps steps = rounding_steps<S>(S::largest(largest));
   *scale = steps.scale;
-  const bool finite = steps.scale == steps.scale;
-  for (size_t b = 0; b * layout::kBlockColumns < n; b++) {
+  if (steps.inverse == 0) {
+    std::memset(codes, 0, kScaleColumns);
+    sums[0] = sums[1] = 0;
+    return;
+  }
+  for (size_t half = 0; half < 2; half++) {
     auto sum = S::zero();
-    for (size_t k = b * kBlockCount; k < (b + 1) * kBlockCount; k++) {
-      const auto rounded = finite ? S::nearest_int(turned[k] * S::all(steps.inverse)) : S::zero();
+    for (size_t k = half * kHalf; k < (half + 1) * kHalf; k++) {
+      const auto rounded = S::nearest_int(turned[k] * S::all(steps.inverse));
       sum = S::add(sum, rounded);
       S::store(codes + k * S::kLanes, rounded);
     }
-    sums[b] = S::sum(sum);
+    sums[half] = S::sum(sum);
   }
 }
 
-template <class S>
+// The last columns, n < 128 of them: as if followed by zeros, of which those are written that pad a
+// block of 64.
+template <class S, size_t kBlock>
+void round_last_group(const float* x, const uint16_t* d, size_t n, int8_t* codes, float* scale,
+                      int32_t* sums) {
+  float some_x[kScaleColumns] = {};
+  uint16_t some_d[kScaleColumns] = {};
+  int8_t some_codes[kScaleColumns];
+  int32_t some_sums[2];
+  std::memcpy(some_x, x, n * sizeof *x);
+  std::memcpy(some_d, d, n * sizeof *d);
+  round_group<S, kBlock>(some_x, some_d, some_codes, scale, some_sums);
+  const size_t n_blocks = n > layout::kBlockColumns ? 2 : 1;
+  std::memcpy(codes, some_codes, n_blocks * layout::kBlockColumns);
+  std::memcpy(sums, some_sums, n_blocks * sizeof *sums);
+}
+
+template <class S, size_t kBlock = kMostHadamard>
 void round_token(const float* x, const uint16_t* d, size_t first_column, size_t n,
                  const RoundedTokens& token) {
-  const size_t block = hadamard_size(token.n_in);
+  if constexpr (kBlock > 1) {
+    if (hadamard_size(token.n_in) < kBlock) {
+      return round_token<S, kBlock / 2>(x, d, first_column, n, token);
+    }
+  }
   for (size_t i = 0; i < n; i += kScaleColumns) {
     const size_t column = first_column + i;
-    const size_t some = n - i < kScaleColumns ? n - i : kScaleColumns;
-    round_group<S>(x + i, d + column, some, block, token.codes + column,
-                   token.scales + column / kScaleColumns,
-                   token.sums + column / layout::kBlockColumns);
+    int8_t* codes = token.codes + column;
+    float* scale = token.scales + column / kScaleColumns;
+    int32_t* sums = token.sums + column / layout::kBlockColumns;
+    if (n - i < kScaleColumns) {
+      round_last_group<S, kBlock>(x + i, d + column, n - i, codes, scale, sums);
+    } else {
+      round_group<S, kBlock>(x + i, d + column, codes, scale, sums);
+    }
   }
 }
 

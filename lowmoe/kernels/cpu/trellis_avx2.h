@@ -1,0 +1,274 @@
+// AVX2 and AVX-VNNI, which differ in how they multiply: 32 bytes are four words, 32 rows x 4
+// columns.
+//
+// A byte of a word and the word turned right by four bits hold all windows of one row's four
+// columns: column 0 is bits 0-5 of the word's byte and column 1 bits 2-7 of it, columns 2 and 3 the
+// same of the turned word's byte. pshufb looks up 16 values; the table's 64 are four of them.
+#pragma once
+
+#include <immintrin.h>
+
+#include "lowmoe/kernels/cpu/isa.h"
+#include "lowmoe/kernels/cpu/trellis_tile.h"
+
+namespace lowmoe {
+
+namespace {
+
+constexpr int kRows = layout::kBlockRows, kSliceBytes = layout::kWords * 8;
+constexpr int kLanes = 8;     // rows of a register
+constexpr int kQuarters = 4;  // of the rows: byte j of word w is row 16 * (j / 2) + 2 * w + j % 2
+constexpr int kPrefetchBytes = 2048;  // ahead
+
+inline const __m256i* wide(const void* bytes) { return static_cast<const __m256i*>(bytes); }
+
+// Sixteen values that differ from the sixteen before them by an exclusive or: as pshufb gives 0 for
+// an index below 0, the look-ups at index, index - 16, .. combine to the value at index.
+struct Table {
+  __m256i steps[4];
+
+  Table(const uint8_t* values, int offset) {
+    __m256i before = _mm256_setzero_si256();
+    for (int i = 0; i < 4; i++) {
+      const __m128i part = _mm_load_si128(reinterpret_cast<const __m128i*>(values + 16 * i));
+      const __m256i sixteen = _mm256_sub_epi8(_mm256_broadcastsi128_si256(part),
+                                              _mm256_set1_epi8(static_cast<char>(offset)));
+      steps[i] = _mm256_xor_si256(sixteen, before);
+      before = sixteen;
+    }
+  }
+  // indices: bytes below 64.
+  __m256i operator[](__m256i indices) const {
+    __m256i value = _mm256_shuffle_epi8(steps[0], indices);
+    for (int i = 1; i < 4; i++) {
+      const __m256i from = _mm256_sub_epi8(indices, _mm256_set1_epi8(static_cast<char>(16 * i)));
+      value = _mm256_xor_si256(value, _mm256_shuffle_epi8(steps[i], from));
+    }
+    return value;
+  }
+};
+
+// Every word turned right by four bits.
+inline __m256i turned(__m256i words) {
+  return _mm256_or_si256(_mm256_srli_epi64(words, 4), _mm256_slli_epi64(words, 60));
+}
+
+inline __m256i low_windows(__m256i bytes) {
+  return _mm256_and_si256(bytes, _mm256_set1_epi8(0x3f));
+}
+inline __m256i high_windows(__m256i bytes) { return low_windows(_mm256_srli_epi16(bytes, 2)); }
+
+inline __m256i four_columns(const void* x) {
+  int32_t columns;
+  std::memcpy(&columns, x, sizeof columns);
+  return _mm256_set1_epi32(columns);
+}
+
+// Four registers of products' sums, while a column block is added up: of words 0 and 2 (even) or 1
+// and 3 (odd), bytes 0-3 (first) or 4-7 (last).
+struct WordSums {
+  __m256i even_first, even_last, odd_first, odd_last;
+
+  // Rows in order: lanes of quarter q.
+  __m256i quarter(int q) const {
+    switch (q) {
+      case 0:
+        return _mm256_unpacklo_epi64(even_first, odd_first);
+      case 1:
+        return _mm256_unpackhi_epi64(even_first, odd_first);
+      case 2:
+        return _mm256_unpacklo_epi64(even_last, odd_last);
+      default:
+        return _mm256_unpackhi_epi64(even_last, odd_last);
+    }
+  }
+};
+
+// Products of 32 rows of a column block: of the words 0-3 or 4-7 of its slices.
+//   x  columns of each slice in the order 0 2 1 3, in which unpacking leaves the values
+template <class Set>
+inline WordSums block_sums(const uint8_t* codes, const Table& table, const int8_t* x,
+                           int32_t x_sum) {
+  const __m256i start = _mm256_set1_epi32(-kTableOffset * x_sum);
+  WordSums sums{start, start, start, start};
+  for (int s = 0; s < layout::kSlices; s++) {
+    const __m256i words = _mm256_load_si256(wide(codes + s * kSliceBytes)), turn = turned(words);
+    const __m256i columns = four_columns(x + s * layout::kSliceColumns);
+    const __m256i even = _mm256_unpacklo_epi8(words, turn), odd = _mm256_unpackhi_epi8(words, turn);
+    const __m256i even_02 = table[low_windows(even)], even_13 = table[high_windows(even)];
+    Set::add_products(sums.even_first, _mm256_unpacklo_epi16(even_02, even_13), columns);
+    Set::add_products(sums.even_last, _mm256_unpackhi_epi16(even_02, even_13), columns);
+    const __m256i odd_02 = table[low_windows(odd)], odd_13 = table[high_windows(odd)];
+    Set::add_products(sums.odd_first, _mm256_unpacklo_epi16(odd_02, odd_13), columns);
+    Set::add_products(sums.odd_last, _mm256_unpackhi_epi16(odd_02, odd_13), columns);
+  }
+  return sums;
+}
+
+// The scales of 8 rows of a quarter as 32-bit integers.
+inline __m256i nibbles_of(const uint8_t* nibbles, int q, int half) {
+  const auto* eight = reinterpret_cast<const __m128i*>(nibbles + q % 2 * 16 + half * kLanes);
+  const __m256i both = _mm256_cvtepu8_epi32(_mm_loadl_epi64(eight));
+  return q < 2 ? _mm256_and_si256(both, _mm256_set1_epi32(15)) : _mm256_srli_epi32(both, 4);
+}
+
+// Adds a column block's products to T, see isa.h.
+template <class Set>
+inline void add_block(const uint8_t* codes, const Table& table, const uint8_t* nibbles,
+                      const int8_t* x, int32_t x_sum, int32_t (*t)[2][kLanes]) {
+  alignas(32) int8_t swapped[layout::kBlockColumns];
+  const __m256i order = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
+  for (int i = 0; i < layout::kBlockColumns; i += 32) {
+    const __m256i columns = _mm256_loadu_si256(wide(x + i));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(swapped + i),
+                       _mm256_shuffle_epi8(columns, order));
+  }
+  for (int half = 0; half < 2; half++) {
+    const WordSums sums = block_sums<Set>(codes + half * 32, table, swapped, x_sum);
+    for (int q = 0; q < kQuarters; q++) {
+      auto* lanes = reinterpret_cast<__m256i*>(t[q][half]);
+      const __m256i scaled = _mm256_mullo_epi32(sums.quarter(q), nibbles_of(nibbles, q, half));
+      _mm256_store_si256(lanes, _mm256_add_epi32(_mm256_load_si256(lanes), scaled));
+    }
+  }
+}
+
+template <class Set>
+void dot_block(const TrellisMatrix& w, size_t row_block, const RoundedTokens& x, float* y) {
+  const Table table(w.code->table, 0);
+  const size_t n_blocks = w.shape.column_blocks();
+  const float unit = w.code->scale_unit * w.gain();
+  RowScales row_scales;
+  read_row_scales(w, row_block, row_scales);
+  std::memset(y, 0, kRows * sizeof(float));
+  for (int p = 0; p < w.n_planes; p++) {
+    const uint8_t* codes = w.codes(p, row_block);
+    const uint8_t* nibbles = w.group_scales(p, row_block);
+    alignas(32) float sums[kRows] = {};
+    for (size_t b = 0; b < n_blocks;) {
+      const float x_scale = x.scales[b / kHalves];
+      alignas(32) int32_t t[kQuarters][2][kLanes] = {};
+      do {
+        add_block<Set>(codes + b * layout::kBlockCodeBytes, table,
+                       nibbles + b * layout::kBlockScaleBytes, x.codes + b * layout::kBlockColumns,
+                       x.sums[b], t);
+      } while (++b % kHalves != 0 && b < n_blocks);
+      for (int r = 0; r < kRows; r += kLanes) {
+        const __m256 lanes = _mm256_cvtepi32_ps(_mm256_load_si256(wide(&t[0][0][0] + r)));
+        _mm256_store_ps(sums + r,
+                        _mm256_fmadd_ps(lanes, _mm256_set1_ps(x_scale), _mm256_load_ps(sums + r)));
+      }
+    }
+    for (int r = 0; r < kRows; r++) y[r] += sums[r] * (row_scales[p][r] * unit);
+  }
+}
+
+// What the sets share of multiply_block.
+struct Tiles256 {
+  // The table values of 32 rows, a quarter's 8 in each register, rows and columns in order.
+  static void look_up(__m256i words, const Table& table, __m256i (&values)[kQuarters]) {
+    // Bytes 0, 1 of two words, their bytes 2, 3 and so on: neighbours are rows of one quarter.
+    const __m256i order = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
+    const __m256i bytes = _mm256_shuffle_epi8(words, order);
+    const __m256i turn = _mm256_shuffle_epi8(turned(words), order);
+    const __m256i windows[4] = {low_windows(bytes), high_windows(bytes), low_windows(turn),
+                                high_windows(turn)};
+    const __m256i first_01 = table[_mm256_unpacklo_epi8(windows[0], windows[1])];
+    const __m256i first_23 = table[_mm256_unpacklo_epi8(windows[2], windows[3])];
+    const __m256i last_01 = table[_mm256_unpackhi_epi8(windows[0], windows[1])];
+    const __m256i last_23 = table[_mm256_unpackhi_epi8(windows[2], windows[3])];
+    values[0] = _mm256_unpacklo_epi16(first_01, first_23);
+    values[1] = _mm256_unpackhi_epi16(first_01, first_23);
+    values[2] = _mm256_unpacklo_epi16(last_01, last_23);
+    values[3] = _mm256_unpackhi_epi16(last_01, last_23);
+  }
+
+  // Shares of two planes as pairs of bytes for each of the 4 columns of 8 rows, where unpacking
+  // puts the values: of every four rows the first two, or the others.
+  struct SharePairs {
+    __m256i low, high;
+
+    SharePairs() = default;
+    SharePairs(const uint8_t* first, const uint8_t* second) {
+      const auto eight = [](const uint8_t* shares) {
+        return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(shares));
+      };
+      const __m256i pairs =
+          _mm256_broadcastsi128_si256(_mm_unpacklo_epi8(eight(first), eight(second)));
+      const auto rows = [&](int a, int b, int c, int d) {
+        const auto places = [](int row) {
+          return 0x0001000100010001ll * (2 * row | (2 * row + 1) << 8);
+        };
+        return _mm256_shuffle_epi8(pairs,
+                                   _mm256_setr_epi64x(places(a), places(b), places(c), places(d)));
+      };
+      low = rows(0, 1, 4, 5);
+      high = rows(2, 3, 6, 7);
+    }
+  };
+
+  template <int kPlanes>
+  static void fill(const TrellisMatrix& w, size_t row_block, size_t block,
+                   const uint8_t (&shares)[layout::kMaxPlanes][kRows],
+                   uint8_t (*codes)[kRows][layout::kSliceColumns]) {
+    constexpr int kPairs = (kPlanes + 1) / 2;
+    static constexpr uint8_t kNothing[kRows] = {};
+    const Table table(w.code->table, kTableOffset);
+    const uint8_t* words[kPlanes];
+    for (int p = 0; p < kPlanes; p++) {
+      words[p] = w.codes(p, row_block) + block * layout::kBlockCodeBytes;
+    }
+    for (int half = 0; half < 2; half++) {
+      SharePairs pairs[kQuarters][kPairs];
+      for (int q = 0; q < kQuarters; q++) {
+        for (int i = 0; i < kPairs; i++) {
+          const int row = q * 16 + half * kLanes;
+          const uint8_t* second = 2 * i + 1 < kPlanes ? shares[2 * i + 1] : kNothing;
+          pairs[q][i] = SharePairs(shares[2 * i] + row, second + row);
+        }
+      }
+      for (int s = 0; s < layout::kSlices; s++) {
+        __m256i values[2 * kPairs][kQuarters];
+        for (int p = 0; p < kPlanes; p++) {
+          look_up(_mm256_load_si256(wide(words[p] + s * kSliceBytes + half * 32)), table,
+                  values[p]);
+        }
+        for (int q = 0; q < kQuarters; q++) {
+          if (kPlanes % 2) values[kPlanes][q] = values[kPlanes - 1][q];  // its shares are 0
+          auto* to = reinterpret_cast<__m256i*>(codes[s][q * 16 + half * kLanes]);
+          _mm256_store_si256(to, mixed<kPairs>(values, q, pairs[q]));
+        }
+      }
+    }
+  }
+
+  // The codes of 8 rows, kTileOffset added.
+  template <int kPairs>
+  static __m256i mixed(const __m256i (&values)[2 * kPairs][kQuarters], int q,
+                       const SharePairs (&pairs)[kPairs]) {
+    __m256i low = _mm256_setzero_si256(), high = low;
+    for (int i = 0; i < kPairs; i++) {
+      const __m256i first = values[2 * i][q], second = values[2 * i + 1][q];
+      low = _mm256_add_epi16(
+          low, _mm256_maddubs_epi16(pairs[i].low, _mm256_unpacklo_epi8(first, second)));
+      high = _mm256_add_epi16(
+          high, _mm256_maddubs_epi16(pairs[i].high, _mm256_unpackhi_epi8(first, second)));
+    }
+    const __m256i rounding = _mm256_set1_epi16(1 << (15 - kShareBits));
+    const __m256i rounded =
+        _mm256_packs_epi16(_mm256_mulhrs_epi16(low, rounding), _mm256_mulhrs_epi16(high, rounding));
+    return _mm256_xor_si256(rounded, _mm256_set1_epi8(static_cast<char>(kTileOffset)));
+  }
+};
+
+// Adds sums of products of 8 rows, the tile's scales and a token's applied, to y.
+inline void add_scaled(__m256i sums, float x_scale, const float* scales, float* y) {
+  const __m256 sum = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_set1_ps(x_scale));
+  _mm256_storeu_ps(y, _mm256_fmadd_ps(sum, _mm256_load_ps(scales), _mm256_loadu_ps(y)));
+}
+
+}  // namespace
+
+}  // namespace lowmoe
