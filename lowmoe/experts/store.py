@@ -138,8 +138,9 @@ class ExpertStore:
             for key in keys:
                 lent.append(self._lend(key, keep))
             for slot in lent:
-                assert slot.filling is not None
-                slot.filling.result()
+                if not slot.is_ready:
+                    assert slot.filling is not None
+                    slot.filling.result()
             yield {s.key[1]: tuple(s.buffers) for s in lent if s.key is not None}
         finally:
             for slot in lent:
@@ -168,7 +169,7 @@ class ExpertStore:
 
     def _is_ready(self, key: Key) -> bool:
         slot = self._tier.residents.get(key)
-        return slot is not None and slot.is_settled and not slot.has_failed
+        return slot is not None and slot.is_ready
 
     def _forget_failures(self, keys: list[Key]) -> None:
         """Guesses whose reading failed are read again; only who needs an expert gets its error."""

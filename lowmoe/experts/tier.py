@@ -25,15 +25,25 @@ class Slot:
     filling: "Future[None] | None" = None
     lent: int = 0
     guessed: bool = False  # read ahead and not yet asked for
+    _ready: bool = False  # once seen: asking a Future takes a lock, and this is asked at every token
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it holds its expert."""
+        if not self._ready:
+            self._ready = self.is_settled and not self.has_failed
+        return self._ready
 
     @property
     def is_settled(self) -> bool:
         """Whether nothing is being read into it, be it that reading succeeded or failed."""
-        return self.filling is not None and self.filling.done()
+        return self._ready or (self.filling is not None and self.filling.done())
 
     @property
     def has_failed(self) -> bool:
-        return self.is_settled and self.filling is not None and self.filling.exception() is not None
+        if self._ready or self.filling is None or not self.filling.done():
+            return False
+        return self.filling.exception() is not None
 
 
 @dataclass(slots=True)
@@ -77,7 +87,7 @@ class RamTier:
         assert slot.lent == 0
         assert slot.key is not None
         del self.residents[slot.key]
-        slot.key, slot.filling, slot.guessed = None, None, False
+        slot.key, slot.filling, slot.guessed, slot._ready = None, None, False, False
         self._free.append(slot)
 
 

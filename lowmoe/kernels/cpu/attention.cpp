@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <limits>
 
 #include "lowmoe/kernels/cpu/attention_parts.h"
 
@@ -9,7 +11,12 @@ namespace lowmoe {
 
 namespace {
 
-size_t part_floats(size_t group, size_t head_size) { return group * (2 + head_size); }
+size_t part_floats(size_t n_rows, size_t head_size) { return n_rows * (2 + head_size); }
+
+// The first position that a token sees.
+size_t first_seen(const AttentionLayer& layer, size_t position) {
+  return layer.window == 0 || position < layer.window ? 0 : position + 1 - layer.window;
+}
 
 }  // namespace
 
@@ -25,11 +32,13 @@ Attention::Attention(Engine& engine, const AttentionLayer& like, size_t max_cont
       angles_(engine.max_tokens() * like.head_size),
       rounded_in_(engine.max_tokens(), like.n_hidden),
       rounded_out_(engine.max_tokens(), q_size_),
-      // Either one token in many parts or many tokens in one.
-      parts_(part_floats(group_, head_size_) * like.n_kv_heads *
-             std::max(engine.max_tokens(), max_context / kPartTokens + 2)),
-      page_parts_(engine.pool().size() * part_floats(group_, head_size_)),
-      scores_(engine.pool().size() * group_ * KvPages::kPageTokens) {}
+      parts_(part_floats(group_, head_size_) * like.n_kv_heads * (max_context / kPartTokens + 2)) {
+  const size_t n_rows = tile_tokens() * group_;
+  const size_t one = part_floats(group_, head_size_) + group_ * KvPages::kPageTokens;
+  const size_t tile = part_floats(n_rows, head_size_) + block_scratch_floats(n_rows, head_size_);
+  floats_of_thread_ = layout::round_up(std::max(one, tile), 16);  // no cache line of two threads
+  thread_floats_ = Buffer<float>(engine.pool().size() * floats_of_thread_);
+}
 
 void Attention::run(const AttentionLayer& layer, size_t layer_id, KvPages& cache, size_t first,
                     float* x, size_t n) {
@@ -39,7 +48,11 @@ void Attention::run(const AttentionLayer& layer, size_t layer_id, KvPages& cache
                            normed_.data(), rounded_in_.tokens());
     engine_.multiply(team, "q, k, v", layer.qkv.w, rounded_in_.tokens(), n, qkv_.data(), n_qkv_);
     place(team, layer, layer_id, cache, first, n);
-    attend(team, layer, layer_id, cache, first, n);
+    if (n == 1) {
+      attend_one(team, layer, layer_id, cache, first);
+    } else {
+      attend_many(team, layer, layer_id, cache, first, n);
+    }
     engine_.round(team, attended_.data(), n, layer.out.d, rounded_out_.tokens());
     engine_.multiply_add(team, "attention's output", layer.out.w, rounded_out_.tokens(), n, x,
                          layer.n_hidden);
@@ -88,81 +101,114 @@ void Attention::place(Team& team, const AttentionLayer& layer, size_t layer_id,
   });
 }
 
-void Attention::attend(Team& team, const AttentionLayer& layer, size_t layer_id,
-                       const KvPages& cache, size_t first, size_t n) {
-  const auto begin_of = [&](size_t position) {
-    return layer.window == 0 || position < layer.window ? 0 : position + 1 - layer.window;
-  };
-  // A prompt has tokens enough for all threads; a single token is cut by positions.
-  const size_t begin = begin_of(first) / kPartTokens;
-  const size_t n_parts = n > 1 ? 1 : first / kPartTokens + 1 - begin;
-  const size_t n_heads = layer.n_kv_heads;
-  team.each("attention", n_heads * n * n_parts, [&](size_t unit) {
-    const size_t head = unit / (n * n_parts), t = unit / n_parts % n, p = unit % n_parts;
-    const size_t end = first + t + 1;
-    size_t from = begin_of(first + t), to = end;
-    if (n_parts > 1) {
-      from = std::max(from, (begin + p) * kPartTokens);
-      to = std::min(end, (begin + p + 1) * kPartTokens);
-    }
-    const size_t index = (t * n_heads + head) * n_parts + p;
-    attend_pages(team.thread(), layer, layer_id, cache, head, t, from, to, part(index));
-    if (n_parts == 1) finish(layer, head, t, 1);
+// A single token, cut by positions where there are many.
+void Attention::attend_one(Team& team, const AttentionLayer& layer, size_t layer_id,
+                           const KvPages& cache, size_t position) {
+  const size_t begin = first_seen(layer, position), end = position + 1;
+  const size_t first_part = begin / kPartTokens;
+  const size_t n_parts = (end - 1) / kPartTokens + 1 - first_part;
+  team.each("attention", layer.n_kv_heads * n_parts, [&](size_t unit) {
+    const size_t head = unit / n_parts, at = (first_part + unit % n_parts) * kPartTokens;
+    attend_pages(team.thread(), layer_id, cache, head, std::max(begin, at),
+                 std::min(end, at + kPartTokens), part_of(unit));
+    if (n_parts == 1) divide(part_of(unit), group_, attended_.data() + head * group_ * head_size_);
   });
   if (n_parts == 1) return;
-  team.each("attention", n_heads, [&](size_t head) { finish(layer, head, 0, n_parts); });
+  team.each("attention", layer.n_kv_heads, [&](size_t head) {
+    const Part whole = part_of(head * n_parts);
+    for (size_t p = 1; p < n_parts; p++) merge(part_of(head * n_parts + p), whole);
+    divide(whole, group_, attended_.data() + head * group_ * head_size_);
+  });
 }
 
 // Positions [begin, end), page by page, always merged in this order.
-void Attention::attend_pages(int thread, const AttentionLayer& layer, size_t layer_id,
-                             const KvPages& cache, size_t head, size_t token, size_t begin,
-                             size_t end, const Part& to) {
-  const float* queries = qkv_.data() + token * n_qkv_ + head * group_ * head_size_;
-  float* scores = scores_.data() + thread * group_ * KvPages::kPageTokens;
-  float* own = page_parts_.data() + thread * part_floats(group_, head_size_);
-  const Part next{own, own + group_, own + 2 * group_};
+void Attention::attend_pages(int thread, size_t layer_id, const KvPages& cache, size_t head,
+                             size_t begin, size_t end, const Part& to) {
+  float* own = thread_floats_.data() + thread * floats_of_thread_;
+  const Part next = part_at(own, group_);
+  float* scores = own + part_floats(group_, head_size_);
   for (size_t at = begin; at < end;) {
     const size_t page = at / KvPages::kPageTokens, base = page * KvPages::kPageTokens;
     const size_t stop = std::min(end, base + KvPages::kPageTokens);
     const Part& into = at == begin ? to : next;
     engine_.isa().vector->attend_part(
-        cache.format(), queries, group_, cache.keys(layer_id, head, page),
-        cache.values(layer_id, head, page), cache.head_bytes(), head_size_, at - base, stop - base,
-        into.top, into.total, into.out, scores);
-    if (at != begin) {
-      for (size_t q = 0; q < group_; q++) {
-        merge_part(next.top[q], next.total[q], next.out + q * head_size_, head_size_, to.top[q],
-                   to.total[q], to.out + q * head_size_);
-      }
-    }
+        cache.format(), qkv_.data() + head * group_ * head_size_, group_,
+        cache.keys(layer_id, head, page), cache.values(layer_id, head, page), cache.head_bytes(),
+        head_size_, at - base, stop - base, into.top, into.total, into.out, scores);
+    if (at != begin) merge(next, to);
     at = stop;
   }
-  (void)layer;
 }
 
-// The merged and divided output of the queries of one head, from all its parts.
-void Attention::finish(const AttentionLayer& layer, size_t head, size_t token, size_t n_parts) {
-  const size_t index = (token * layer.n_kv_heads + head) * n_parts;
-  const Part whole = part(index);
-  for (size_t p = 1; p < n_parts; p++) {
-    const Part more = part(index + p);
-    for (size_t q = 0; q < group_; q++) {
-      merge_part(more.top[q], more.total[q], more.out + q * head_size_, head_size_, whole.top[q],
-                 whole.total[q], whole.out + q * head_size_);
-    }
+// The tokens of a prompt, some at a time, so that keys and values are read once for them.
+void Attention::attend_many(Team& team, const AttentionLayer& layer, size_t layer_id,
+                            const KvPages& cache, size_t first, size_t n) {
+  const size_t step = tile_tokens(), n_tiles = (n + step - 1) / step;
+  team.each("attention", layer.n_kv_heads * n_tiles, [&](size_t unit) {
+    const size_t head = unit / n_tiles, token = unit % n_tiles * step;
+    attend_tile(team.thread(), layer, layer_id, cache, head, first, token,
+                std::min(step, n - token));
+  });
+}
+
+void Attention::attend_tile(int thread, const AttentionLayer& layer, size_t layer_id,
+                            const KvPages& cache, size_t head, size_t first, size_t token,
+                            size_t count) {
+  const size_t n_rows = count * group_;
+  float* own = thread_floats_.data() + thread * floats_of_thread_;
+  const Part found = part_at(own, n_rows);
+  float* scratch = own + part_floats(n_rows, head_size_);
+  std::fill_n(found.top, n_rows, -std::numeric_limits<float>::infinity());
+  std::fill_n(found.total, n_rows, 0.0f);
+  std::fill_n(found.out, n_rows * head_size_, 0.0f);
+  const QueryBlock queries{qkv_.data() + token * n_qkv_ + head * group_ * head_size_,
+                           n_qkv_,
+                           count,
+                           group_,
+                           first + token + 1,
+                           layer.window == 0 ? SIZE_MAX : layer.window};
+  const size_t end = first + token + count;
+  for (size_t at = first_seen(layer, first + token); at < end;) {
+    const size_t page = at / KvPages::kPageTokens, base = page * KvPages::kPageTokens;
+    const size_t stop = std::min(end, base + KvPages::kPageTokens);
+    const size_t offset = (at - base) * cache.head_bytes();
+    engine_.isa().vector->attend_block(
+        cache.format(), queries, cache.keys(layer_id, head, page) + offset,
+        cache.values(layer_id, head, page) + offset, cache.head_bytes(), head_size_, at, stop,
+        found.top, found.total, found.out, scratch);
+    at = stop;
   }
-  float* to = attended_.data() + token * q_size_ + head * group_ * head_size_;
-  for (size_t q = 0; q < group_; q++) {
-    const float scale = 1.0f / whole.total[q];
+  for (size_t t = 0; t < count; t++) {
+    const size_t row = t * group_;
+    divide({found.top + row, found.total + row, found.out + row * head_size_}, group_,
+           attended_.data() + (token + t) * q_size_ + head * group_ * head_size_);
+  }
+}
+
+void Attention::merge(const Part& from, const Part& to) const {
+  for (size_t row = 0; row < group_; row++) {
+    merge_part(from.top[row], from.total[row], from.out + row * head_size_, head_size_,
+               to.top[row], to.total[row], to.out + row * head_size_);
+  }
+}
+
+void Attention::divide(const Part& from, size_t n_rows, float* to) const {
+  for (size_t row = 0; row < n_rows; row++) {
+    const float scale = 1.0f / from.total[row];
     for (size_t i = 0; i < head_size_; i++) {
-      to[q * head_size_ + i] = whole.out[q * head_size_ + i] * scale;
+      to[row * head_size_ + i] = from.out[row * head_size_ + i] * scale;
     }
   }
 }
 
-Attention::Part Attention::part(size_t index) const {
-  float* at = parts_.data() + index * part_floats(group_, head_size_);
-  return {at, at + group_, at + 2 * group_};
+size_t Attention::tile_tokens() const { return std::max<size_t>(1, kTileRows / group_); }
+
+Attention::Part Attention::part_at(float* floats, size_t n_rows) const {
+  return {floats, floats + n_rows, floats + 2 * n_rows};
+}
+
+Attention::Part Attention::part_of(size_t index) const {
+  return part_at(parts_.data() + index * part_floats(group_, head_size_), group_);
 }
 
 }  // namespace lowmoe

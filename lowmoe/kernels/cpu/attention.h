@@ -38,29 +38,40 @@ class Attention {
  private:
   // Positions that one thread attends to before another may take over, for a single token.
   static constexpr size_t kPartTokens = 4 * KvPages::kPageTokens;
+  // Query heads, of some tokens, that one thread attends with at a time in a prompt.
+  static constexpr size_t kTileRows = 2 * kBlockRows;
 
-  // The queries of one token that share a key-value head, over some positions: a part to be merged.
+  // Rows of query heads over some positions, to be merged with others, see attend_part.
   struct Part {
-    float* top;    // [group]
-    float* total;  // [group]
-    float* out;    // [group][head_size]
+    float* top;    // [rows]
+    float* total;  // [rows]
+    float* out;    // [rows][head_size]
   };
 
-  Part part(size_t index) const;
+  Part part_at(float* floats, size_t n_rows) const;
+  Part part_of(size_t index) const;
+  size_t tile_tokens() const;
   void set_angles(const AttentionLayer& layer, size_t first, size_t n);
   void place(Team& team, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
              size_t first, size_t n);
-  void attend(Team& team, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
-              size_t first, size_t n);
-  void attend_pages(int thread, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
-                    size_t head, size_t token, size_t begin, size_t end, const Part& to);
-  void finish(const AttentionLayer& layer, size_t head, size_t token, size_t n_parts);
+  void attend_one(Team& team, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
+                  size_t position);
+  void attend_many(Team& team, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
+                   size_t first, size_t n);
+  void attend_pages(int thread, size_t layer_id, const KvPages& cache, size_t head, size_t begin,
+                    size_t end, const Part& to);
+  void attend_tile(int thread, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
+                   size_t head, size_t first, size_t token, size_t count);
+  void merge(const Part& from, const Part& to) const;
+  void divide(const Part& from, size_t n_rows, float* to) const;
 
   Engine& engine_;
   size_t n_qkv_, q_size_, head_size_, group_;
   Buffer<float> normed_, qkv_, attended_, angles_;
   RoundedBuffer rounded_in_, rounded_out_;
-  Buffer<float> parts_, page_parts_, scores_;
+  Buffer<float> parts_;          // of a single token
+  Buffer<float> thread_floats_;  // each thread's own
+  size_t floats_of_thread_;
   const float* angles_of_ = nullptr;  // whose frequencies the angles are of
   size_t angles_first_ = 0, angles_count_ = 0;
 };

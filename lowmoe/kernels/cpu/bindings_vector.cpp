@@ -4,10 +4,10 @@
 #include <string>
 #include <vector>
 
+#include "lowmoe/kernels/cpu/attention_parts.h"
 #include "lowmoe/kernels/cpu/bindings.h"
 #include "lowmoe/kernels/cpu/kv_cache.h"
 #include "lowmoe/kernels/cpu/router.h"
-#include "lowmoe/kernels/cpu/vector_merge.h"
 
 namespace lowmoe {
 
@@ -100,14 +100,39 @@ void attend_part(const std::string& isa, int format, Rows<const float> q, Rows<c
                            scratch.data());
 }
 
-void merge_parts(Rows<const float> top, Rows<const float> total,
-                 Array<const float, nb::ndim<3>> out, Rows<float> y) {
-  const size_t n_parts = out.shape(0), n_rows = out.shape(1), size = out.shape(2);
+void attend_block(const std::string& isa, int format, Array<const float, nb::ndim<3>> q,
+                  Rows<const uint8_t> keys, Rows<const uint8_t> values, size_t first, size_t last,
+                  size_t end, size_t window, Rows<float> top, Rows<float> total,
+                  Array<float, nb::ndim<3>> out) {
+  const size_t n_tokens = q.shape(0), n_queries = q.shape(1), size = q.shape(2);
+  require_cached(format_of(format), keys, values, size, first, last);
   for (const auto& each : {top, total}) {
-    require(each.shape(0) == n_parts && each.shape(1) == n_rows, "top, total: one for each row");
+    require(each.shape(0) == n_tokens && each.shape(1) == n_queries,
+            "top, total: one for each query of each token");
   }
-  require(y.shape(0) == n_rows && y.shape(1) == size, "y and a part differ in shape");
-  merge_attention({top.data(), total.data(), out.data(), n_rows}, n_parts, n_rows, size, y.data());
+  require(out.shape(0) == n_tokens && out.shape(1) == n_queries && out.shape(2) == size,
+          "out and q differ in shape");
+  require(n_tokens >= 1 && window >= 1, "no token, or one that does not see itself");
+  std::vector<float> scratch(block_scratch_floats(n_tokens * n_queries, size));
+  const size_t stride = keys.shape(1);
+  kernels(isa).attend_block(
+      format_of(format), {q.data(), n_queries * size, n_tokens, n_queries, end, window},
+      keys.data() + first * stride, values.data() + first * stride, stride, size, first, last,
+      top.data(), total.data(), out.data(), scratch.data());
+}
+
+// Adds part (top, total, out) to another.  top, total: [rows]; out: [rows, size].
+void merge_parts(Row<const float> top, Row<const float> total, Rows<const float> out,
+                 Row<float> to_top, Row<float> to_total, Rows<float> to_out) {
+  const size_t n_rows = out.shape(0), size = out.shape(1);
+  require(to_out.shape(0) == n_rows && to_out.shape(1) == size, "parts differ in shape");
+  require(top.size() == n_rows && total.size() == n_rows && to_top.size() == n_rows &&
+              to_total.size() == n_rows,
+          "top, total: one for each row");
+  for (size_t row = 0; row < n_rows; row++) {
+    merge_part(top.data()[row], total.data()[row], out.data() + row * size, size,
+               to_top.data()[row], to_total.data()[row], to_out.data() + row * size);
+  }
 }
 
 void route_each(Rows<const float> logits, bool renormalize, Rows<float> weights,
@@ -137,8 +162,9 @@ void bind_vector(nb::module_& m) {
   m.def("store_head", store_head, "Stores one head; formats: 0 float32, 1 float16, 2 int8.");
   m.def("attend_part", attend_part,
         "q: [n_queries, size]; keys, values: [positions, stride] bytes; see isa.h.");
-  m.def("merge_parts", merge_parts,
-        "top, total: [parts, rows]; out: [parts, rows, size]; y: [rows, size].");
+  m.def("attend_block", attend_block,
+        "q: [tokens, n_queries, size]; keys, values as for attend_part; see isa.h.");
+  m.def("merge_parts", merge_parts, "Adds a part, (top, total, out), to another.");
   m.def("route_softmax", route_each, "logits: [T, E]; weights, ids: [T, K].");
 }
 

@@ -1,8 +1,8 @@
 // The innermost loops, once for each instruction set, and the choice among them.
 //
-// Each set fills these tables in files of its own, compiled for it alone; everything else is compiled
-// for the oldest processor and calls through them. Results that are sums of products of integers are
-// the same in every set, bit for bit.
+// Each set fills these tables in files of its own, compiled for it alone; everything else is
+// compiled for the oldest processor and calls through them. Results that are sums of products of
+// integers are the same in every set, bit for bit.
 #pragma once
 
 #include <cstddef>
@@ -36,13 +36,34 @@ inline constexpr size_t kTileScratchBytes = 16 * 1024;
 // How keys and values are kept, for each head of each token.
 enum class KvFormat : int { kFloat32 = 0, kFloat16 = 1, kInt8 = 2 };
 
+// Queries of tokens that follow each other, and what they see.
+struct QueryBlock {
+  const float* q;   // token t's at q + t * q_stride: [n_queries][size], as for attend_part
+  size_t q_stride;  // floats
+  size_t n_tokens;
+  size_t n_queries;  // query heads of a token, which share one key-value head
+  size_t end;        // token t sees the positions below end + t,
+  size_t window;     // of which the latest `window`; SIZE_MAX for all
+};
+
+// How attend_block cuts its work at most, in any set.
+inline constexpr size_t kBlockPositions = 64;
+inline constexpr size_t kBlockRows = 32;  // a row is one query head of one token
+
+// Floats of scratch that attend_block needs for n_rows = n_tokens * n_queries.
+constexpr size_t block_scratch_floats(size_t n_rows, size_t size) {
+  return (2 * kBlockPositions + layout::round_up(n_rows, kBlockRows)) * size +
+         kBlockPositions * kBlockRows;
+}
+
 // Everything in floating point: vector_*.cpp.
 struct VectorKernels {
   // y = x / rms(x) * weight.  n floats each; y may be x.
   void (*rms_norm)(const float* x, const float* weight, float epsilon, size_t n, float* y);
 
   // x' = H (d * x) rounded to int8, as quant/activations.py says, bit for bit.
-  //   x        n floats, first of them column `first_column`, a multiple of 128; n a multiple of 128
+  //   x        n floats, first of them column `first_column`, a multiple of 128; n a multiple of
+  //   128
   //            unless it ends with the last column
   //   d        float16 of the whole matrix
   //   token    one token of `out`, of which only these columns are written
@@ -74,6 +95,17 @@ struct VectorKernels {
   void (*attend_part)(KvFormat format, const float* q, size_t n_queries, const uint8_t* keys,
                       const uint8_t* values, size_t stride, size_t size, size_t first, size_t last,
                       float* top, float* total, float* out, float* scratch);
+
+  // The same for tokens that follow each other: adds positions [first, last), as far as a token
+  // sees them, to what it has found so far. Fastest where the number of rows, n_tokens * n_queries,
+  // is a multiple of kBlockRows.
+  //   keys, values   of position `first`; positions are `stride` bytes apart
+  //   top, total     [n_tokens][n_queries]: as attend_part leaves them; at first -infinity and 0
+  //   out            [n_tokens][n_queries][size]: likewise; at first 0
+  //   scratch        block_scratch_floats
+  void (*attend_block)(KvFormat format, const QueryBlock& queries, const uint8_t* keys,
+                       const uint8_t* values, size_t stride, size_t size, size_t first, size_t last,
+                       float* top, float* total, float* out, float* scratch);
 };
 
 struct EncoderKernels;  // encoder.h

@@ -24,31 +24,25 @@ struct Avx2 : Tiles256 {
     const int8_t* columns[kTokens];
     for (int t = 0; t < kTokens; t++) columns[t] = x.from(t).codes + g * kScaleColumns;
     const __m256i offset = _mm256_set1_epi8(static_cast<char>(kTileOffset));
+    constexpr int kSums =
+        kTokens * kRegisters;  // one loop, always written out: see trellis_avx512.cpp
     for (int row = 0; row < kRows; row += kRegisters * kLanes) {
-      __m256i sums[kTokens][kRegisters];
-      for (int t = 0; t < kTokens; t++) {
-        for (auto& sum : sums[t]) sum = _mm256_setzero_si256();
-      }
+      __m256i sums[kSums];
+#pragma GCC unroll 32
+      for (int i = 0; i < kSums; i++) sums[i] = _mm256_setzero_si256();
       for (int s = 0; s < n_slices; s++) {
-        __m256i codes[kRegisters], magnitudes[kRegisters];
-        for (int i = 0; i < kRegisters; i++) {
-          const __m256i bytes = _mm256_load_si256(wide(tile.codes[s][row + i * kLanes]));
-          codes[i] = _mm256_xor_si256(bytes, offset);
-          magnitudes[i] = _mm256_abs_epi8(codes[i]);
-        }
-        for (int t = 0; t < kTokens; t++) {
-          const __m256i four = four_columns(columns[t] + s * layout::kSliceColumns);
-          for (int i = 0; i < kRegisters; i++) {
-            add_products(sums[t][i], magnitudes[i], _mm256_sign_epi8(four, codes[i]));
-          }
+#pragma GCC unroll 32
+        for (int i = 0; i < kSums; i++) {
+          const __m256i codes = _mm256_xor_si256(
+              _mm256_load_si256(wide(tile.codes[s][row + i % kRegisters * kLanes])), offset);
+          const __m256i four = four_columns(columns[i / kRegisters] + s * layout::kSliceColumns);
+          add_products(sums[i], _mm256_abs_epi8(codes), _mm256_sign_epi8(four, codes));
         }
       }
-      for (int t = 0; t < kTokens; t++) {
-        for (int i = 0; i < kRegisters; i++) {
-          const int first = row + i * kLanes;
-          add_scaled(sums[t][i], x.from(t).scales[g], tile.scales + first,
-                     y + t * y_stride + first);
-        }
+#pragma GCC unroll 32
+      for (int i = 0; i < kSums; i++) {
+        const int t = i / kRegisters, first = row + i % kRegisters * kLanes;
+        add_scaled(sums[i], x.from(t).scales[g], tile.scales + first, y + t * y_stride + first);
       }
     }
   }

@@ -64,45 +64,30 @@ inline __m256i four_columns(const void* x) {
   return _mm256_set1_epi32(columns);
 }
 
-// Four registers of products' sums, while a column block is added up: of words 0 and 2 (even) or 1
-// and 3 (odd), bytes 0-3 (first) or 4-7 (last).
-struct WordSums {
-  __m256i even_first, even_last, odd_first, odd_last;
-
-  // Rows in order: lanes of quarter q.
-  __m256i quarter(int q) const {
-    switch (q) {
-      case 0:
-        return _mm256_unpacklo_epi64(even_first, odd_first);
-      case 1:
-        return _mm256_unpackhi_epi64(even_first, odd_first);
-      case 2:
-        return _mm256_unpacklo_epi64(even_last, odd_last);
-      default:
-        return _mm256_unpackhi_epi64(even_last, odd_last);
-    }
-  }
-};
-
-// Products of 32 rows of a column block: of the words 0-3 or 4-7 of its slices.
-//   x  columns of each slice in the order 0 2 1 3, in which unpacking leaves the values
+// Products of 32 rows of a column block, of the words 0-3 or 4-7 of its slices: 8 of each quarter.
+//   x     columns of each slice in the order 0 2 1 3, in which unpacking leaves the values
+//   sums  rows in order
 template <class Set>
-inline WordSums block_sums(const uint8_t* codes, const Table& table, const int8_t* x,
-                           int32_t x_sum) {
+inline void block_sums(const uint8_t* codes, const Table& table, const int8_t* x, int32_t x_sum,
+                       __m256i (&sums)[kQuarters]) {
+  // Of words 0 and 2 (even) or 1 and 3 (odd), bytes 0-3 (low) or 4-7 (high).
   const __m256i start = _mm256_set1_epi32(-kTableOffset * x_sum);
-  WordSums sums{start, start, start, start};
+  __m256i even_low = start, even_high = start, odd_low = start, odd_high = start;
   for (int s = 0; s < layout::kSlices; s++) {
     const __m256i words = _mm256_load_si256(wide(codes + s * kSliceBytes)), turn = turned(words);
     const __m256i columns = four_columns(x + s * layout::kSliceColumns);
     const __m256i even = _mm256_unpacklo_epi8(words, turn), odd = _mm256_unpackhi_epi8(words, turn);
     const __m256i even_02 = table[low_windows(even)], even_13 = table[high_windows(even)];
-    Set::add_products(sums.even_first, _mm256_unpacklo_epi16(even_02, even_13), columns);
-    Set::add_products(sums.even_last, _mm256_unpackhi_epi16(even_02, even_13), columns);
+    Set::add_products(even_low, _mm256_unpacklo_epi16(even_02, even_13), columns);
+    Set::add_products(even_high, _mm256_unpackhi_epi16(even_02, even_13), columns);
     const __m256i odd_02 = table[low_windows(odd)], odd_13 = table[high_windows(odd)];
-    Set::add_products(sums.odd_first, _mm256_unpacklo_epi16(odd_02, odd_13), columns);
-    Set::add_products(sums.odd_last, _mm256_unpackhi_epi16(odd_02, odd_13), columns);
+    Set::add_products(odd_low, _mm256_unpacklo_epi16(odd_02, odd_13), columns);
+    Set::add_products(odd_high, _mm256_unpackhi_epi16(odd_02, odd_13), columns);
   }
-  return sums;
+  sums[0] = _mm256_unpacklo_epi64(even_low, odd_low);
+  sums[1] = _mm256_unpackhi_epi64(even_low, odd_low);
+  sums[2] = _mm256_unpacklo_epi64(even_high, odd_high);
+  sums[3] = _mm256_unpackhi_epi64(even_high, odd_high);
 }
 
 // The scales of 8 rows of a quarter as 32-bit integers.
@@ -125,10 +110,11 @@ inline void add_block(const uint8_t* codes, const Table& table, const uint8_t* n
                        _mm256_shuffle_epi8(columns, order));
   }
   for (int half = 0; half < 2; half++) {
-    const WordSums sums = block_sums<Set>(codes + half * 32, table, swapped, x_sum);
+    __m256i sums[kQuarters];
+    block_sums<Set>(codes + half * 32, table, swapped, x_sum, sums);
     for (int q = 0; q < kQuarters; q++) {
       auto* lanes = reinterpret_cast<__m256i*>(t[q][half]);
-      const __m256i scaled = _mm256_mullo_epi32(sums.quarter(q), nibbles_of(nibbles, q, half));
+      const __m256i scaled = _mm256_mullo_epi32(sums[q], nibbles_of(nibbles, q, half));
       _mm256_store_si256(lanes, _mm256_add_epi32(_mm256_load_si256(lanes), scaled));
     }
   }

@@ -40,6 +40,10 @@ inline __m512i look_up(int q, __m512i slice, __m512i table) {
   return _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(bits, slice), table);
 }
 
+inline void prefetch(const uint8_t* codes) {
+  _mm_prefetch(reinterpret_cast<const char*>(codes + kPrefetchBytes), _MM_HINT_T0);
+}
+
 inline __m512i four_columns(const int8_t* x) {
   int32_t columns;
   std::memcpy(&columns, x, sizeof columns);
@@ -59,8 +63,7 @@ inline void add_block(const uint8_t* codes, __m512i table, const uint8_t* nibble
   for (auto& sum : sums) sum = _mm512_set1_epi32(-kTableOffset * x_sum);
   for (int s = 0; s < layout::kSlices; s++) {
     const __m512i slice = _mm512_load_si512(codes + s * kSliceBytes);
-    _mm_prefetch(reinterpret_cast<const char*>(codes + s * kSliceBytes + kPrefetchBytes),
-                 _MM_HINT_T0);
+    prefetch(codes + s * kSliceBytes);
     const __m512i columns = four_columns(x + s * layout::kSliceColumns);
     for (int q = 0; q < kQuarters; q++) {
       add_products(sums[q], look_up(q, slice, table), columns);
@@ -160,6 +163,9 @@ struct Avx512 {
           high = _mm512_add_epi16(
               high, _mm512_maddubs_epi16(high_shares[i], _mm512_unpackhi_epi8(first, second)));
         }
+        if (q == 0) {
+          for (const uint8_t* plane : words) prefetch(plane + s * kSliceBytes);
+        }
         const __m512i rounded = _mm512_packs_epi16(_mm512_mulhrs_epi16(low, rounding),
                                                    _mm512_mulhrs_epi16(high, rounding));
         _mm512_store_si512(codes[s][q * kLanes], _mm512_xor_si512(rounded, offset));
@@ -170,8 +176,9 @@ struct Avx512 {
   template <int kTokens>
   static void add(const Tile& tile, int n_slices, const RoundedTokens& x, size_t g, float* y,
                   size_t y_stride) {
-    // One loop over tokens and quarters, always written out: GCC 12 keeps an array in registers only
-    // if no loop is left that indexes it by the time it looks, and unrolls inner loops alone by then.
+    // One loop over tokens and quarters, always written out: GCC 12 keeps an array in registers
+    // only if no loop is left that indexes it by the time it looks, and unrolls inner loops alone
+    // by then.
     constexpr int kSums = kTokens * kQuarters;
     const int8_t* columns[kTokens];
     __m512i sums[kSums];
@@ -194,8 +201,8 @@ struct Avx512 {
       const __m512 x_scale = _mm512_set1_ps(x.from(t).scales[g]);
       const __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i]), x_scale);
       float* rows = y + t * y_stride + row;
-      _mm512_storeu_ps(rows, _mm512_fmadd_ps(sum, _mm512_load_ps(tile.scales + row),
-                                             _mm512_loadu_ps(rows)));
+      _mm512_storeu_ps(
+          rows, _mm512_fmadd_ps(sum, _mm512_load_ps(tile.scales + row), _mm512_loadu_ps(rows)));
     }
   }
 };

@@ -18,37 +18,30 @@ struct AvxVnni : Tiles256 {
   static void add(const Tile& tile, int n_slices, const RoundedTokens& x, size_t g, float* y,
                   size_t y_stride) {
     const int8_t* columns[kTokens];
-    __m256i starts[kTokens];
+    int32_t starts[kTokens];
     for (int t = 0; t < kTokens; t++) {
       const RoundedTokens token = x.from(t);
       columns[t] = token.codes + g * kScaleColumns;
-      int32_t x_sum = 0;
-      for (int h = 0; h * layout::kSlices < n_slices; h++) x_sum += token.sums[g * kHalves + h];
-      starts[t] = _mm256_set1_epi32(-kTileOffset * x_sum);
+      starts[t] = -kTileOffset * sum_of_group(token, g, n_slices);
     }
+    constexpr int kSums =
+        kTokens * kRegisters;  // one loop, always written out: see trellis_avx512.cpp
     for (int row = 0; row < kRows; row += kRegisters * kLanes) {
-      __m256i sums[kTokens][kRegisters];
-      for (int t = 0; t < kTokens; t++) {
-        for (auto& sum : sums[t]) sum = starts[t];
-      }
+      __m256i sums[kSums];
+#pragma GCC unroll 32
+      for (int i = 0; i < kSums; i++) sums[i] = _mm256_set1_epi32(starts[i / kRegisters]);
       for (int s = 0; s < n_slices; s++) {
-        __m256i codes[kRegisters];
-        for (int i = 0; i < kRegisters; i++) {
-          codes[i] = _mm256_load_si256(wide(tile.codes[s][row + i * kLanes]));
-        }
-        for (int t = 0; t < kTokens; t++) {
-          const __m256i four = four_columns(columns[t] + s * layout::kSliceColumns);
-          for (int i = 0; i < kRegisters; i++) {
-            add_products(sums[t][i], codes[i], four);
-          }
+#pragma GCC unroll 32
+        for (int i = 0; i < kSums; i++) {
+          add_products(sums[i],
+                       _mm256_load_si256(wide(tile.codes[s][row + i % kRegisters * kLanes])),
+                       four_columns(columns[i / kRegisters] + s * layout::kSliceColumns));
         }
       }
-      for (int t = 0; t < kTokens; t++) {
-        for (int i = 0; i < kRegisters; i++) {
-          const int first = row + i * kLanes;
-          add_scaled(sums[t][i], x.from(t).scales[g], tile.scales + first,
-                     y + t * y_stride + first);
-        }
+#pragma GCC unroll 32
+      for (int i = 0; i < kSums; i++) {
+        const int t = i / kRegisters, first = row + i % kRegisters * kLanes;
+        add_scaled(sums[i], x.from(t).scales[g], tile.scales + first, y + t * y_stride + first);
       }
     }
   }

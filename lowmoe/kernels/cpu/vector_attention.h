@@ -21,6 +21,9 @@ inline constexpr size_t kAhead = 32;
 inline constexpr size_t kCacheLine = 64;      // bytes
 inline constexpr size_t kTilePositions = 64;  // of 256 bytes, at head size 128 in float16: 16 KiB
 
+// Query rows that share what is loaded; as many sums remain for each as registers of its head.
+inline constexpr size_t kQueriesAtOnce = 4;
+
 // Keys or values as they lie in the cache; Stored is float, uint16_t for float16, or int8_t.
 template <class Stored>
 struct CachedRows {
@@ -113,12 +116,21 @@ void score_tile(const float* q, const CachedRows<Stored>& keys, size_t position,
   }
 }
 
-// out[query][i..] += the sum over n positions of weights[query][position] * value, for kQueries
+// Weights of some queries at some positions.
+struct Weights {
+  const float* of_zero;
+  size_t query_stride, position_stride;
+
+  float at(size_t query, size_t position) const {
+    return of_zero[query * query_stride + position * position_stride];
+  }
+};
+
+// out[query][i..] += the sum over n positions of weight * value, for kQueries
 // queries and kVectors registers of the head, or, where load takes some, part of one.
 template <class S, size_t kQueries, size_t kVectors, class Stored, class Load, class Store>
-void add_values(const float* weights, size_t weight_stride, const CachedRows<Stored>& values,
-                size_t position, size_t n, size_t i, float* out, bool prefetch, Load load,
-                Store store) {
+void add_values(const Weights& weights, const CachedRows<Stored>& values, size_t position, size_t n,
+                size_t i, float* out, bool prefetch, Load load, Store store) {
   typename S::Float sums[kQueries * kVectors], value[kVectors];
   const auto place = [&](size_t k, size_t v) { return out + k * values.size + i + v * S::kLanes; };
   for (size_t k = 0; k < kQueries; k++) {
@@ -129,7 +141,7 @@ void add_values(const float* weights, size_t weight_stride, const CachedRows<Sto
     if (prefetch) values.prefetch(position + p + kAhead, i, kVectors * S::kLanes);
     for (size_t v = 0; v < kVectors; v++) value[v] = load(row + v * S::kLanes);
     for (size_t k = 0; k < kQueries; k++) {
-      const auto weight = S::all(weights[k * weight_stride + p]);
+      const auto weight = S::all(weights.at(k, p));
       for (size_t v = 0; v < kVectors; v++) {
         sums[k * kVectors + v] = S::fma(weight, value[v], sums[k * kVectors + v]);
       }
@@ -142,18 +154,18 @@ void add_values(const float* weights, size_t weight_stride, const CachedRows<Sto
 
 // The same for whole heads.
 template <class S, size_t kQueries, class Stored>
-void add_heads(const float* weights, size_t weight_stride, const CachedRows<Stored>& values,
-               size_t position, size_t n, float* out, bool prefetch) {
+void add_heads(const Weights& weights, const CachedRows<Stored>& values, size_t position, size_t n,
+               float* out, bool prefetch) {
   const size_t whole = values.size / S::kLanes;
   in_steps<S::kSums / kQueries>(0, whole, [&]<size_t kVectors>(size_t v) {
     add_values<S, kQueries, kVectors>(
-        weights, weight_stride, values, position, n, v * S::kLanes, out, prefetch,
+        weights, values, position, n, v * S::kLanes, out, prefetch,
         [](auto* from) { return S::load(from); }, [](float* to, auto x) { S::store(to, x); });
   });
   const size_t rest = values.size - whole * S::kLanes;
   if (rest == 0) return;
   add_values<S, kQueries, 1>(
-      weights, weight_stride, values, position, n, whole * S::kLanes, out, prefetch,
+      weights, values, position, n, whole * S::kLanes, out, prefetch,
       [=](auto* from) { return S::load_some(from, rest); },
       [=](float* to, auto x) { S::store_some(to, x, rest); });
 }
@@ -193,14 +205,13 @@ void attend_rows(const float* q, size_t n_queries, const CachedRows<Stored>& key
                  const CachedRows<Stored>& values, size_t first, size_t last, float* top,
                  float* total, float* out, float* scratch) {
   const size_t n = last - first, size = keys.size;
-  constexpr size_t kMostQueries = S::kSums / 2 < 4 ? S::kSums / 2 : 4;
   const auto each_tile = [n](auto&& f) {
     for (size_t i = 0; i < n; i += kTilePositions) {
       f(i, n - i < kTilePositions ? n - i : kTilePositions);
     }
   };
   each_tile([&](size_t from, size_t count) {
-    in_steps<kMostQueries>(0, n_queries, [&]<size_t kQueries>(size_t query) {
+    in_steps<kQueriesAtOnce>(0, n_queries, [&]<size_t kQueries>(size_t query) {
       float* scores = scratch + query * n + from;
       if (size % S::kLanes == 0) {
         score_tile<S, kQueries, true>(q + query * size, keys, first + from, count, scores, n,
@@ -223,8 +234,8 @@ void attend_rows(const float* q, size_t n_queries, const CachedRows<Stored>& key
         for (size_t k = 0; k < n_queries; k++) scratch[k * n + i] *= scale;
       }
     }
-    in_steps<kMostQueries>(0, n_queries, [&]<size_t kQueries>(size_t query) {
-      add_heads<S, kQueries>(scratch + query * n + from, n, values, first + from, count,
+    in_steps<kQueriesAtOnce>(0, n_queries, [&]<size_t kQueries>(size_t query) {
+      add_heads<S, kQueries>({scratch + query * n + from, n, 1}, values, first + from, count,
                              out + query * size, query == 0);
     });
   });

@@ -3,6 +3,7 @@
 
 #include "lowmoe/kernels/cpu/isa.h"
 #include "lowmoe/kernels/cpu/vector_attention.h"
+#include "lowmoe/kernels/cpu/vector_block.h"
 #include "lowmoe/kernels/cpu/vector_math.h"
 #include "lowmoe/kernels/cpu/vector_round.h"
 
@@ -13,7 +14,8 @@ constexpr VectorKernels kernels() {
   return {rms_norm<S>,      round_token<S, kMostHadamard>,
           silu_multiply<S>, dot<S>,
           add_scaled<S>,    rotate<S>,
-          store_head<S>,    attend_part<S>};
+          store_head<S>,    attend_part<S>,
+          attend_block<S>};
 }
 
 }  // namespace lowmoe::vector

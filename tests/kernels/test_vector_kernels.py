@@ -1,0 +1,142 @@
+"""The native kernels on plain float vectors, beside torch in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lowmoe.decoder import norm, rope
+from lowmoe.kernels.cpu import _native
+
+ISAS = _native.isas()
+SIZES = st.integers(1, 200) | st.sampled_from([2048, 4096])
+SEEDS = st.integers(0, 2**32 - 1)
+HALF_ULP = 2.0**-24  # of 1; what one rounding changes, relatively, at most
+
+
+def sum_roundings(n: int) -> int:
+    """The most roundings that any term of a sum of n products goes through.
+
+    At least 4 sums are made side by side and added up in pairs: at most n / 4 additions in each,
+    6 to add up 64 lanes, and one for the product where there is no fma.
+    """
+    return n // 4 + 7
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(deadline=None, max_examples=60)
+@given(n=SIZES, seed=SEEDS)
+def test_rms_norm_is_that_of_the_reference(isa: str, n: int, seed: int) -> None:
+    x, weight = 10 * random(2, n, seed=seed)
+    y = torch.empty(n)
+    _native.rms_norm(isa, x, weight, 1e-5, y)
+    mean_square = x.double().square().mean()
+    wanted = x.double() / (mean_square + 1e-5).sqrt() * weight
+    # The root halves the sum's error; mean, epsilon, root, quotient and two products add theirs.
+    bound = (sum_roundings(n) / 2 + 6) * HALF_ULP * wanted.abs()
+    assert ((y - wanted).abs() <= bound).all()
+    reference = norm.rms_norm(x[None], weight, 1e-5)[0]
+    assert ((y - reference).abs() <= 2 * bound).all()  # torch adds up in at least as many sums
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_rms_norm_may_overwrite_its_input(isa: str) -> None:
+    x, weight = random(2, 100, seed=0)
+    y, same = torch.empty(100), x.clone()
+    _native.rms_norm(isa, x, weight, 1e-6, y)
+    _native.rms_norm(isa, same, weight, 1e-6, same)
+    assert torch.equal(same, y)
+
+
+def silu_multiplied(isa: str, gate: Tensor, up: Tensor) -> Tensor:
+    y = torch.empty_like(gate)
+    _native.silu_multiply(isa, gate, up, y)
+    return y
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(deadline=None, max_examples=60)
+@given(n=SIZES, seed=SEEDS, spread=st.sampled_from([1e-3, 1.0, 30.0]))
+def test_silu_is_torchs(isa: str, n: int, seed: int, spread: float) -> None:
+    gate, up = random(2, n, seed=seed)
+    gate = gate * spread
+    wanted = F.silu(gate.double()) * up
+    # exp is off by 2 ulp, 4 half ones; the sum, the quotient and the product add one each. Below
+    # -88.7 exp overflows and silu is 0 instead of less than 3e-37.
+    bound = 8 * HALF_ULP * wanted.abs() + 3e-37 * up.abs()
+    assert ((silu_multiplied(isa, gate, up) - wanted).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_silu_neither_overflows_nor_hides_nan(isa: str) -> None:
+    far = torch.tensor([0.0, -0.0, 100.0, -100.0, 1e30, -1e30, 3e38, -3e38])
+    found = silu_multiplied(isa, far, torch.ones(8))
+    assert torch.equal(found, far.clamp_min(0.0))
+    for place in (0, 16, 20):  # a whole register, and what is left over
+        gate, up = torch.ones(2, 21)
+        gate[place] = float("nan")
+        for y in (silu_multiplied(isa, gate, up), silu_multiplied(isa, up, gate)):
+            assert y.isnan().nonzero().flatten().tolist() == [place]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_silu_may_overwrite_its_gate(isa: str) -> None:
+    gate, up = random(2, 100, seed=0)
+    wanted = silu_multiplied(isa, gate, up)
+    _native.silu_multiply(isa, gate, up, gate)
+    assert torch.equal(gate, wanted)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(deadline=None, max_examples=60)
+@given(n=SIZES, seed=SEEDS)
+def test_a_dot_product_is_off_by_its_roundings_only(isa: str, n: int, seed: int) -> None:
+    a, b = random(2, n, seed=seed)
+    terms = a.double() * b.double()
+    bound = sum_roundings(n) * HALF_ULP * terms.abs().sum()
+    assert abs(_native.dot(isa, a, b) - terms.sum()) <= bound
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(deadline=None, max_examples=60)
+@given(n=SIZES, seed=SEEDS)
+def test_a_scaled_vector_is_added(isa: str, n: int, seed: int) -> None:
+    x, y = random(2, n, seed=seed)
+    wanted = y.double() + torch.tensor(0.3).double() * x
+    bound = HALF_ULP * (y.abs() + x.abs())  # of the product and of the sum
+    _native.add_scaled(isa, x, 0.3, y)
+    assert ((y - wanted).abs() <= 2 * bound).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(deadline=None, max_examples=40)
+@given(half=st.integers(1, 80), position=st.integers(0, 100_000), seed=SEEDS)
+def test_a_head_is_turned_as_the_decoder_turns_it(
+    isa: str, half: int, position: int, seed: int
+) -> None:
+    head = random(2 * half, seed=seed)
+    generator = torch.Generator().manual_seed(position)
+    angles = 6.3 * torch.rand(half, generator=generator)
+    both = torch.cat([angles, angles])[None]
+    wanted = rope.rotate(head[None, None], both.cos(), both.sin())[0, 0]
+    found = head.clone()
+    _native.rotate(isa, found, angles.cos(), angles.sin())
+    # Two products and their sum on either side; neither is larger than both halves together.
+    size = (head.view(2, half).abs().sum(0)).repeat(2)
+    assert ((found - wanted).abs() <= 6 * HALF_ULP * size).all()
+
+
+def test_an_instruction_set_that_is_not_here_is_refused() -> None:
+    with pytest.raises(ValueError, match="no code for mmx"):
+        _native.dot("mmx", torch.ones(2), torch.ones(2))
+
+
+def test_arrays_that_do_not_fit_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="a and b differ in size"):
+        _native.dot("scalar", torch.ones(2), torch.ones(3))
