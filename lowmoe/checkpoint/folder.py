@@ -8,13 +8,14 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from lowmoe.checkpoint import files
-from lowmoe.checkpoint.layout import Recipe, expert_span
+from lowmoe.checkpoint.buffers import Arena
+from lowmoe.checkpoint.layout import Recipe, expert_span, is_expert_span
 from lowmoe.checkpoint.manifest import Manifest, Span, content_hash, read_manifest
 from lowmoe.errors import FolderError
+from quant.layout import REGION_ALIGNMENT, round_up
 
 
 class ModelFolder:
@@ -39,6 +40,12 @@ class ModelFolder:
     def recipe(self) -> Recipe:
         """Which formats the weights have."""
         return self.manifest.recipe
+
+    @property
+    def dense_bytes(self) -> int:
+        """Room for all spans but the experts', each at a multiple of 64 bytes."""
+        dense = (s for name, s in self.manifest.spans.items() if not is_expert_span(name))
+        return sum(round_up(span.place.n_bytes, REGION_ALIGNMENT) for span in dense)
 
     def _check_files(self) -> None:
         ends: dict[str, int] = {}
@@ -65,10 +72,11 @@ class ModelFolder:
         self._check(name, data, entry.hash)
         return data
 
-    def read(self, name: str) -> Tensor:
-        """One span in a buffer of its own, [n_bytes] uint8, checked."""
+    def read(self, name: str, arena: Arena | None = None) -> Tensor:
+        """One span, [n_bytes] uint8, checked, in memory of its own or cut from the arena."""
         span = self._span(name)
-        buffer = torch.empty(span.place.n_bytes, dtype=torch.uint8)
+        arena = arena or Arena(span.place.n_bytes)
+        buffer = arena.take(span.place.n_bytes)
         data = buffer.numpy().data
         path = self.path / span.place.file
         with files.opened(path) as descriptor:

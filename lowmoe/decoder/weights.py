@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lowmoe.checkpoint.buffers import Arena
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.errors import CheckpointError, UnsupportedModelError
@@ -77,8 +78,9 @@ class DenseWeights:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    memory = (t.untyped_storage() for t in tensors)
-    return sum({m.data_ptr(): m.nbytes() for m in memory}.values())
+    # Tensors that were expanded have fewer bytes than values; those of a folder share a storage.
+    sizes = {t.data_ptr(): min(t.nbytes, t.untyped_storage().nbytes()) for t in tensors}
+    return sum(sizes.values())
 
 
 def _matrix_tensors(matrix: Matrix) -> tuple[Tensor, ...]:
@@ -90,16 +92,17 @@ def _matrix_tensors(matrix: Matrix) -> tuple[Tensor, ...]:
 def from_folder(folder: ModelFolder, spec: ModelSpec) -> DenseWeights:
     """Read a folder's dense weights into RAM, every byte checked."""
     recipe = folder.recipe
+    arena = Arena(folder.dense_bytes)
 
     def vector(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        return folder.read(name).view(dtype)
+        return folder.read(name, arena).view(dtype)
 
     def matrix(name: str, n_out: int, n_in: int) -> Matrix:
         if recipe.dense_dtype is not None:
-            return folder.read(name).view(recipe.dense_dtype).view(n_out, n_in)
+            return folder.read(name, arena).view(recipe.dense_dtype).view(n_out, n_in)
         if recipe.format == "nf4" and name.startswith("layers."):
-            return Nf4Matrix(nf4.Nf4Layout(n_out, n_in), folder.read(f"{name}.nf4"))
-        planes = tuple(folder.read(f"{name}.plane{p}") for p in range(recipe.dense_planes))
+            return Nf4Matrix(nf4.Nf4Layout(n_out, n_in), folder.read(f"{name}.nf4", arena))
+        planes = tuple(folder.read(f"{name}.plane{p}", arena) for p in range(recipe.dense_planes))
         d = vector(f"{name}.d", torch.float16)
         return TrellisMatrix(PlaneLayout(n_out, n_in), recipe.code, planes, d)
 

@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from lowmoe.engine.cgroup import cpu_limits
-from lowmoe.experts.tier import page_aligned
+from lowmoe.checkpoint.buffers import page_aligned
 from lowmoe.kernels.cpu import Pool
 
 PROBE_BYTES = 256 * 2**20  # well beyond any last-level cache of a consumer processor

@@ -4,16 +4,18 @@ Knows:        buffers, which expert fills which slot, what is lent or being fill
 Ignorant of:  how slots are filled, whose turn it is to leave.
 """
 
-import contextlib
 import mmap
-import sys
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
+from lowmoe.checkpoint.buffers import Arena
 from lowmoe.experts.policy import Key
+from quant.layout import round_up
+
+# Slots are made so many bytes at a time, or one by one where one is larger: see buffers.py.
+ARENA_BYTES = 64 * 2**20
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +60,8 @@ class RamTier:
     residents: dict[Key, Slot] = field(default_factory=dict)
     _n_made: int = 0
     _free: list[Slot] = field(default_factory=list)
+    _arena: Arena | None = None
+    _n_left: int = 0  # slots that still fit into the arena
 
     @property
     def slot_bytes(self) -> int:
@@ -73,8 +77,13 @@ class RamTier:
             return self._free.pop()
         if self._n_made == self.n_slots:
             return None
+        if self._arena is None or self._n_left == 0:
+            sizes = sum(round_up(n, mmap.PAGESIZE) for n in self.buffer_bytes)
+            self._n_left = min(max(1, ARENA_BYTES // sizes), self.n_slots - self._n_made)
+            self._arena = Arena(self._n_left * sizes)
         self._n_made += 1
-        return Slot([page_aligned(n) for n in self.buffer_bytes])
+        self._n_left -= 1
+        return Slot([self._arena.take(n, mmap.PAGESIZE) for n in self.buffer_bytes])
 
     def settle(self, slot: Slot, key: Key) -> None:
         """This slot will hold this expert."""
@@ -89,16 +98,3 @@ class RamTier:
         del self.residents[slot.key]
         slot.key, slot.filling, slot.guessed, slot._ready = None, None, False, False
         self._free.append(slot)
-
-
-def page_aligned(n_bytes: int) -> Tensor:
-    """Zeroed memory of its own, uint8, in large pages where the kernel gives them."""
-    if sys.platform == "win32":
-        return torch.frombuffer(mmap.mmap(-1, n_bytes), dtype=torch.uint8)
-    # Private, because Linux as it comes gives huge pages to private memory only.
-    pages = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        # 4 KiB pages cost up to 13 % of read bandwidth; a kernel built without larger ones refuses.
-        with contextlib.suppress(OSError):
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=torch.uint8)

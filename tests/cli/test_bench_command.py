@@ -32,7 +32,8 @@ def test_json_has_the_medians_the_samples_and_the_ceilings(
     lowmoe_command: RunCommand, model_folder: Path
 ) -> None:
     values = values_of(lowmoe_command("bench", model_folder, *SMALL, "--json"))
-    assert list(values) == ["machine", *KEYS, *CEILINGS, "samples"]
+    assert list(values) == ["machine", *KEYS, *CEILINGS, "profile", "samples"]
+    assert values["profile"] is None
     assert [(s["prompt_tokens"], s["new_tokens"]) for s in values["samples"]] == [(6, 4), (6, 4)]
     assert values["decode_tokens_per_s"] == (
         sum(s["decode_tokens_per_s"] for s in values["samples"]) / 2
@@ -100,5 +101,5 @@ def dense_and_cache(folder: Path) -> int:
     # With a budget given, the probe of RAM's speed takes no more than the working memory does.
     runtime = load_folder(folder, LoadOptions(ram="90%"))
     runtime.close()
-    cache = 8 * 2 * runtime.spec.layers[0].attention.kv_size * 4 * runtime.n_context
+    cache = runtime.decoder.computation.cache_bytes(runtime.n_context)
     return runtime.dense_bytes + runtime.working_bytes + cache

@@ -93,11 +93,13 @@ def test_medians_are_taken_key_by_key_and_leave_out_what_is_unknown() -> None:
         ram_ceiling_bytes_per_s=1e9,
         disk_read_bytes_per_s=None,
         disk_ceiling_bytes_per_s=None,
+        profile=None,
     ).to_json()
     assert values["ttft_s"] == 2.0
     assert values["decode_tokens_per_s"] == 6.0
     assert values["hit_rate"] == {"gpu": 0, "ram": 0.4, "disk": 0}
     assert values["bound_tokens_per_s"] is None
+    assert values["profile"] is None
     assert values["samples"] == [s.to_json() for s in samples]
 
 

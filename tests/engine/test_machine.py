@@ -1,13 +1,23 @@
 """What is said of this machine is true of it."""
 
 import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import cast
 
 import psutil
 import pytest
 import torch
 
 from lowmoe.engine import machine
-from lowmoe.engine.machine import machine_line, physical_cores, ram_read_bandwidth
+from lowmoe.engine.machine import (
+    default_pool,
+    machine_line,
+    own_cpus,
+    physical_cores,
+    ram_read_bandwidth,
+)
+from lowmoe.kernels.cpu import Pool
 
 
 @pytest.mark.parametrize(
@@ -49,16 +59,86 @@ def test_the_machine_line_names_processor_cores_memory_and_torch() -> None:
     assert "\n" not in line
 
 
+@pytest.mark.parametrize(
+    ("cores", "n_threads", "cpus"),
+    [
+        # Hyper-threads in pairs, as Intel numbers them, and in halves, as AMD does.
+        ({0: (0, 0), 1: (0, 0), 2: (0, 1), 3: (0, 1)}, 2, [0, 2]),
+        ({0: (0, 0), 1: (0, 1), 2: (0, 0), 3: (0, 1)}, 2, [0, 1]),
+        # The same number names a core in each of two packages.
+        ({0: (0, 0), 1: (1, 0)}, 2, [0, 1]),
+        # taskset left the second thread of a core, and a core.
+        ({5: (0, 2), 9: (0, 4)}, 2, [5, 9]),
+        # Fewer threads than cores: which ones is for the scheduler to say.
+        ({0: (0, 0), 1: (0, 1)}, 1, []),
+        # More of them than cores: some would have to share.
+        ({0: (0, 0), 1: (0, 0)}, 2, []),
+        # Linux does not say what a core is: each CPU is one.
+        ({3: None, 4: None}, 2, [3, 4]),
+    ],
+)
+def test_threads_are_pinned_only_where_each_has_a_core_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    cores: dict[int, tuple[int, int] | None],
+    n_threads: int,
+    cpus: list[int],
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(cores), raising=False)
+    write_topology(tmp_path, cores)
+    monkeypatch.setattr(machine, "Path", lambda path: Path(f"{tmp_path}{path}"))
+    assert own_cpus(n_threads) == cpus
+
+
+def write_topology(root: Path, cores: dict[int, tuple[int, int] | None]) -> None:
+    """The files of /sys that name the package and the core of each CPU."""
+    for cpu, core in cores.items():
+        folder = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        folder.mkdir(parents=True)
+        if core is not None:
+            (folder / "physical_package_id").write_text(f"{core[0]}\n")
+            (folder / "core_id").write_text(f"{core[1]}\n")
+
+
+def test_where_affinity_is_unknown_nothing_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    assert own_cpus(2) == []
+
+
+def test_the_pool_without_a_model_has_a_thread_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "physical_cores", lambda: 3)
+    assert default_pool().n_threads == 3
+
+
+class TimedPool:
+    """A pool whose reads take as long as they are told to."""
+
+    def __init__(self, seconds: Iterable[float]) -> None:
+        self._seconds = iter(seconds)
+        self.read: list[int] = []
+
+    def read_seconds(self, data: int, n_bytes: int) -> float:
+        assert data % 64 == 0
+        self.read.append(n_bytes)
+        return next(self._seconds)
+
+
 def test_bandwidth_is_bytes_over_the_best_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 3.0, 10.0, 12.0, 20.0, 24.0])  # three runs: 3, 2 and 4 seconds
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     monkeypatch.setattr(machine, "PROBE_BYTES", 4096)
-    assert ram_read_bandwidth() == 4096 / 2.0
+    pool = TimedPool([3.0, 2.0, 4.0])
+    assert ram_read_bandwidth(cast(Pool, pool)) == 4096 / 2.0
+    assert pool.read == [4096] * 3
 
 
 def test_the_probe_takes_no_more_memory_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 1.0] * 6)
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     monkeypatch.setattr(machine, "PROBE_BYTES", 4096)
-    assert ram_read_bandwidth(1024) == 1024
-    assert ram_read_bandwidth(8192) == 4096
+    for allowed, taken in ((1024, 1024), (8192, 4096)):
+        pool = TimedPool([1.0] * 3)
+        assert ram_read_bandwidth(cast(Pool, pool), allowed) == taken
+        assert pool.read == [taken] * 3
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_a_real_pool_reads_no_faster_than_a_core_can_load(n_threads: int) -> None:
+    # Twice 64 bytes a cycle, and 6e9 cycles a second; doing nothing would look faster.
+    assert 0 < ram_read_bandwidth(Pool(n_threads, [])) < 2 * 64 * 6e9 * n_threads

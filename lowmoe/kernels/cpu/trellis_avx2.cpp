@@ -13,9 +13,9 @@ struct Avx2 : Tiles256 {
   static constexpr size_t kMostTokens = 4;  // 8 sums, 4 registers of codes, 1 of ones, 3 for work
   static constexpr int kRegisters = 2;      // of rows at a time
 
-  static void add_products(__m256i& sums, __m256i values, __m256i columns) {
+  static __m256i add_products(__m256i sums, __m256i values, __m256i columns) {
     const __m256i pairs = _mm256_maddubs_epi16(values, columns);
-    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
 
   template <int kTokens>
@@ -24,25 +24,28 @@ struct Avx2 : Tiles256 {
     const int8_t* columns[kTokens];
     for (int t = 0; t < kTokens; t++) columns[t] = x.from(t).codes + g * kScaleColumns;
     const __m256i offset = _mm256_set1_epi8(static_cast<char>(kTileOffset));
-    constexpr int kSums =
-        kTokens * kRegisters;  // one loop, always written out: see trellis_avx512.cpp
     for (int row = 0; row < kRows; row += kRegisters * kLanes) {
-      __m256i sums[kSums];
-#pragma GCC unroll 32
-      for (int i = 0; i < kSums; i++) sums[i] = _mm256_setzero_si256();
+      __m256i sums[kTokens][kRegisters];
+      for (int t = 0; t < kTokens; t++) {
+        for (auto& sum : sums[t]) sum = _mm256_setzero_si256();
+      }
       for (int s = 0; s < n_slices; s++) {
-#pragma GCC unroll 32
-        for (int i = 0; i < kSums; i++) {
-          const __m256i codes = _mm256_xor_si256(
-              _mm256_load_si256(wide(tile.codes[s][row + i % kRegisters * kLanes])), offset);
-          const __m256i four = four_columns(columns[i / kRegisters] + s * layout::kSliceColumns);
-          add_products(sums[i], _mm256_abs_epi8(codes), _mm256_sign_epi8(four, codes));
+        for (int t = 0; t < kTokens; t++) {
+          const __m256i four = four_columns(columns[t] + s * layout::kSliceColumns);
+          for (int i = 0; i < kRegisters; i++) {
+            const __m256i codes =
+                _mm256_xor_si256(_mm256_load_si256(wide(tile.codes[s][row + i * kLanes])), offset);
+            sums[t][i] =
+                add_products(sums[t][i], _mm256_abs_epi8(codes), _mm256_sign_epi8(four, codes));
+          }
         }
       }
-#pragma GCC unroll 32
-      for (int i = 0; i < kSums; i++) {
-        const int t = i / kRegisters, first = row + i % kRegisters * kLanes;
-        add_scaled(sums[i], x.from(t).scales[g], tile.scales + first, y + t * y_stride + first);
+      for (int t = 0; t < kTokens; t++) {
+        for (int i = 0; i < kRegisters; i++) {
+          const int first = row + i * kLanes;
+          add_scaled(sums[t][i], x.from(t).scales[g], tile.scales + first,
+                     y + t * y_stride + first);
+        }
       }
     }
   }

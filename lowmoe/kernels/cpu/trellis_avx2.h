@@ -18,7 +18,6 @@ namespace {
 constexpr int kRows = layout::kBlockRows, kSliceBytes = layout::kWords * 8;
 constexpr int kLanes = 8;     // rows of a register
 constexpr int kQuarters = 4;  // of the rows: byte j of word w is row 16 * (j / 2) + 2 * w + j % 2
-constexpr int kPrefetchBytes = 2048;  // ahead
 
 inline const __m256i* wide(const void* bytes) { return static_cast<const __m256i*>(bytes); }
 
@@ -78,11 +77,11 @@ inline void block_sums(const uint8_t* codes, const Table& table, const int8_t* x
     const __m256i columns = four_columns(x + s * layout::kSliceColumns);
     const __m256i even = _mm256_unpacklo_epi8(words, turn), odd = _mm256_unpackhi_epi8(words, turn);
     const __m256i even_02 = table[low_windows(even)], even_13 = table[high_windows(even)];
-    Set::add_products(even_low, _mm256_unpacklo_epi16(even_02, even_13), columns);
-    Set::add_products(even_high, _mm256_unpackhi_epi16(even_02, even_13), columns);
+    even_low = Set::add_products(even_low, _mm256_unpacklo_epi16(even_02, even_13), columns);
+    even_high = Set::add_products(even_high, _mm256_unpackhi_epi16(even_02, even_13), columns);
     const __m256i odd_02 = table[low_windows(odd)], odd_13 = table[high_windows(odd)];
-    Set::add_products(odd_low, _mm256_unpacklo_epi16(odd_02, odd_13), columns);
-    Set::add_products(odd_high, _mm256_unpackhi_epi16(odd_02, odd_13), columns);
+    odd_low = Set::add_products(odd_low, _mm256_unpacklo_epi16(odd_02, odd_13), columns);
+    odd_high = Set::add_products(odd_high, _mm256_unpackhi_epi16(odd_02, odd_13), columns);
   }
   sums[0] = _mm256_unpacklo_epi64(even_low, odd_low);
   sums[1] = _mm256_unpackhi_epi64(even_low, odd_low);
@@ -97,21 +96,16 @@ inline __m256i nibbles_of(const uint8_t* nibbles, int q, int half) {
   return q < 2 ? _mm256_and_si256(both, _mm256_set1_epi32(15)) : _mm256_srli_epi32(both, 4);
 }
 
+using Sums = int32_t[kQuarters][2][kLanes];  // rows in order
+
 // Adds a column block's products to T, see isa.h.
+//   x  as block_sums takes it
 template <class Set>
 inline void add_block(const uint8_t* codes, const Table& table, const uint8_t* nibbles,
-                      const int8_t* x, int32_t x_sum, int32_t (*t)[2][kLanes]) {
-  alignas(32) int8_t swapped[layout::kBlockColumns];
-  const __m256i order = _mm256_broadcastsi128_si256(
-      _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
-  for (int i = 0; i < layout::kBlockColumns; i += 32) {
-    const __m256i columns = _mm256_loadu_si256(wide(x + i));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(swapped + i),
-                       _mm256_shuffle_epi8(columns, order));
-  }
+                      const int8_t* x, int32_t x_sum, Sums& t) {
   for (int half = 0; half < 2; half++) {
     __m256i sums[kQuarters];
-    block_sums<Set>(codes + half * 32, table, swapped, x_sum, sums);
+    block_sums<Set>(codes + half * 32, table, x, x_sum, sums);
     for (int q = 0; q < kQuarters; q++) {
       auto* lanes = reinterpret_cast<__m256i*>(t[q][half]);
       const __m256i scaled = _mm256_mullo_epi32(sums[q], nibbles_of(nibbles, q, half));
@@ -120,34 +114,43 @@ inline void add_block(const uint8_t* codes, const Table& table, const uint8_t* n
   }
 }
 
+// The columns of each slice of a block in the order 0 2 1 3.
+inline void swap_columns(const int8_t* x, int8_t* swapped) {
+  const __m256i order = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
+  for (int i = 0; i < layout::kBlockColumns; i += 32) {
+    const __m256i columns = _mm256_loadu_si256(wide(x + i));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(swapped + i),
+                       _mm256_shuffle_epi8(columns, order));
+  }
+}
+
 template <class Set>
 void dot_block(const TrellisMatrix& w, size_t row_block, const RoundedTokens& x, float* y) {
   const Table table(w.code->table, 0);
   const size_t n_blocks = w.shape.column_blocks();
-  const float unit = w.code->scale_unit * w.gain();
-  RowScales row_scales;
-  read_row_scales(w, row_block, row_scales);
-  std::memset(y, 0, kRows * sizeof(float));
-  for (int p = 0; p < w.n_planes; p++) {
-    const uint8_t* codes = w.codes(p, row_block);
-    const uint8_t* nibbles = w.group_scales(p, row_block);
-    alignas(32) float sums[kRows] = {};
-    for (size_t b = 0; b < n_blocks;) {
-      const float x_scale = x.scales[b / kHalves];
-      alignas(32) int32_t t[kQuarters][2][kLanes] = {};
-      do {
-        add_block<Set>(codes + b * layout::kBlockCodeBytes, table,
-                       nibbles + b * layout::kBlockScaleBytes, x.codes + b * layout::kBlockColumns,
-                       x.sums[b], t);
-      } while (++b % kHalves != 0 && b < n_blocks);
-      for (int r = 0; r < kRows; r += kLanes) {
-        const __m256 lanes = _mm256_cvtepi32_ps(_mm256_load_si256(wide(&t[0][0][0] + r)));
-        _mm256_store_ps(sums + r,
-                        _mm256_fmadd_ps(lanes, _mm256_set1_ps(x_scale), _mm256_load_ps(sums + r)));
+  alignas(32) float sums[layout::kMaxPlanes][kRows] = {};
+  for (size_t begin = 0; begin < n_blocks; begin += kHalves) {
+    const __m256 x_scale = _mm256_set1_ps(x.scales[begin / kHalves]);
+    alignas(32) Sums t[layout::kMaxPlanes] = {};
+    for (size_t b = begin; b < std::min(begin + kHalves, n_blocks); b++) {
+      alignas(32) int8_t swapped[layout::kBlockColumns];
+      swap_columns(x.codes + b * layout::kBlockColumns, swapped);
+      for (int p = 0; p < w.n_planes; p++) {
+        add_block<Set>(w.codes(p, row_block) + b * layout::kBlockCodeBytes, table,
+                       w.group_scales(p, row_block) + b * layout::kBlockScaleBytes, swapped,
+                       x.sums[b], t[p]);
       }
     }
-    for (int r = 0; r < kRows; r++) y[r] += sums[r] * (row_scales[p][r] * unit);
+    for (int p = 0; p < w.n_planes; p++) {
+      for (int r = 0; r < kRows; r += kLanes) {
+        const __m256 lanes = _mm256_cvtepi32_ps(_mm256_load_si256(wide(&t[p][0][0][0] + r)));
+        float* to = sums[p] + r;
+        _mm256_store_ps(to, _mm256_fmadd_ps(lanes, x_scale, _mm256_load_ps(to)));
+      }
+    }
   }
+  finish_rows(w, row_block, sums, y);
 }
 
 // What the sets share of multiply_block.

@@ -50,10 +50,11 @@ inline __m512i four_columns(const int8_t* x) {
   return _mm512_set1_epi32(columns);
 }
 
-// sums += products of four columns. Not the intrinsic: GCC 12 copies every sum it changes to
-// another register and, out of registers, to memory, at four times the time.
-inline void add_products(__m512i& sums, __m512i values, __m512i columns) {
+// sums + products of four columns. Not the intrinsic: GCC 12 copies every sum that one changes to
+// another register and, out of registers, to memory.
+inline __m512i add_products(__m512i sums, __m512i values, __m512i columns) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(values), "v"(columns));
+  return sums;
 }
 
 // Adds a column block's products to T, see isa.h.
@@ -66,7 +67,7 @@ inline void add_block(const uint8_t* codes, __m512i table, const uint8_t* nibble
     prefetch(codes + s * kSliceBytes);
     const __m512i columns = four_columns(x + s * layout::kSliceColumns);
     for (int q = 0; q < kQuarters; q++) {
-      add_products(sums[q], look_up(q, slice, table), columns);
+      sums[q] = add_products(sums[q], look_up(q, slice, table), columns);
     }
   }
   for (int q = 0; q < kQuarters; q++) {
@@ -78,37 +79,36 @@ inline void add_block(const uint8_t* codes, __m512i table, const uint8_t* nibble
   }
 }
 
+// Columns outside, planes inside: a plane's codes are then one stream over all row blocks, without
+// a jump that nothing could foresee.
 void dot_block(const TrellisMatrix& w, size_t row_block, const RoundedTokens& x, float* y) {
   const __m512i table = _mm512_load_si512(w.code->table);
   const size_t n_blocks = w.shape.column_blocks();
-  const __m512 unit = _mm512_set1_ps(w.code->scale_unit * w.gain());
-  __m512 out[kQuarters];
-  for (auto& rows : out) rows = _mm512_setzero_ps();
-  for (int p = 0; p < w.n_planes; p++) {
-    const uint8_t* codes = w.codes(p, row_block);
-    const uint8_t* nibbles = w.group_scales(p, row_block);
-    __m512 sums[kQuarters];
-    for (auto& sum : sums) sum = _mm512_setzero_ps();
-    for (size_t b = 0; b < n_blocks;) {
-      const __m512 x_scale = _mm512_set1_ps(x.scales[b / kHalves]);
-      __m512i t[kQuarters];
-      for (auto& lanes : t) lanes = _mm512_setzero_si512();
-      do {
-        add_block(codes + b * layout::kBlockCodeBytes, table,
-                  nibbles + b * layout::kBlockScaleBytes, x.codes + b * layout::kBlockColumns,
-                  x.sums[b], t);
-      } while (++b % kHalves != 0 && b < n_blocks);
+  __m512 sums[layout::kMaxPlanes][kQuarters] = {};
+  for (size_t begin = 0; begin < n_blocks; begin += kHalves) {
+    const __m512 x_scale = _mm512_set1_ps(x.scales[begin / kHalves]);
+    for (int p = 0; p < w.n_planes; p++) {
+      __m512i t[kQuarters] = {};
+      for (size_t b = begin; b < std::min(begin + kHalves, n_blocks); b++) {
+        add_block(w.codes(p, row_block) + b * layout::kBlockCodeBytes, table,
+                  w.group_scales(p, row_block) + b * layout::kBlockScaleBytes,
+                  x.codes + b * layout::kBlockColumns, x.sums[b], t);
+      }
       for (int q = 0; q < kQuarters; q++) {
-        sums[q] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(t[q]), x_scale, sums[q]);
+        sums[p][q] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(t[q]), x_scale, sums[p][q]);
       }
     }
-    const auto* row_scales = reinterpret_cast<const __m256i*>(w.row_scales(p, row_block));
-    for (int q = 0; q < kQuarters; q++) {
-      const __m512 scale = _mm512_cvtph_ps(_mm256_load_si256(row_scales + q));
-      out[q] = _mm512_add_ps(out[q], _mm512_mul_ps(sums[q], _mm512_mul_ps(scale, unit)));
-    }
   }
-  for (int q = 0; q < kQuarters; q++) _mm512_storeu_ps(y + q * kLanes, out[q]);
+  const __m512 unit = _mm512_set1_ps(w.code->scale_unit * w.gain());
+  for (int q = 0; q < kQuarters; q++) {
+    __m512 rows = _mm512_setzero_ps();
+    for (int p = 0; p < w.n_planes; p++) {
+      const auto* halves = reinterpret_cast<const __m256i*>(w.row_scales(p, row_block));
+      const __m512 scale = _mm512_mul_ps(_mm512_cvtph_ps(_mm256_load_si256(halves + q)), unit);
+      rows = _mm512_add_ps(rows, _mm512_mul_ps(sums[p][q], scale));
+    }
+    _mm512_storeu_ps(y + q * kLanes, rows);
+  }
 }
 
 struct Avx512 {
@@ -176,33 +176,31 @@ struct Avx512 {
   template <int kTokens>
   static void add(const Tile& tile, int n_slices, const RoundedTokens& x, size_t g, float* y,
                   size_t y_stride) {
-    // One loop over tokens and quarters, always written out: GCC 12 keeps an array in registers
-    // only if no loop is left that indexes it by the time it looks, and unrolls inner loops alone
-    // by then.
-    constexpr int kSums = kTokens * kQuarters;
     const int8_t* columns[kTokens];
-    __m512i sums[kSums];
-#pragma GCC unroll 32
-    for (int i = 0; i < kSums; i++) {
-      const RoundedTokens token = x.from(i / kQuarters);
-      columns[i / kQuarters] = token.codes + g * kScaleColumns;
-      sums[i] = _mm512_set1_epi32(-kTileOffset * sum_of_group(token, g, n_slices));
+    __m512i sums[kTokens][kQuarters];
+    for (int t = 0; t < kTokens; t++) {
+      const RoundedTokens token = x.from(t);
+      columns[t] = token.codes + g * kScaleColumns;
+      const int32_t start = -kTileOffset * sum_of_group(token, g, n_slices);
+      for (auto& sum : sums[t]) sum = _mm512_set1_epi32(start);
     }
     for (int s = 0; s < n_slices; s++) {
-#pragma GCC unroll 32
-      for (int i = 0; i < kSums; i++) {
-        add_products(sums[i], _mm512_load_si512(tile.codes[s][i % kQuarters * kLanes]),
-                     four_columns(columns[i / kQuarters] + s * layout::kSliceColumns));
+      for (int t = 0; t < kTokens; t++) {
+        const __m512i four = four_columns(columns[t] + s * layout::kSliceColumns);
+        for (int q = 0; q < kQuarters; q++) {
+          const __m512i codes = _mm512_load_si512(tile.codes[s][q * kLanes]);
+          sums[t][q] = add_products(sums[t][q], codes, four);
+        }
       }
     }
-#pragma GCC unroll 32
-    for (int i = 0; i < kSums; i++) {
-      const int t = i / kQuarters, row = i % kQuarters * kLanes;
+    for (int t = 0; t < kTokens; t++) {
       const __m512 x_scale = _mm512_set1_ps(x.from(t).scales[g]);
-      const __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i]), x_scale);
-      float* rows = y + t * y_stride + row;
-      _mm512_storeu_ps(
-          rows, _mm512_fmadd_ps(sum, _mm512_load_ps(tile.scales + row), _mm512_loadu_ps(rows)));
+      for (int q = 0; q < kQuarters; q++) {
+        float* rows = y + t * y_stride + q * kLanes;
+        const __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[t][q]), x_scale);
+        _mm512_storeu_ps(rows, _mm512_fmadd_ps(sum, _mm512_load_ps(tile.scales + q * kLanes),
+                                               _mm512_loadu_ps(rows)));
+      }
     }
   }
 };

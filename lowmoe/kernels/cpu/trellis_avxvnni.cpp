@@ -10,8 +10,9 @@ struct AvxVnni : Tiles256 {
   static constexpr int kRegisters = 2;      // of rows at a time
 
   // As asm for the reason that trellis_avx512.cpp has.
-  static void add_products(__m256i& sums, __m256i values, __m256i columns) {
+  static __m256i add_products(__m256i sums, __m256i values, __m256i columns) {
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(values), "x"(columns));
+    return sums;
   }
 
   template <int kTokens>
@@ -24,24 +25,26 @@ struct AvxVnni : Tiles256 {
       columns[t] = token.codes + g * kScaleColumns;
       starts[t] = -kTileOffset * sum_of_group(token, g, n_slices);
     }
-    constexpr int kSums =
-        kTokens * kRegisters;  // one loop, always written out: see trellis_avx512.cpp
     for (int row = 0; row < kRows; row += kRegisters * kLanes) {
-      __m256i sums[kSums];
-#pragma GCC unroll 32
-      for (int i = 0; i < kSums; i++) sums[i] = _mm256_set1_epi32(starts[i / kRegisters]);
+      __m256i sums[kTokens][kRegisters];
+      for (int t = 0; t < kTokens; t++) {
+        for (auto& sum : sums[t]) sum = _mm256_set1_epi32(starts[t]);
+      }
       for (int s = 0; s < n_slices; s++) {
-#pragma GCC unroll 32
-        for (int i = 0; i < kSums; i++) {
-          add_products(sums[i],
-                       _mm256_load_si256(wide(tile.codes[s][row + i % kRegisters * kLanes])),
-                       four_columns(columns[i / kRegisters] + s * layout::kSliceColumns));
+        for (int t = 0; t < kTokens; t++) {
+          const __m256i four = four_columns(columns[t] + s * layout::kSliceColumns);
+          for (int i = 0; i < kRegisters; i++) {
+            const __m256i codes = _mm256_load_si256(wide(tile.codes[s][row + i * kLanes]));
+            sums[t][i] = add_products(sums[t][i], codes, four);
+          }
         }
       }
-#pragma GCC unroll 32
-      for (int i = 0; i < kSums; i++) {
-        const int t = i / kRegisters, first = row + i % kRegisters * kLanes;
-        add_scaled(sums[i], x.from(t).scales[g], tile.scales + first, y + t * y_stride + first);
+      for (int t = 0; t < kTokens; t++) {
+        for (int i = 0; i < kRegisters; i++) {
+          const int first = row + i * kLanes;
+          add_scaled(sums[t][i], x.from(t).scales[g], tile.scales + first,
+                     y + t * y_stride + first);
+        }
       }
     }
   }

@@ -41,27 +41,23 @@ void add_block(const uint8_t* codes, const uint8_t* table, const uint8_t* nibble
 }
 
 void dot_block(const TrellisMatrix& w, size_t row_block, const RoundedTokens& x, float* y) {
-  RowScales row_scales;
-  read_row_scales(w, row_block, row_scales);
   const size_t n_blocks = w.shape.column_blocks();
-  const float unit = w.code->scale_unit * w.gain();
-  for (int r = 0; r < kRows; r++) y[r] = 0;
+  float sums[layout::kMaxPlanes][kRows] = {};
   for (int p = 0; p < w.n_planes; p++) {
-    float sums[kRows] = {};
-    for (size_t b = 0; b < n_blocks;) {
-      const float x_scale = x.scales[b / kHalves];
+    for (size_t begin = 0; begin < n_blocks; begin += kHalves) {
       int32_t t[kRows] = {};
-      do {
+      for (size_t b = begin; b < std::min(begin + kHalves, n_blocks); b++) {
         add_block(w.codes(p, row_block) + b * layout::kBlockCodeBytes, w.code->table,
                   w.group_scales(p, row_block) + b * layout::kBlockScaleBytes,
                   x.codes + b * layout::kBlockColumns, x.sums[b], t);
-      } while (++b % kHalves != 0 && b < n_blocks);
+      }
+      const float x_scale = x.scales[begin / kHalves];
       for (int r = 0; r < kRows; r++) {
-        sums[r] = std::fma(static_cast<float>(t[r]), x_scale, sums[r]);
+        sums[p][r] = std::fma(static_cast<float>(t[r]), x_scale, sums[p][r]);
       }
     }
-    for (int r = 0; r < kRows; r++) y[r] += sums[r] * (row_scales[p][r] * unit);
   }
+  finish_rows(w, row_block, sums, y);
 }
 
 struct Scalar {

@@ -1,0 +1,102 @@
+"""What Python outside the tests uses of the extension module; addresses are ints.
+
+Knows:        signatures. The headers beside this file say what the operations do.
+Ignorant of:  the functions that only tests and benchmarks call.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+PAGE_TOKENS: int
+
+def isas() -> list[str]: ...
+def allocated_bytes() -> int: ...
+def kv_head_bytes(format: str, head_size: int) -> int: ...
+
+class Pool:
+    n_threads: int
+    def __init__(self, n_threads: int, cpus: Sequence[int]) -> None: ...
+    def read_seconds(self, data: int, n_bytes: int) -> float: ...
+    def start_profile(self) -> None: ...
+    def phases(self) -> list[tuple[str, float, int]]: ...
+
+class Engine:
+    def __init__(
+        self, isa: str, pool: Pool, table: Sequence[int], scale_unit: float, max_tokens: int
+    ) -> None: ...
+
+class Linear:
+    def __init__(
+        self, engine: Engine, n_out: int, n_in: int, planes: Sequence[int], d: int
+    ) -> None: ...
+
+class KvPages:
+    n_reserved: int
+    def __init__(self, n_layers: int, n_kv_heads: int, head_size: int, format: str) -> None: ...
+    def reserve(self, n_tokens: int) -> None: ...
+
+class AttentionLayer:
+    def __init__(
+        self,
+        *,
+        norm: int,
+        norm_epsilon: float,
+        qkv: Linear,
+        out: Linear,
+        frequencies: int,
+        n_heads: int,
+        n_kv_heads: int,
+        head_size: int,
+        window: int,
+    ) -> None: ...
+
+class Attention:
+    def __init__(
+        self, engine: Engine, layers: Sequence[AttentionLayer], max_context: int
+    ) -> None: ...
+    def run(self, layer_id: int, cache: KvPages, first: int, x: int, n: int) -> None: ...
+
+class ExpertsLayer:
+    def __init__(
+        self,
+        *,
+        norm: int,
+        norm_epsilon: float,
+        router: int,
+        d_in: int,
+        d_inner: int,
+        n_hidden: int,
+        n_experts: int,
+        n_inner: int,
+        n_active: int,
+        renormalize: bool,
+    ) -> None: ...
+
+class Experts:
+    def __init__(self, engine: Engine, layers: Sequence[ExpertsLayer]) -> None: ...
+    def route(self, layer_id: int, x: int, n: int, weights: int, ids: int) -> None: ...
+    def foresee(self, layer_id: int, x: int, n: int, weights: int, ids: int) -> None: ...
+    def run(
+        self,
+        engine: Engine,
+        layer_id: int,
+        ids: int,
+        n: int,
+        experts: Sequence[tuple[int, Sequence[int]]],
+    ) -> None: ...
+    def add(self, layer_id: int, weights: int, n: int, x: int) -> None: ...
+
+class Ends:
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        embedding: Linear,
+        final_norm: int,
+        norm_epsilon: float,
+        head: Linear,
+    ) -> None: ...
+    def embed(self, ids: int, n: int, x: int) -> None: ...
+    def logits(self, x: int, n: int, scores: int) -> None: ...
+
+def __getattr__(name: str) -> Any: ...  # the rest is for tests and benchmarks
