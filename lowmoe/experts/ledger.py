@@ -50,11 +50,11 @@ class Ledger:
         self._reads = 0
         self._busy_since = 0.0
 
-    def lent(self, *, in_ram: bool, n_bytes: int) -> None:
-        """One expert was lent."""
+    def lent(self, *, in_ram: int, on_disk: int, expert_bytes: int) -> None:
+        """So many experts were lent, all of one size."""
         self._ram_requests += in_ram
-        self._disk_requests += not in_ram
-        self._ram_bytes += n_bytes
+        self._disk_requests += on_disk
+        self._ram_bytes += (in_ram + on_disk) * expert_bytes
 
     def guess(self, *, right: bool) -> None:
         """An expert is read ahead; or, later, one that was is asked for."""

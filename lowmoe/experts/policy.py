@@ -18,6 +18,9 @@ Key: TypeAlias = tuple[int, int]
 DECAY = 0.984
 
 
+_NEVER = (0.0, 0, 0)  # how much it was used, when by its layer's clock, when by that of all
+
+
 class UsePolicy:
     """Counts uses layer by layer; time passes for a layer only when it is used."""
 
@@ -30,16 +33,14 @@ class UsePolicy:
     def record(self, layer_id: int, expert_ids: list[int]) -> None:
         """These experts of a layer were just used, once each."""
         self._clock += 1
-        self._layer_clock[layer_id] = self._layer_clock.get(layer_id, 0) + 1
+        now = self._layer_clock[layer_id] = self._layer_clock.get(layer_id, 0) + 1
         for expert_id in expert_ids:
             key = (layer_id, expert_id)
-            weight = self.worth(key)[0] + 1
-            self._uses[key] = (weight, self._layer_clock[layer_id], self._clock)
+            weight, then, _ = self._uses.get(key, _NEVER)
+            self._uses[key] = (weight * self._decay ** (now - then) + 1, now, self._clock)
 
     def worth(self, key: Key) -> tuple[float, int]:
         """How much an expert deserves its place; compare with <."""
-        if key not in self._uses:
-            return 0.0, 0
-        weight, layer_time, time = self._uses[key]
-        age = self._layer_clock[key[0]] - layer_time
+        weight, then, time = self._uses.get(key, _NEVER)
+        age = self._layer_clock.get(key[0], 0) - then
         return weight * self._decay**age, time

@@ -91,14 +91,24 @@ class ExpertStore:
 
         They stay in place until `portions` has handed them out.
         """
-        keys = [(layer_id, e) for e in sorted(set(expert_ids))]
-        self._policy.record(layer_id, [e for _, e in keys])
-        self._forget_failures(keys)
-        ready = [key for key in keys if self._is_ready(key)]
-        for key in keys:
-            self._note_request(key, in_ram=key in ready)
-        self._wanted = ready + [key for key in keys if key not in ready]
-        self._read_wanted()
+        wanted = sorted(set(expert_ids))
+        self._policy.record(layer_id, wanted)
+        ready: list[Key] = []
+        others: list[Key] = []
+        for expert_id in wanted:
+            key = (layer_id, expert_id)
+            slot = self._tier.residents.get(key)
+            (ready if slot is not None and slot.is_ready else others).append(key)
+            if slot is not None and slot.guessed and not slot.has_failed:
+                slot.guessed = False
+                self._ledger.guess(right=True)
+        self._ledger.lent(
+            in_ram=len(ready), on_disk=len(others), expert_bytes=self._tier.slot_bytes
+        )
+        self._wanted = ready + others
+        if others:
+            self._forget_failures(others)
+            self._read_wanted()
 
     def portions(self) -> Iterator[list[int]]:
         """The experts wanted, in groups to borrow one after the other, reads running ahead.
@@ -109,6 +119,9 @@ class ExpertStore:
             ready = [key for key in self._wanted[: self.n_slots] if self._is_ready(key)]
             group = ready or self._wanted[:1]
             yield [expert_id for _, expert_id in group]
+            if len(group) == len(self._wanted):
+                self._wanted = []
+                return
             self._wanted = [key for key in self._wanted if key not in group]
             self._read_wanted()
 
@@ -131,12 +144,12 @@ class ExpertStore:
                 f"{len(expert_ids)} experts are wanted at once, but RAM is given to {self.n_slots}."
             )
         keys = [(layer_id, e) for e in expert_ids]
-        # As many wanted ones as fit beside these stay too, so that none is read twice.
-        keep = set(list(dict.fromkeys([*keys, *self._wanted]))[: self.n_slots])
         lent: list[Slot] = []
         try:
             for key in keys:
-                lent.append(self._lend(key, keep))
+                slot = self._tier.residents.get(key) or self._lend(key, keys)
+                slot.lent += 1
+                lent.append(slot)
             for slot in lent:
                 if not slot.is_ready:
                     assert slot.filling is not None
@@ -177,19 +190,14 @@ class ExpertStore:
             if slot.lent == 0 and slot.has_failed:
                 self._tier.clear(slot)
 
-    def _note_request(self, key: Key, *, in_ram: bool) -> None:
-        self._ledger.lent(in_ram=in_ram, n_bytes=self._tier.slot_bytes)
-        slot = self._tier.residents.get(key)
-        if slot is not None and slot.guessed:
-            slot.guessed = False
-            self._ledger.guess(right=True)
-
-    def _lend(self, key: Key, keep: set[Key]) -> Slot:
+    def _lend(self, key: Key, keys: list[Key]) -> Slot:
+        """The slot that `key`, one of the keys borrowed together, is being read into."""
+        # As many wanted ones as fit beside these stay too, so that none is read twice.
+        keep = set(list(dict.fromkeys([*keys, *self._wanted]))[: self.n_slots])
         slot = self._start_read(key, keep)
         while slot is None:
             self._await_any_read(keep)
             slot = self._start_read(key, keep)
-        slot.lent += 1
         return slot
 
     def _start_read(self, key: Key, keep: set[Key]) -> Slot | None:

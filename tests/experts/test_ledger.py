@@ -33,9 +33,8 @@ def test_the_disk_is_busy_while_at_least_one_read_is_under_way(clock: list[float
 
 def test_requests_are_counted_by_where_they_were_met() -> None:
     ledger = Ledger()
-    ledger.lent(in_ram=True, n_bytes=100)
-    ledger.lent(in_ram=False, n_bytes=100)
-    ledger.lent(in_ram=False, n_bytes=100)
+    ledger.lent(in_ram=1, on_disk=0, expert_bytes=100)
+    ledger.lent(in_ram=0, on_disk=2, expert_bytes=100)
     ledger.guess(right=False)
     ledger.guess(right=False)
     ledger.guess(right=True)

@@ -57,53 +57,72 @@ void in_steps(size_t from, size_t n, F&& f) {
   if constexpr (kMost > 1) in_steps<kMost / 2>(from, n, f);
 }
 
-// scores[query][row] of kQueries queries and the first n <= kRows rows from `position` on.
-// kWhole says that the head fills its registers; without a branch on that, sums stay in theirs.
-template <class S, size_t kQueries, bool kWhole, class Stored>
+// kRows neighbouring positions' rows; with kWhole false, only the first n are, and the others the
+// last of these again.
+template <size_t kRows, bool kWhole, class Stored>
+struct RowPointers {
+  const Stored* at[kRows];
+
+  RowPointers(const CachedRows<Stored>& rows, size_t position, size_t n) {
+    for (size_t r = 0; r < kRows; r++) at[r] = rows.at(position + (kWhole || r < n ? r : n - 1));
+  }
+};
+
+// Products of kQueries queries and kRows keys, kLanes of each from i on: sums[query][row] are begun
+// with them (a loop of zeros would become a call of memset, and the sums leave their registers) or
+// have them added.
+template <class S, bool kBegin, size_t kQueries, size_t kRows, class Stored, class Load>
+void multiply_lanes(typename S::Float (&sums)[kQueries * kRows], const float* q, size_t size,
+                    const Stored* const (&rows)[kRows], size_t i, Load load) {
+  typename S::Float key[kRows];
+  for (size_t r = 0; r < kRows; r++) key[r] = load(rows[r] + i);
+  for (size_t k = 0; k < kQueries; k++) {
+    const auto query = load(q + k * size + i);
+    for (size_t r = 0; r < kRows; r++) {
+      auto& sum = sums[k * kRows + r];
+      sum = kBegin ? query * key[r] : S::fma(query, key[r], sum);
+    }
+  }
+}
+
+// scores[query][row] of kQueries queries and kRows rows from `position` on, or the first n of them.
+// kWholeHead says that a head fills registers.
+template <class S, size_t kQueries, size_t kRows, bool kWholeHead, bool kWholeRows, class Stored>
 void score_rows(const float* q, const CachedRows<Stored>& keys, size_t position, size_t n,
                 float* scores, size_t score_stride) {
-  constexpr size_t kRows = S::kSums / kQueries;
-  const Stored* rows[kRows];
-  // Rows past the end are the last one again; what comes of them is not stored.
-  for (size_t r = 0; r < kRows; r++) rows[r] = keys.at(position + (r < n ? r : n - 1));
-  typename S::Float sums[kQueries * kRows], key[kRows];
-  for (auto& sum : sums) sum = S::all(0);
-  const auto multiply = [&](auto load, size_t i) {
-    for (size_t r = 0; r < kRows; r++) key[r] = load(rows[r] + i);
-    for (size_t k = 0; k < kQueries; k++) {
-      const auto query = load(q + k * keys.size + i);
-      for (size_t r = 0; r < kRows; r++) {
-        sums[k * kRows + r] = S::fma(query, key[r], sums[k * kRows + r]);
-      }
-    }
-  };
+  const RowPointers<kRows, kWholeRows, Stored> rows(keys, position, n);
+  const auto load = [](auto* from) { return S::load(from); };
+  const size_t size = keys.size, whole = size / S::kLanes * S::kLanes;
+  typename S::Float sums[kQueries * kRows];
   size_t i = 0;
-  for (; i + S::kLanes <= keys.size; i += S::kLanes) {
-    multiply([](auto* from) { return S::load(from); }, i);
+  if constexpr (kWholeHead) {
+    multiply_lanes<S, true, kQueries>(sums, q, size, rows.at, 0, load);
+    i = S::kLanes;
+  } else {
+    const auto load_some = [=](auto* from) { return S::load_some(from, size - whole); };
+    multiply_lanes<S, true, kQueries>(sums, q, size, rows.at, whole, load_some);
   }
-  if constexpr (!kWhole) {
-    multiply([&](auto* from) { return S::load_some(from, keys.size - i); }, i);
+  for (; i < whole; i += S::kLanes) {
+    multiply_lanes<S, false, kQueries>(sums, q, size, rows.at, i, load);
   }
-  float found[S::kSums];
-  for (size_t k = 0; k < S::kSums; k += S::kLanes) S::store(found + k, S::sum_each(sums + k));
+  float found[kQueries * kRows];
+  for (size_t k = 0; k < kQueries * kRows; k += S::kLanes) {
+    S::store(found + k, S::sum_each(sums + k));
+  }
+  const size_t n_rows = kWholeRows ? kRows : n;
   if constexpr (CachedRows<Stored>::kScaled) {
-    for (size_t r = 0; r < n; r++) {
+    for (size_t r = 0; r < n_rows; r++) {
       const float scale = keys.scale(position + r);
       for (size_t k = 0; k < kQueries; k++) found[k * kRows + r] *= scale;
     }
   }
   for (size_t k = 0; k < kQueries; k++) {
-    float* to = scores + k * score_stride;
-    if (n == kRows) {
-      std::memcpy(to, found + k * kRows, kRows * sizeof *to);
-    } else {
-      std::memcpy(to, found + k * kRows, n * sizeof *to);
-    }
+    std::memcpy(scores + k * score_stride, found + k * kRows, n_rows * sizeof *found);
   }
 }
 
 // The same for n rows; with `prefetch` those further on are asked for.
-template <class S, size_t kQueries, bool kWhole, class Stored>
+template <class S, size_t kQueries, bool kWholeHead, class Stored>
 void score_tile(const float* q, const CachedRows<Stored>& keys, size_t position, size_t n,
                 float* scores, size_t score_stride, bool prefetch) {
   constexpr size_t kRows = S::kSums / kQueries;
@@ -111,8 +130,13 @@ void score_tile(const float* q, const CachedRows<Stored>& keys, size_t position,
     for (size_t r = 0; prefetch && r < kRows; r++) {
       keys.prefetch(position + i + kAhead + r, 0, keys.size);
     }
-    score_rows<S, kQueries, kWhole>(q, keys, position + i, n - i < kRows ? n - i : kRows,
-                                    scores + i, score_stride);
+    if (i + kRows <= n) {
+      score_rows<S, kQueries, kRows, kWholeHead, true>(q, keys, position + i, kRows, scores + i,
+                                                       score_stride);
+    } else {
+      score_rows<S, kQueries, kRows, kWholeHead, false>(q, keys, position + i, n - i, scores + i,
+                                                        score_stride);
+    }
   }
 }
 

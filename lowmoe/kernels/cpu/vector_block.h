@@ -36,9 +36,13 @@ template <class S, size_t kPositions>
 void score_block(const float* turned, const float* keys, size_t size, float* scores) {
   constexpr size_t kRows = 2 * S::kLanes;
   typename S::Float low[kPositions], high[kPositions];
-  for (size_t p = 0; p < kPositions; p++) low[p] = high[p] = S::all(0);
-  for (size_t i = 0; i < size; i++, turned += kRows) {
-    const auto a = S::load(turned), b = S::load(turned + S::kLanes);
+  // Begun with products, not with zeros: see multiply_lanes.
+  for (size_t p = 0; p < kPositions; p++) {
+    low[p] = S::all(keys[p * size]) * S::load(turned);
+    high[p] = S::all(keys[p * size]) * S::load(turned + S::kLanes);
+  }
+  for (size_t i = 1; i < size; i++) {
+    const auto a = S::load(turned + i * kRows), b = S::load(turned + i * kRows + S::kLanes);
     for (size_t p = 0; p < kPositions; p++) {
       const auto key = S::all(keys[p * size + i]);
       low[p] = S::fma(key, a, low[p]);
