@@ -134,7 +134,7 @@ class NativeComputation:
         for group in store.portions():
             with store.borrow(layer_id, group) as experts:
                 given = [(e, [p.data_ptr() for p in parts]) for e, parts in experts.items()]
-                self._experts.run(self._engine, layer_id, ids, n_tokens, given)
+                self._experts.run(layer_id, ids, n_tokens, given)
         self._experts.add(layer_id, routing.weights.data_ptr(), n_tokens, x.data_ptr())
         return x
 

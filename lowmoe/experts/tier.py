@@ -27,7 +27,9 @@ class Slot:
     filling: "Future[None] | None" = None
     lent: int = 0
     guessed: bool = False  # read ahead and not yet asked for
-    _ready: bool = False  # once seen: asking a Future takes a lock, and this is asked at every token
+    _ready: bool = (
+        False  # once seen: asking a Future takes a lock, and this is asked at every token
+    )
 
     @property
     def is_ready(self) -> bool:

@@ -3,12 +3,16 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lowmoe.kernels.cpu import _native
 from quant import trellis
-from quant.layout import BLOCK_COLUMNS, BLOCK_ROWS, PlaneLayout
+from quant.encode import encode_planes
+from quant.layout import BLOCK_COLUMNS, PlaneLayout
+from quant.transform import channel_factors
 from quant.trellis import DEFAULT_CODE, TrellisCode
 
 ISAS = _native.isas()
@@ -34,22 +38,25 @@ class Case:
     def rows(self) -> int:
         return self.layout.padded_rows
 
-    def native(self, name: str, isa: str, tokens: slice = slice(None)) -> Floats:
+    def arguments(self) -> dict[str, object]:
+        """What both kernels take, but for the instruction set and where the results go."""
+        return {
+            "planes": self.planes,
+            "n_out": self.layout.n_out,
+            "n_in": self.layout.n_in,
+            "table": native_table(self.code),
+            "scale_unit": self.code.scale_unit,
+            "codes": self.codes,
+            "scales": self.scales,
+            "first_block": 0,
+        }
+
+    def native(self, kernel: str, isa: str, tokens: slice = slice(None)) -> Floats:
         """What a kernel makes of some tokens, [T, padded_rows]."""
         codes, scales = self.codes[tokens], self.scales[tokens]
         y = np.full((len(codes), self.rows), np.nan, np.float32)
-        getattr(_native, name)(
-            isa=isa,
-            planes=self.planes,
-            n_out=self.layout.n_out,
-            n_in=self.layout.n_in,
-            table=native_table(self.code),
-            scale_unit=self.code.scale_unit,
-            codes=codes,
-            scales=scales,
-            first_block=0,
-            y=y,
-        )
+        these = {"isa": isa, "codes": codes, "scales": scales, "y": y}
+        getattr(_native, kernel)(**(self.arguments() | these))
         return y
 
 
@@ -59,16 +66,18 @@ def native_table(code: TrellisCode) -> NDArray[np.uint8]:
     return (values + TABLE_OFFSET).astype(np.uint8)
 
 
+def set_region(plane: Tensor, start: int, values: NDArray[np.generic]) -> None:
+    plane[start : start + values.nbytes] = torch.from_numpy(values.view(np.uint8))
+
+
 def random_planes(layout: PlaneLayout, n_planes: int, rng: np.random.Generator) -> list[Tensor]:
     """Any bits are a plane, but for the scales and the gain."""
     planes = []
     for p in range(n_planes):
         plane = torch.from_numpy(rng.integers(0, 256, layout.plane_bytes, np.uint8)).clone()
-        row_scales = (0.28**p * rng.uniform(0.01, 1, layout.padded_rows)).astype(np.float16)
-        start = layout.row_scale_offset
-        plane[start : start + layout.row_scale_bytes] = torch.from_numpy(row_scales.view(np.uint8))
-        gain = np.array([1.0078], np.float32).view(np.uint8)
-        plane[layout.gain_offset : layout.gain_offset + 4] = torch.from_numpy(gain)
+        row_scales = 0.28**p * rng.uniform(0.01, 1, layout.padded_rows)
+        set_region(plane, layout.row_scale_offset, row_scales.astype(np.float16))
+        set_region(plane, layout.gain_offset, np.array([1.0 + 0.01 * p], np.float32))
         planes.append(plane)
     return planes
 
@@ -130,7 +139,9 @@ def expected_tile(case: Case) -> tuple[Integers, Floats]:
     parts, values = [], []
     for plane in case.planes:
         nibbles = trellis.group_scales(plane, layout).numpy().astype(np.float32)
-        parts.append(nibbles * trellis.row_scales(plane, layout).numpy().astype(np.float32)[:, None])
+        parts.append(
+            nibbles * trellis.row_scales(plane, layout).numpy().astype(np.float32)[:, None]
+        )
         values.append(trellis.table_values(plane, layout, case.code).numpy().astype(np.int64))
     bounds = parts[0]
     for part in parts[1:]:
@@ -162,21 +173,170 @@ def expected_product(case: Case) -> Floats:
 SHAPES = [(64, 64), (64, 128), (70, 192), (128, 200), (192, 576), (1, 1)]
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("n_planes", [1, 2, 3])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_one_token_s_products_are_the_stated_ones_bit_for_bit(
-    isa: str, n_planes: int, shape: tuple[int, int]
-) -> None:
-    case = random_case(*shape, n_planes, n_tokens=2)
+def assert_as_stated(case: Case, isa: str) -> None:
+    """Both kernels do what their headers say, bit for bit."""
     np.testing.assert_array_equal(case.native("dot_blocks", isa), expected_dot(case))
+    np.testing.assert_array_equal(case.native("multiply_blocks", isa), expected_product(case))
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("n_planes", [1, 2, 3])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_many_tokens_products_are_those_of_the_stated_tile_bit_for_bit(
+def test_products_are_the_stated_ones_bit_for_bit(
     isa: str, n_planes: int, shape: tuple[int, int]
 ) -> None:
-    case = random_case(*shape, n_planes, n_tokens=9)
-    np.testing.assert_array_equal(case.native("multiply_blocks", isa), expected_product(case))
+    assert_as_stated(random_case(*shape, n_planes, n_tokens=3), isa)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n_out=st.integers(1, 130),
+    n_in=st.integers(1, 400),
+    n_planes=st.integers(1, 3),
+    n_tokens=st.integers(1, 20),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_every_instruction_set_says_the_same(
+    n_out: int, n_in: int, n_planes: int, n_tokens: int, seed: int
+) -> None:
+    case = random_case(n_out, n_in, n_planes, n_tokens, seed=seed)
+    for kernel in ("dot_blocks", "multiply_blocks"):
+        first = case.native(kernel, ISAS[0])
+        for isa in ISAS[1:]:
+            np.testing.assert_array_equal(case.native(kernel, isa), first)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("pattern", ["alike", "alternating"])
+def test_the_largest_sums_are_exact(isa: str, sign: int, pattern: str) -> None:
+    """Every table value and code at its limit: 15 * 63 * 127 * 128 is just below 2^24, and all
+    the sums of two products that AVX2 holds in 16 bits are the largest there are."""
+    values = (63,) * 64 if pattern == "alike" else (63, -63) * 32
+    code = TrellisCode(table=tuple(sign * value for value in values))
+    case = random_case(64, 256, 2, 4, code=code)
+    case.codes[:] = 127
+    case.codes[1] = -127
+    case.codes[2, ::2] = -127
+    for plane in case.planes:
+        layout = case.layout
+        plane[layout.group_scale_offset : layout.row_scale_offset] = 255  # nibbles of 15
+    assert_as_stated(case, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("window_bits", [4, 5])
+def test_a_narrower_window_s_table_repeated_gives_its_weights(isa: str, window_bits: int) -> None:
+    rng = np.random.default_rng(3)
+    table = tuple(rng.integers(-63, 64, 2**window_bits).tolist())
+    code = TrellisCode(window_bits=window_bits, table=table)
+    assert_as_stated(random_case(64, 192, 2, 2, code=code), isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_groups_and_rows_of_scale_0_give_0(isa: str) -> None:
+    case = random_case(64, 256, 2, 3)
+    layout = case.layout
+    for plane in case.planes:
+        plane[layout.group_scale_offset : layout.row_scale_offset] = 0
+        plane[layout.group_scale_offset + 40] = 7  # row 8 of columns 64 to 127
+        row_scales = np.arange(layout.padded_rows, dtype=np.float16)
+        set_region(plane, layout.row_scale_offset, row_scales)
+    assert_as_stated(case, isa)
+    case.scales[:] = 1
+    y = case.native("multiply_blocks", isa)
+    assert (y[:, 8] != 0).all()
+    assert (np.delete(y, 8, axis=1) == 0).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_subnormal_row_scales_count(isa: str) -> None:
+    case = random_case(64, 128, 1, 2)
+    tiny = np.arange(64, dtype=np.uint16).view(np.float16)  # multiples of 2^-24
+    set_region(case.planes[0], case.layout.row_scale_offset, tiny)
+    assert_as_stated(case, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_token_s_products_do_not_depend_on_who_comes_with_it(isa: str) -> None:
+    """Registers hold 4 or 6 tokens at a time, so 13 are cut in several ways."""
+    case = random_case(64, 320, 3, n_tokens=13)
+    together = case.native("multiply_blocks", isa)
+    for first in range(13):
+        for last in range(first + 1, 14):
+            few = case.native("multiply_blocks", isa, slice(first, last))
+            np.testing.assert_array_equal(few, together[first:last])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_row_blocks_can_be_had_one_by_one(isa: str) -> None:
+    case = random_case(256, 128, 2, 2)
+    for kernel in ("dot_blocks", "multiply_blocks"):
+        of_two = np.zeros((2, 128), np.float32)
+        these = {"isa": isa, "first_block": 1, "y": of_two}
+        getattr(_native, kernel)(**(case.arguments() | these))
+        np.testing.assert_array_equal(of_two, case.native(kernel, isa)[:, 64:192])
+
+
+# What trellis_tile.h promises, relative to the energy of the weights, for 1 to 3 planes.
+TILE_ERRORS = [2.9e-5, 7.5e-5, 8.7e-5]
+
+
+@pytest.mark.parametrize("n_planes", [1, 2, 3])
+def test_a_tile_s_weights_are_nearly_the_planes(n_planes: int) -> None:
+    """Tokens that are columns of the unit matrix show the weights a tile stands for."""
+    n_out, n_in = 64, 512
+    layout = PlaneLayout(n_out, n_in)
+    weights = torch.randn(n_out, n_in, generator=torch.Generator().manual_seed(0))
+    d = channel_factors(None, torch.ones(n_in), seed=0)
+    planes = encode_planes(weights, d, layout, DEFAULT_CODE, n_planes)
+    case = Case(
+        layout=layout,
+        code=DEFAULT_CODE,
+        planes=[plane.clone() for plane in planes],
+        codes=np.eye(n_in, dtype=np.int8),
+        scales=np.ones((n_in, n_in // SCALE_COLUMNS), np.float32),
+    )
+    found = case.native("multiply_blocks", ISAS[0]).T
+    meant = trellis.decode_planes(tuple(planes), layout, DEFAULT_CODE).numpy()
+    meant = meant * trellis.gain(planes[-1], layout)
+    wrong = found - meant
+    # A code is rounded by 1/2 at most; a share by 1/2, of which 2^7 times a table value of 63
+    # makes 63 / 256. Both in units of the tile's scale; 1e-3 covers what float32 rounds.
+    _, scales = expected_tile(case)
+    limit = (0.5 + n_planes * 63 / 256 + 1e-3) * scales.repeat(SCALE_COLUMNS, 1)
+    assert (np.abs(wrong) <= limit).all()
+    assert (wrong**2).sum() / (meant**2).sum() < TILE_ERRORS[n_planes - 1]
+
+
+@pytest.mark.parametrize("kernel", ["dot_blocks", "multiply_blocks"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"isa": "mmx"}, "no code for mmx on this processor"),
+        ({"n_in": 192}, r"a plane has \d+ bytes, but must have \d+"),
+        ({"planes": []}, "0 planes, but a stack has 1 to 3"),
+        ({"table": np.ones(32, np.uint8)}, "the table has 32 values, but must have 64"),
+        ({"codes": np.zeros((2, 64), np.int8)}, r"codes is \[2, 64\], but must be \[2, 128\]"),
+        ({"scales": np.ones((1, 1), np.float32)}, r"scales is \[1, 1\], but must be \[2, 1\]"),
+        ({"y": np.ones((2, 192), np.float32)}, "y has rows up to 192, but the matrix 128"),
+        ({"first_block": 1}, "y has rows up to 192, but the matrix 128"),
+        ({"first_block": 2**58}, "the matrix 128"),
+        ({"y": np.ones((2, 96), np.float32)}, r"y is \[2, 96\], but must be \[2, 64\]"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(
+    kernel: str, change: dict[str, object], message: str
+) -> None:
+    case = random_case(128, 128, 1, 2)
+    arguments = case.arguments() | {"isa": ISAS[-1], "y": np.zeros((2, 128), np.float32)}
+    with pytest.raises(ValueError, match=message):
+        getattr(_native, kernel)(**(arguments | change))
+
+
+def test_a_plane_that_is_not_aligned_is_refused() -> None:
+    case = random_case(64, 64, 1)
+    longer = torch.zeros(case.layout.plane_bytes + 1, dtype=torch.uint8)
+    case.planes[0] = longer[1:]
+    with pytest.raises(ValueError, match="aligned to 64 bytes"):
+        case.native("dot_blocks", ISAS[0])

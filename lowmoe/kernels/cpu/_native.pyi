@@ -77,12 +77,7 @@ class Experts:
     def route(self, layer_id: int, x: int, n: int, weights: int, ids: int) -> None: ...
     def foresee(self, layer_id: int, x: int, n: int, weights: int, ids: int) -> None: ...
     def run(
-        self,
-        engine: Engine,
-        layer_id: int,
-        ids: int,
-        n: int,
-        experts: Sequence[tuple[int, Sequence[int]]],
+        self, layer_id: int, ids: int, n: int, experts: Sequence[tuple[int, Sequence[int]]]
     ) -> None: ...
     def add(self, layer_id: int, weights: int, n: int, x: int) -> None: ...
 

@@ -44,8 +44,8 @@ void Attention::run(const AttentionLayer& layer, size_t layer_id, KvPages& cache
                     float* x, size_t n) {
   set_angles(layer, first, n);
   engine_.pool().run([&](Team& team) {
-    engine_.norm_and_round(team, x, n, layer.norm, layer.norm_epsilon, layer.qkv.d,
-                           normed_.data(), rounded_in_.tokens());
+    engine_.norm_and_round(team, x, n, layer.norm, layer.norm_epsilon, layer.qkv.d, normed_.data(),
+                           rounded_in_.tokens());
     engine_.multiply(team, "q, k, v", layer.qkv.w, rounded_in_.tokens(), n, qkv_.data(), n_qkv_);
     place(team, layer, layer_id, cache, first, n);
     if (n == 1) {
@@ -187,8 +187,8 @@ void Attention::attend_tile(int thread, const AttentionLayer& layer, size_t laye
 
 void Attention::merge(const Part& from, const Part& to) const {
   for (size_t row = 0; row < group_; row++) {
-    merge_part(from.top[row], from.total[row], from.out + row * head_size_, head_size_,
-               to.top[row], to.total[row], to.out + row * head_size_);
+    merge_part(from.top[row], from.total[row], from.out + row * head_size_, head_size_, to.top[row],
+               to.total[row], to.out + row * head_size_);
   }
 }
 

@@ -1,5 +1,6 @@
 // x += attention(norm(x)), for one layer of grouped-query attention, on all threads.
-// Source: arXiv 2305.13245; rotary positions as in arXiv 2104.09864, halves of a head turn together.
+// Source: arXiv 2305.13245; rotary positions as in arXiv 2104.09864, halves of a head turn
+// together.
 #pragma once
 
 #include <cstddef>

@@ -21,15 +21,18 @@ const Isa& isa_named(const char* name) {
 
 NB_MODULE(_native, m) {
   using namespace lowmoe;
-  m.def("isas", [] {
-    size_t count;
-    const Isa* const* all = all_isas(&count);
-    std::vector<std::string> names;
-    for (size_t i = 0; i < count; i++) {
-      if (all[i]->runs_here()) names.push_back(all[i]->name);
-    }
-    return names;
-  }, "Names of the instruction sets that this processor runs, the best first.");
+  m.def(
+      "isas",
+      [] {
+        size_t count;
+        const Isa* const* all = all_isas(&count);
+        std::vector<std::string> names;
+        for (size_t i = 0; i < count; i++) {
+          if (all[i]->runs_here()) names.push_back(all[i]->name);
+        }
+        return names;
+      },
+      "Names of the instruction sets that this processor runs, the best first.");
   bind_trellis(m);
   bind_vector(m);
   bind_encoder(m);

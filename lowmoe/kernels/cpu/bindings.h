@@ -1,5 +1,5 @@
-// Python's view of the kernels, a file for each room. Here pointers come in as numbers or arrays and
-// are checked; the kernels behind trust them.
+// Python's view of the kernels, a file for each room. Here pointers come in as numbers or arrays
+// and are checked; the kernels behind trust them.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -10,7 +10,8 @@ namespace lowmoe {
 
 namespace nb = nanobind;
 
-// The set of this name.  Raises ValueError for one that this build has not or this processor cannot.
+// The set of this name.  Raises ValueError for one that this build has not or this processor
+// cannot.
 const Isa& isa_named(const char* name);
 
 void bind_trellis(nb::module_& m);

@@ -68,8 +68,11 @@ struct Bound {
   }
 };
 
-struct BoundAttention : Bound<Attention, AttentionLayer> {};
+struct BoundAttention : Bound<Attention, AttentionLayer> {
+  const Engine& engine;
+};
 struct BoundExperts : Bound<Experts, ExpertsLayer> {
+  const Engine& engine;
   std::vector<ExpertParts> given;  // of the latest run
 };
 
@@ -79,9 +82,9 @@ void check_count(const Engine& engine, size_t n) {
 
 using GivenExpert = std::tuple<int64_t, std::vector<Address>>;
 
-void run_experts(BoundExperts& self, const Engine& engine, size_t layer_id, Address ids, size_t n,
+void run_experts(BoundExperts& self, size_t layer_id, Address ids, size_t n,
                  const std::vector<GivenExpert>& experts) {
-  check_count(engine, n);
+  check_count(self.engine, n);
   const ExpertsLayer& layer = self.layer(layer_id);
   self.given.clear();
   for (const auto& [id, parts] : experts) {
@@ -117,152 +120,189 @@ void bind_layers(nb::module_& m) {
   using release = nb::call_guard<nb::gil_scoped_release>;
 
   m.attr("PAGE_TOKENS") = KvPages::kPageTokens;
-  m.def("allocated_bytes", [] { return allocated_bytes.load(); },
-        "Bytes of scratch and cache that native objects hold now.");
-  m.def("kv_head_bytes",
-        [](const std::string& format, size_t head_size) {
-          return head_bytes(kv_format(format), head_size);
-        },
-        "format"_a, "head_size"_a, "Bytes of one head's key or value of one token.");
+  m.def(
+      "allocated_bytes", [] { return allocated_bytes.load(); },
+      "Bytes of scratch and cache that native objects hold now.");
+  m.def(
+      "kv_head_bytes",
+      [](const std::string& format, size_t head_size) {
+        return head_bytes(kv_format(format), head_size);
+      },
+      "format"_a, "head_size"_a, "Bytes of one head's key or value of one token.");
 
   nb::class_<Pool>(m, "Pool", "Threads that compute together; the caller is one of them.")
-      .def("__init__",
-           [](Pool* self, int n_threads, const std::vector<int>& cpus) {
-             require(n_threads >= 1, "a pool needs a thread");
-             new (self) Pool(n_threads, cpus);
-           },
-           "n_threads"_a, "cpus"_a)
+      .def(
+          "__init__",
+          [](Pool* self, int n_threads, const std::vector<int>& cpus) {
+            require(n_threads >= 1, "a pool needs a thread");
+            new (self) Pool(n_threads, cpus);
+          },
+          "n_threads"_a, "cpus"_a)
       .def_prop_ro("n_threads", &Pool::size)
-      .def("read_seconds",
-           [](Pool& self, Address data, size_t n_bytes) {
-             require(data % 64 == 0, "data must be aligned to 64 bytes");
-             return read_seconds(self, at<const uint8_t>(data), n_bytes);
-           },
-           "data"_a, "n_bytes"_a, release(), "Seconds that reading n_bytes takes all threads.")
-      .def("start_profile", [](Pool& p) { p.profile().clear(), p.profile().enabled = true; },
-           "Begin to add up the seconds of each phase.")
-      .def("phases", &phases, "[(phase, seconds, times)] since start_profile, as one thread saw them.");
+      .def(
+          "read_seconds",
+          [](Pool& self, Address data, size_t n_bytes) {
+            require(data % 64 == 0, "data must be aligned to 64 bytes");
+            return read_seconds(self, at<const uint8_t>(data), n_bytes);
+          },
+          "data"_a, "n_bytes"_a, release(), "Seconds that reading n_bytes takes all threads.")
+      .def(
+          "start_profile", [](Pool& p) { p.profile().clear(), p.profile().enabled = true; },
+          "Begin to add up the seconds of each phase.")
+      .def("phases", &phases,
+           "[(phase, seconds, times)] since start_profile, as one thread saw them.");
 
   nb::class_<Engine>(m, "Engine", "An instruction set, threads and scratch for up to max_tokens.")
-      .def("__init__",
-           [](Engine* self, const char* isa, Pool& pool, const std::vector<int>& table,
-              float scale_unit, size_t max_tokens) {
-             require(max_tokens > 0, "max_tokens is 0");
-             new (self) Engine(isa_named(isa), pool, code_of(table, scale_unit), max_tokens);
-           },
-           "isa"_a, "pool"_a, "table"_a, "scale_unit"_a, "max_tokens"_a, nb::keep_alive<1, 3>());
+      .def(
+          "__init__",
+          [](Engine* self, const char* isa, Pool& pool, const std::vector<int>& table,
+             float scale_unit, size_t max_tokens) {
+            require(max_tokens > 0, "max_tokens is 0");
+            new (self) Engine(isa_named(isa), pool, code_of(table, scale_unit), max_tokens);
+          },
+          "isa"_a, "pool"_a, "table"_a, "scale_unit"_a, "max_tokens"_a, nb::keep_alive<1, 3>());
 
   nb::class_<Linear>(m, "Linear", "A matrix of trellis planes by the addresses of its bytes.")
-      .def("__init__",
-           [](Linear* self, const Engine& engine, size_t n_out, size_t n_in,
-              const std::vector<Address>& planes, Address d) {
-             new (self) Linear(linear_of(engine, n_out, n_in, planes, d));
-           },
-           "engine"_a, "n_out"_a, "n_in"_a, "planes"_a, "d"_a, nb::keep_alive<1, 2>());
+      .def(
+          "__init__",
+          [](Linear* self, const Engine& engine, size_t n_out, size_t n_in,
+             const std::vector<Address>& planes,
+             Address d) { new (self) Linear(linear_of(engine, n_out, n_in, planes, d)); },
+          "engine"_a, "n_out"_a, "n_in"_a, "planes"_a, "d"_a, nb::keep_alive<1, 2>());
 
   nb::class_<KvPages>(m, "KvPages", "Keys and values of one conversation.")
-      .def("__init__",
-           [](KvPages* self, size_t n_layers, size_t n_kv_heads, size_t head_size,
-              const std::string& format) {
-             new (self) KvPages(n_layers, n_kv_heads, head_size, kv_format(format));
-           },
-           "n_layers"_a, "n_kv_heads"_a, "head_size"_a, "format"_a)
+      .def(
+          "__init__",
+          [](KvPages* self, size_t n_layers, size_t n_kv_heads, size_t head_size,
+             const std::string& format) {
+            new (self) KvPages(n_layers, n_kv_heads, head_size, kv_format(format));
+          },
+          "n_layers"_a, "n_kv_heads"_a, "head_size"_a, "format"_a)
       .def("reserve", &KvPages::reserve, "n_tokens"_a, release())
       .def_prop_ro("n_reserved", &KvPages::n_reserved);
 
   nb::class_<AttentionLayer>(m, "AttentionLayer", "attention.h")
-      .def("__init__",
-           [](AttentionLayer* self, Address norm, float norm_epsilon, const Linear& qkv,
-              const Linear& out, Address frequencies, size_t n_heads, size_t n_kv_heads,
-              size_t head_size, size_t window) {
-             new (self) AttentionLayer{at<const float>(norm), norm_epsilon, qkv, out,
-                                       at<const float>(frequencies), qkv.w.shape.n_in, n_heads,
-                                       n_kv_heads, head_size, window};
-             require(n_kv_heads > 0 && n_heads % n_kv_heads == 0 && head_size % 2 == 0 &&
-                         qkv.w.shape.n_out == (n_heads + 2 * n_kv_heads) * head_size &&
-                         out.w.shape.n_in == n_heads * head_size,
-                     "the heads do not fit the matrices");
-           },
-           nb::kw_only(), "norm"_a, "norm_epsilon"_a, "qkv"_a, "out"_a, "frequencies"_a,
-           "n_heads"_a, "n_kv_heads"_a, "head_size"_a, "window"_a);
+      .def(
+          "__init__",
+          [](AttentionLayer* self, Address norm, float norm_epsilon, const Linear& qkv,
+             const Linear& out, Address frequencies, size_t n_heads, size_t n_kv_heads,
+             size_t head_size, size_t window) {
+            new (self) AttentionLayer{at<const float>(norm),
+                                      norm_epsilon,
+                                      qkv,
+                                      out,
+                                      at<const float>(frequencies),
+                                      qkv.w.shape.n_in,
+                                      n_heads,
+                                      n_kv_heads,
+                                      head_size,
+                                      window};
+            require(n_kv_heads > 0 && n_heads % n_kv_heads == 0 && head_size % 2 == 0 &&
+                        qkv.w.shape.n_out == (n_heads + 2 * n_kv_heads) * head_size &&
+                        out.w.shape.n_in == n_heads * head_size,
+                    "the heads do not fit the matrices");
+          },
+          nb::kw_only(), "norm"_a, "norm_epsilon"_a, "qkv"_a, "out"_a, "frequencies"_a, "n_heads"_a,
+          "n_kv_heads"_a, "head_size"_a, "window"_a);
 
   nb::class_<BoundAttention>(m, "Attention", "attention.h")
-      .def("__init__",
-           [](BoundAttention* self, Engine& engine, const std::vector<AttentionLayer>& layers,
-              size_t max_context) {
-             require(!layers.empty(), "no layers");
-             new (self) BoundAttention{{layers, Attention(engine, layers.front(), max_context)}};
-           },
-           "engine"_a, "layers"_a, "max_context"_a, nb::keep_alive<1, 2>())
-      .def("run",
-           [](BoundAttention& self, size_t layer_id, KvPages& cache, size_t first, Address x,
-              size_t n) {
-             require(first + n <= cache.n_reserved(), "the cache has no room");
-             nb::gil_scoped_release unlocked;
-             self.operation.run(self.layer(layer_id), layer_id, cache, first, at<float>(x), n);
-           },
-           "layer_id"_a, "cache"_a, "first"_a, "x"_a, "n"_a);
+      .def(
+          "__init__",
+          [](BoundAttention* self, Engine& engine, const std::vector<AttentionLayer>& layers,
+             size_t max_context) {
+            require(!layers.empty(), "no layers");
+            new (self)
+                BoundAttention{{layers, Attention(engine, layers.front(), max_context)}, engine};
+          },
+          "engine"_a, "layers"_a, "max_context"_a, nb::keep_alive<1, 2>())
+      .def(
+          "run",
+          [](BoundAttention& self, size_t layer_id, KvPages& cache, size_t first, Address x,
+             size_t n) {
+            check_count(self.engine, n);
+            require(first + n <= cache.n_reserved(), "the cache has no room");
+            nb::gil_scoped_release unlocked;
+            self.operation.run(self.layer(layer_id), layer_id, cache, first, at<float>(x), n);
+          },
+          "layer_id"_a, "cache"_a, "first"_a, "x"_a, "n"_a);
 
   nb::class_<ExpertsLayer>(m, "ExpertsLayer", "experts.h")
-      .def("__init__",
-           [](ExpertsLayer* self, Address norm, float norm_epsilon, Address router, Address d_in,
-              Address d_inner, size_t n_hidden, size_t n_experts, size_t n_inner, int n_active,
-              bool renormalize) {
-             require(n_active > 0 && static_cast<size_t>(n_active) <= n_experts, "n_active");
-             new (self) ExpertsLayer{at<const float>(norm),        norm_epsilon,
-                                     at<const float>(router),      at<const uint16_t>(d_in),
-                                     at<const uint16_t>(d_inner),  n_hidden,
-                                     n_experts, n_inner, n_active, renormalize};
-           },
-           nb::kw_only(), "norm"_a, "norm_epsilon"_a, "router"_a, "d_in"_a, "d_inner"_a,
-           "n_hidden"_a, "n_experts"_a, "n_inner"_a, "n_active"_a, "renormalize"_a);
+      .def(
+          "__init__",
+          [](ExpertsLayer* self, Address norm, float norm_epsilon, Address router, Address d_in,
+             Address d_inner, size_t n_hidden, size_t n_experts, size_t n_inner, int n_active,
+             bool renormalize) {
+            require(n_active > 0 && static_cast<size_t>(n_active) <= n_experts, "n_active");
+            new (self) ExpertsLayer{at<const float>(norm),
+                                    norm_epsilon,
+                                    at<const float>(router),
+                                    at<const uint16_t>(d_in),
+                                    at<const uint16_t>(d_inner),
+                                    n_hidden,
+                                    n_experts,
+                                    n_inner,
+                                    n_active,
+                                    renormalize};
+          },
+          nb::kw_only(), "norm"_a, "norm_epsilon"_a, "router"_a, "d_in"_a, "d_inner"_a,
+          "n_hidden"_a, "n_experts"_a, "n_inner"_a, "n_active"_a, "renormalize"_a);
 
   nb::class_<BoundExperts>(m, "Experts", "experts.h")
-      .def("__init__",
-           [](BoundExperts* self, Engine& engine, const std::vector<ExpertsLayer>& layers) {
-             require(!layers.empty(), "no layers");
-             new (self) BoundExperts{{layers, Experts(engine, layers.front())}, {}};
-           },
-           "engine"_a, "layers"_a, nb::keep_alive<1, 2>())
-      .def("route",
-           [](BoundExperts& self, size_t layer_id, Address x, size_t n, Address weights,
-              Address ids) {
-             self.operation.route(self.layer(layer_id), at<const float>(x), n, at<float>(weights),
-                                  at<int64_t>(ids));
-           },
-           "layer_id"_a, "x"_a, "n"_a, "weights"_a, "ids"_a, release())
-      .def("foresee",
-           [](BoundExperts& self, size_t layer_id, Address x, size_t n, Address weights,
-              Address ids) {
-             self.operation.foresee(self.layer(layer_id), at<const float>(x), n,
-                                    at<float>(weights), at<int64_t>(ids));
-           },
-           "layer_id"_a, "x"_a, "n"_a, "weights"_a, "ids"_a, release())
-      .def("run", &run_experts, "engine"_a, "layer_id"_a, "ids"_a, "n"_a, "experts"_a)
-      .def("add",
-           [](BoundExperts& self, size_t layer_id, Address weights, size_t n, Address x) {
-             self.operation.add(self.layer(layer_id), at<const float>(weights), n, at<float>(x));
-           },
-           "layer_id"_a, "weights"_a, "n"_a, "x"_a, release());
+      .def(
+          "__init__",
+          [](BoundExperts* self, Engine& engine, const std::vector<ExpertsLayer>& layers) {
+            require(!layers.empty(), "no layers");
+            new (self) BoundExperts{{layers, Experts(engine, layers.front())}, engine, {}};
+          },
+          "engine"_a, "layers"_a, nb::keep_alive<1, 2>())
+      .def(
+          "route",
+          [](BoundExperts& self, size_t layer_id, Address x, size_t n, Address weights,
+             Address ids) {
+            check_count(self.engine, n);
+            self.operation.route(self.layer(layer_id), at<const float>(x), n, at<float>(weights),
+                                 at<int64_t>(ids));
+          },
+          "layer_id"_a, "x"_a, "n"_a, "weights"_a, "ids"_a, release())
+      .def(
+          "foresee",
+          [](BoundExperts& self, size_t layer_id, Address x, size_t n, Address weights,
+             Address ids) {
+            check_count(self.engine, n);
+            self.operation.foresee(self.layer(layer_id), at<const float>(x), n, at<float>(weights),
+                                   at<int64_t>(ids));
+          },
+          "layer_id"_a, "x"_a, "n"_a, "weights"_a, "ids"_a, release())
+      .def("run", &run_experts, "layer_id"_a, "ids"_a, "n"_a, "experts"_a)
+      .def(
+          "add",
+          [](BoundExperts& self, size_t layer_id, Address weights, size_t n, Address x) {
+            check_count(self.engine, n);
+            self.operation.add(self.layer(layer_id), at<const float>(weights), n, at<float>(x));
+          },
+          "layer_id"_a, "weights"_a, "n"_a, "x"_a, release());
 
   nb::class_<Ends>(m, "Ends", "ends.h")
-      .def("__init__",
-           [](Ends* self, Engine& engine, const Linear& embedding, Address final_norm,
-              float norm_epsilon, const Linear& head) {
-             new (self) Ends(engine, embedding, at<const float>(final_norm), norm_epsilon, head);
-           },
-           nb::kw_only(), "engine"_a, "embedding"_a, "final_norm"_a, "norm_epsilon"_a, "head"_a,
-           nb::keep_alive<1, 2>())
-      .def("embed",
-           [](Ends& self, Address ids, size_t n, Address x) {
-             self.embed(at<const int64_t>(ids), n, at<float>(x));
-           },
-           "ids"_a, "n"_a, "x"_a, release())
-      .def("logits",
-           [](Ends& self, Address x, size_t n, Address scores) {
-             self.logits(at<const float>(x), n, at<float>(scores));
-           },
-           "x"_a, "n"_a, "scores"_a, release());
+      .def(
+          "__init__",
+          [](Ends* self, Engine& engine, const Linear& embedding, Address final_norm,
+             float norm_epsilon, const Linear& head) {
+            new (self) Ends(engine, embedding, at<const float>(final_norm), norm_epsilon, head);
+          },
+          nb::kw_only(), "engine"_a, "embedding"_a, "final_norm"_a, "norm_epsilon"_a, "head"_a,
+          nb::keep_alive<1, 2>())
+      .def(
+          "embed",
+          [](Ends& self, Address ids, size_t n, Address x) {
+            self.embed(at<const int64_t>(ids), n, at<float>(x));
+          },
+          "ids"_a, "n"_a, "x"_a, release())
+      .def(
+          "logits",
+          [](Ends& self, Address x, size_t n, Address scores) {
+            self.logits(at<const float>(x), n, at<float>(scores));
+          },
+          "x"_a, "n"_a, "scores"_a, release());
 }
 
 }  // namespace lowmoe

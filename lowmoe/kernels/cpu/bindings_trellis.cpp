@@ -2,7 +2,6 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/vector.h>
 
-#include <new>
 #include <string>
 #include <vector>
 
@@ -40,7 +39,8 @@ struct Matrix {
     require(n_out > 0 && n_in > 0, "a matrix has rows and columns");
     require(1 <= planes.size() && planes.size() <= layout::kMaxPlanes,
             std::to_string(planes.size()) + " planes, but a stack has 1 to 3");
-    require(table.size() == kTableSize, "the table must have 64 values");
+    require(table.size() == kTableSize,
+            "the table has " + std::to_string(table.size()) + " values, but must have 64");
     std::memcpy(code.table, table.data(), kTableSize);
     for (size_t p = 0; p < planes.size(); p++) {
       require(planes[p].size() == w.shape.plane_bytes(),
@@ -86,7 +86,10 @@ void each_block(const std::vector<Plane>& planes, size_t n_out, size_t n_in, con
   const Tokens tokens(codes, scales, n_in);
   const size_t n_blocks = y.shape(1) / layout::kBlockRows;
   require_shape("y", y.shape(0), y.shape(1), codes.shape(0), n_blocks * layout::kBlockRows);
-  require(first_block + n_blocks <= matrix.w.shape.row_blocks(), "y has more rows than the matrix");
+  const size_t all_blocks = matrix.w.shape.row_blocks();
+  require(n_blocks <= all_blocks && first_block <= all_blocks - n_blocks,
+          "y has rows up to " + std::to_string((first_block + n_blocks) * layout::kBlockRows) +
+              ", but the matrix " + std::to_string(all_blocks * layout::kBlockRows));
   nb::gil_scoped_release release;
   for (size_t b = 0; b < n_blocks; b++) {
     work(matrix.w, first_block + b, tokens.x, y.data() + b * layout::kBlockRows);

@@ -33,8 +33,8 @@ void Engine::multiply_block(int thread, const TrellisMatrix& w, size_t row_block
   for (size_t t = 0; t < n; t++) isa_.trellis->dot_block(w, row_block, x.from(t), y + t * stride);
 }
 
-void Engine::multiply(Team& team, const char* phase, const TrellisMatrix& w,
-                      const RoundedTokens& x, size_t n, float* y, size_t stride) const {
+void Engine::multiply(Team& team, const char* phase, const TrellisMatrix& w, const RoundedTokens& x,
+                      size_t n, float* y, size_t stride) const {
   team.each(phase, w.shape.row_blocks(), [&](size_t block) {
     float* to = y + block * layout::kBlockRows;
     const size_t n_rows = rows_in_block(w, block);

@@ -77,7 +77,9 @@ constexpr Isa kScalar{"scalar", runs_everywhere, &kTrellisScalar, &kVectorScalar
 
 constexpr const Isa* kAll[] = {
 #if defined(__x86_64__)
-    &kAvx512, &kAvxVnni, &kAvx2,
+    &kAvx512,
+    &kAvxVnni,
+    &kAvx2,
 #elif defined(__aarch64__)
     &kNeon,
 #endif

@@ -99,7 +99,9 @@ struct VectorKernels {
   // The same for tokens that follow each other: adds positions [first, last), as far as a token
   // sees them, to what it has found so far. Fastest where the number of rows, n_tokens * n_queries,
   // is a multiple of kBlockRows.
-  //   keys, values   of position `first`; positions are `stride` bytes apart
+  //   keys, values   of position `first`; positions are `stride` bytes apart. A value that some
+  //   token
+  //                  does not see must be finite all the same.
   //   top, total     [n_tokens][n_queries]: as attend_part leaves them; at first -infinity and 0
   //   out            [n_tokens][n_queries][size]: likewise; at first 0
   //   scratch        block_scratch_floats

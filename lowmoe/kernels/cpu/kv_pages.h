@@ -1,7 +1,7 @@
 // The keys and values of a conversation, layer by layer, in pages of some hundred tokens.
 //
-// A page holds  [n_kv_heads][kPageTokens][head_bytes]  of keys, then as many of values, so that what
-// one head reads lies in one piece and nothing moves when the conversation grows.
+// A page holds  [n_kv_heads][kPageTokens][head_bytes]  of keys, then as many of values, so that
+// what one head reads lies in one piece and nothing moves when the conversation grows.
 #pragma once
 
 #include <cstddef>

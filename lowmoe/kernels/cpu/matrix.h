@@ -13,8 +13,8 @@
 namespace lowmoe {
 
 inline constexpr int kTableSize = 64;
-inline constexpr int kWindowBits = 6;    // a narrower code's table is repeated up to this width
-inline constexpr int kTableOffset = 64;  // makes table values unsigned: dot products of u8 and s8
+inline constexpr int kWindowBits = 6;      // a narrower code's table is repeated up to this width
+inline constexpr int kTableOffset = 64;    // makes table values unsigned: dot products of u8 and s8
 inline constexpr int kScaleColumns = 128;  // columns of a token that share one scale
 
 // A trellis code, the same for every matrix of a model.
