@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from lowmoe.engine.cgroup import cpu_limits
 from lowmoe.checkpoint.buffers import page_aligned
+from lowmoe.engine.cgroup import cpu_limits
 from lowmoe.kernels.cpu import Pool
 
 PROBE_BYTES = 256 * 2**20  # well beyond any last-level cache of a consumer processor

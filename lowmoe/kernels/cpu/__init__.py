@@ -1,7 +1,7 @@
 """Kernels for the CPU, written in C++: trellis planes multiplied straight from their bits.
 
-The extension module _native is built when lowmoe is installed. Its objects take addresses and sizes;
-who calls keeps the memory alive.
+The extension module _native is built when lowmoe is installed. Its objects take addresses and
+sizes; who calls keeps the memory alive.
 
 Knows:        how a code and a cache format are handed to native code.
 Ignorant of:  layers' order, stores, tensors' owners.
