@@ -35,7 +35,7 @@ from torch import Tensor
 
 from lowmoe.engine.machine import machine_line
 from lowmoe.kernels.cpu import _native
-from quant.layout import BLOCK_ROWS, MAX_PLANES, PlaneLayout
+from quant.layout import BLOCK_COLUMNS, BLOCK_ROWS, MAX_PLANES, PlaneLayout
 from quant.trellis import DEFAULT_CODE
 
 PEAK_SOURCE = Path(__file__).with_name("product_peak.cpp")
@@ -55,6 +55,7 @@ class Work:
     planes: list[Tensor]
     codes: np.ndarray
     scales: np.ndarray
+    sums: np.ndarray
 
     @property
     def weights(self) -> int:
@@ -75,6 +76,7 @@ class Work:
             scale_unit=DEFAULT_CODE.scale_unit,
             codes=self.codes,
             scales=self.scales,
+            sums=self.sums,
             first_block=first_block,
             y=y,
         )
@@ -92,7 +94,8 @@ def random_work(n_out: int, n_in: int, n_planes: int, n_tokens: int) -> Work:
         plane[layout.row_scale_offset : layout.gain_offset].view(torch.float16).fill_(0.01)
         plane[layout.gain_offset : layout.gain_offset + 4].view(torch.float32).fill_(1)
         planes.append(plane)
-    return Work(layout=layout, planes=planes, codes=codes, scales=scales)
+    sums = codes.reshape(n_tokens, -1, BLOCK_COLUMNS).sum(-1, dtype=np.int32)
+    return Work(layout=layout, planes=planes, codes=codes, scales=scales, sums=sums)
 
 
 class Peak:

@@ -4,7 +4,6 @@ Nothing of lowmoe, and torch only, but for nf4, which bitsandbytes codes and is 
 first use.
 
 `layout` draws the bits, `trellis` reads them, `encode` chooses them by searching with `viterbi`,
-`encoder_pool` does so on many cores, `transform` turns weights and activations into the basis they
-are coded in, `matrix` and `expert` are what the rest of the house holds in its hands, `damage` says
-what a code has cost.
+slow and right, `transform` turns weights and activations into the basis they are coded in, `matrix`
+and `expert` are what the rest of the house holds in its hands, `damage` says what a code has cost.
 """

@@ -202,10 +202,7 @@ def _kept(
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep torch from splitting operations of a few microseconds: ten times slower on a busy CPU.
-
-    EncoderPool is how several cores are used.
-    """
+    """Keep torch from splitting what takes microseconds: ten times slower on a busy CPU."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -15,7 +15,12 @@ from lowmoe.checkpoint import files
 from lowmoe.errors import DiskSpaceError, MemoryBudgetError
 from lowmoe.families import Family, read_config
 from lowmoe.library import MakeOptions, SilentReporter, making, models_home, pull
-from lowmoe.library.budgets import WORKER_BYTES, most_shard_bytes, worker_processes
+from lowmoe.library.budgets import (
+    THREAD_BYTES,
+    THREAD_BYTES_A_COLUMN,
+    check_ram,
+    most_shard_bytes,
+)
 from lowmoe.loader.hub import HubRepository, RetryPolicy
 from lowmoe.settings import Settings
 from tests.loader.fake_hub import FakeHub
@@ -26,7 +31,7 @@ INDEX = "model.safetensors.index.json"
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home")
+    return Settings(home=tmp_path / "home", isa=None)
 
 
 @pytest.fixture
@@ -125,46 +130,31 @@ def test_disk_is_needed_for_the_calibration_state_and_not_for_what_is_here(
     assert bytes_needed(hub, settings, QUICK) == needed - 5000
 
 
-class Noting(SilentReporter):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
-def ram_needed(family: Family, monkeypatch: pytest.MonkeyPatch) -> int:
+def ram_needed(
+    family: Family, monkeypatch: pytest.MonkeyPatch, options: MakeOptions = QUICK
+) -> int:
     monkeypatch.setattr("lowmoe.library.budgets.available_ram_bytes", lambda: 0)
     with pytest.raises(MemoryBudgetError, match="needs about") as refused:
-        worker_processes(family, QUICK, Noting())
+        check_ram(family, options)
     found = re.search(r"about (\d+) bytes", str(refused.value))
     assert found is not None
     return int(found[1])
 
 
-@pytest.mark.parametrize(
-    ("spare_workers", "n_workers", "is_noted"), [(0, 1, True), (2.9, 2, True), (8, 8, False)]
-)
-def test_no_more_processes_encode_than_fit_into_ram(
-    family: Family,
-    monkeypatch: pytest.MonkeyPatch,
-    spare_workers: float,
-    n_workers: int,
-    is_noted: bool,
-) -> None:
-    available = ram_needed(family, monkeypatch) + int(spare_workers * WORKER_BYTES)
-    monkeypatch.setattr("lowmoe.library.budgets.available_ram_bytes", lambda: available)
-    report = Noting()
-    assert worker_processes(family, replace(QUICK, threads=8), report) == n_workers
-    assert [n.split(" encoder")[0] for n in report.notes] == (
-        [f"{n_workers} instead of 8"] if is_noted else []
-    )
+def test_what_fits_into_ram_is_not_refused(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = ram_needed(family, monkeypatch)
+    monkeypatch.setattr("lowmoe.library.budgets.available_ram_bytes", lambda: needed)
+    check_ram(family, QUICK)
+    monkeypatch.setattr("lowmoe.library.budgets.available_ram_bytes", lambda: needed - 1)
+    with pytest.raises(MemoryBudgetError, match=f"but {needed - 1} are available"):
+        check_ram(family, QUICK)
 
 
-def test_all_cores_encode_unless_nothing_is_to_be_encoded(
+def test_every_thread_of_the_encoder_needs_ram_of_its_own(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lowmoe.library.budgets.available_ram_bytes", lambda: 2**50)
-    monkeypatch.setattr("lowmoe.library.budgets.physical_cores", lambda: 6)
-    assert worker_processes(family, QUICK, Noting()) == 6
-    assert worker_processes(family, replace(QUICK, format="bf16"), Noting()) == 1
+    one, three = (ram_needed(family, monkeypatch, replace(QUICK, threads=n)) for n in (1, 3))
+    widest = max(family.spec.n_hidden, family.spec.uniform_experts().n_inner)
+    assert three - one == 2 * (THREAD_BYTES_A_COLUMN * widest + THREAD_BYTES)
+    monkeypatch.setattr("lowmoe.library.budgets.physical_cores", lambda: 3)
+    assert ram_needed(family, monkeypatch) == three

@@ -12,10 +12,7 @@ from lowmoe.families import FAMILIES
 REPOSITORY = Path(quant.__file__).parent.parent
 SOURCES = sorted(p for house in ("lowmoe", "quant") for p in (REPOSITORY / house).rglob("*.py"))
 NAMES = [path.relative_to(REPOSITORY).as_posix() for path in SOURCES]
-# Whose own workers need the environment they were started with.
-READ_THE_ENVIRONMENT = {"lowmoe/settings.py", "quant/encoder_pool.py"}
-# Only bytes of our own processes, over private pipes.
-UNPICKLE = {"quant/encoder_pool.py"}
+READ_THE_ENVIRONMENT = {"lowmoe/settings.py"}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -80,9 +77,16 @@ def test_only_the_command_line_prints(name: str) -> None:
 
 
 def test_nothing_from_outside_is_ever_run(name: str) -> None:
-    forbidden = ["eval", "exec", "compile", "torch.load", "marshal", "shelve", "os.system"]
-    if name not in UNPICKLE:
-        forbidden.append("pickle")
+    forbidden = (
+        "eval",
+        "exec",
+        "compile",
+        "pickle",
+        "torch.load",
+        "marshal",
+        "shelve",
+        "os.system",
+    )
     assert not heard(text_of(name), *forbidden)
 
 
@@ -95,8 +99,6 @@ def test_those_who_may_do(name: str) -> None:
     """An exception that is no longer used is to be taken back."""
     if name in READ_THE_ENVIRONMENT:
         assert heard(text_of(name), "os.environ")
-    if name in UNPICKLE:
-        assert heard(text_of(name), "pickle")
 
 
 @pytest.mark.parametrize(

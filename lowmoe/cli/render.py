@@ -39,10 +39,10 @@ def size(n_bytes: float) -> str:
 
 
 def amount(count: float, unit: str) -> str:
-    """A number with its unit: bytes as sizes, anything else in millions or as it is."""
+    """Bytes as sizes; anything else in millions or as it is, the unit left to the reader."""
     if unit == "B":
         return size(count)
-    return f"{count / 1e6:.1f} M {unit}" if count >= 1e6 else f"{count:.0f} {unit}"
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:.0f}"
 
 
 class TerminalReporter:
@@ -82,7 +82,9 @@ class TerminalReporter:
         now = time.monotonic()
         since, at = self._began.setdefault(stage, (now, done))
         rate = (done - at) / (now - since) if now > since else 0.0
-        text = f"{amount(done, unit)} of {amount(total, unit)}, {amount(rate, unit)}/s"
+        # The unit once only: in 80 columns there must be room for the time left.
+        what = "" if unit == "B" else f" {unit}"
+        text = f"{amount(done, unit)} of {amount(total, unit)}{what}, {amount(rate, unit)}/s"
         if self._bars:
             if stage not in self._tasks:
                 self._tasks[stage] = self._progress.add_task(stage, total=total, amount=text)

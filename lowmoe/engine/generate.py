@@ -103,9 +103,9 @@ class Session:
         *,
         heed_ends: bool,
     ) -> Iterator[int]:
-        # The last prompt token is always run again, and alone: its logits are what the answer begins
-        # with, and many tokens at once round otherwise than one. So the same prompt has the same
-        # answer whether or not it was in the cache.
+        # The last prompt token is always run again, for its logits are what the answer begins with;
+        # and alone, since many tokens at once round otherwise than one. So the same prompt has the
+        # same answer whether or not it was in the cache.
         n_kept = self.rewind(prompt_ids[:-1])
         turn = self._n_rewinds
         if self._stop.is_set():

@@ -34,6 +34,7 @@ class Profiler:
     _last_token: float = 0.0
     _n_tokens: int = 0
     _prefill: dict[str, float] = field(default_factory=dict)
+    _latest: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.runtime.pool is None:
@@ -52,17 +53,16 @@ class Profiler:
         """A token came out."""
         self._last_token = time.perf_counter()
         self._n_tokens += 1
+        self._latest = self._phases()
         if self._n_tokens == 1:
-            self._first_token = self._last_token
-            self._prefill = self._phases()
+            self._first_token, self._prefill = self._last_token, self._latest
 
     def profile(self, n_prompt: int) -> BenchProfile:
         """Of the last run, whose prompt had n_prompt tokens."""
         decode = None
         n_steps = self._n_tokens - 1
         if n_steps > 0:
-            after = self._phases()
-            spent = {name: s - self._prefill.get(name, 0.0) for name, s in after.items()}
+            spent = {name: s - self._prefill.get(name, 0.0) for name, s in self._latest.items()}
             decode = _per_token(spent, self._last_token - self._first_token, n_steps)
         whole = self._first_token - self._begin
         return BenchProfile(prefill=_per_token(self._prefill, whole, n_prompt), decode=decode)

@@ -20,43 +20,34 @@ from lowmoe.library.options import MakeOptions, Reporter
 from lowmoe.loader.hub import HubRepository
 from lowmoe.spec import ModelSpec, Role, checkpoint_tensors
 
-# Working memory of a conversion beside experts and hidden states: the interpreter, torch, one
-# layer's dense weights in float32 and the search's tables.
+# Working memory of a conversion beside experts and hidden states: the interpreter, torch and one
+# layer's dense weights in float32.
 CONVERSION_SPARE_BYTES = 2**30
-# Measured: an encoder process with torch, its tables and the rows it works on.
-WORKER_BYTES = 420 * 10**6
+# What each thread of the encoder holds, see encoder_rows.h: 64 rows in float32 twice and as table
+# values, sums for every 64 columns, and for feedback three depths' errors of two Hadamard blocks.
+THREAD_BYTES_A_COLUMN = 64 * (4 + 4 + 1) + 12
+THREAD_BYTES = 2**20
 
 
-def worker_processes(family: Family, options: MakeOptions, report: Reporter) -> int:
-    """How many processes encode: as many as asked for, or cores, or fit into RAM.
-
-    One encodes in the process that asks, whose memory is counted anyway. Raises MemoryBudgetError
-    if not even that one fits.
-    """
+def check_ram(family: Family, options: MakeOptions) -> None:
+    """Raises MemoryBudgetError if a conversion will not fit."""
     needed, available = _conversion_bytes(family.spec, options), available_ram_bytes()
     if available < needed:
         raise MemoryBudgetError(
             f"making this model needs about {needed} bytes of RAM, but {available} are available. "
             "Close other programs, or make it on a larger machine and copy the folder."
         )
-    if options.recipe().dense_dtype is not None:
-        return 1  # nothing is encoded
-    wanted = options.threads or physical_cores()
-    fitting = max(1, (available - needed) // WORKER_BYTES)
-    if fitting < wanted:
-        report.note(
-            f"{fitting} instead of {wanted} encoder processes: {available} bytes of RAM are "
-            f"available, the conversion needs {needed} and each process {WORKER_BYTES}"
-        )
-    return min(wanted, fitting)
 
 
 def _conversion_bytes(spec: ModelSpec, options: MakeOptions) -> int:
     """An expert twice in float32, hidden states, one layer: what a conversion holds at once."""
-    expert = 3 * spec.n_hidden * spec.uniform_experts().n_inner
+    n_inner = spec.uniform_experts().n_inner
+    expert = 3 * spec.n_hidden * n_inner
     embedding = spec.n_vocab * spec.n_hidden
     states = 4 * _state_bytes(spec, options)
-    return max(2 * 4 * expert, 4 * embedding) + states + CONVERSION_SPARE_BYTES
+    thread = THREAD_BYTES_A_COLUMN * max(spec.n_hidden, n_inner) + THREAD_BYTES
+    threads = (options.threads or physical_cores()) * thread
+    return max(2 * 4 * expert, 4 * embedding) + states + threads + CONVERSION_SPARE_BYTES
 
 
 def _state_bytes(spec: ModelSpec, options: MakeOptions) -> int:

@@ -12,10 +12,14 @@ from lowmoe.checkpoint.manifest import MANIFEST, Source, read_manifest
 from lowmoe.checkpoint.reader import CONFIG, Checkpoint, read_json
 from lowmoe.checkpoint.writer import JOURNAL
 from lowmoe.decoder.weights import CheckpointTensors
+from lowmoe.engine.load import TORCH
+from lowmoe.engine.machine import physical_cores
 from lowmoe.engine.text_parts import SMALL_FILES
 from lowmoe.errors import UsageError
 from lowmoe.families import Family, read_config
-from lowmoe.library.budgets import check_pull_disk, worker_processes
+from lowmoe.kernels import cpu
+from lowmoe.kernels.cpu.encode import NativeEncoder
+from lowmoe.library.budgets import check_pull_disk, check_ram
 from lowmoe.library.calibration import calibration_text
 from lowmoe.library.names import (
     LocalCheckpoint,
@@ -28,7 +32,8 @@ from lowmoe.library.names import (
 from lowmoe.library.options import MakeOptions, Reporter
 from lowmoe.loader.convert import Conversion, Progress
 from lowmoe.loader.hub import DownloadProgress, HubRepository
-from lowmoe.settings import Settings
+from lowmoe.settings import Settings, read_settings
+from quant.encode import Encode, encode_planes
 from quant.layout import SYMBOL_BITS
 
 NO_CALIBRATION = (
@@ -83,11 +88,11 @@ def quantize_checkpoint(source: Path, folder: Path, options: MakeOptions, report
         raise UsageError(f"{folder}: is not empty and no model folder. Give an empty or new one.")
     checkpoint = Checkpoint(source)
     family = read_config(checkpoint.config)
-    n_workers = worker_processes(family, options, report)
+    check_ram(family, options)
     origin = Source(name=source.resolve().name, commit=None)
     files.make_folder(folder.parent)
     with locked(folder):
-        _convert(checkpoint, family, folder, origin, options, report, n_workers)
+        _convert(checkpoint, family, folder, origin, options, report)
 
 
 def pull(
@@ -108,11 +113,11 @@ def pull(
         repository = HubRepository(repo_id, folder=work, progress=downloaded)
         small = repository.fetch_small()
         family = read_config(read_json(small / CONFIG))
-        n_workers = worker_processes(family, options, report)
+        check_ram(family, options)
         check_pull_disk(repository, small, family, folder, options, report)
         checkpoint = Checkpoint(small, repository)  # a single shard is fetched here
         origin = Source(name=repo_id, commit=repository.commit)
-        _convert(checkpoint, family, folder, origin, options, report, n_workers)
+        _convert(checkpoint, family, folder, origin, options, report)
         repository.forget()
 
 
@@ -123,7 +128,6 @@ def _convert(
     source: Source,
     options: MakeOptions,
     report: Reporter,
-    n_workers: int,
 ) -> None:
     small_files = _small_files(checkpoint.folder)
     if options.recipe().dense_dtype is None and not options.calibrate:
@@ -142,9 +146,18 @@ def _convert(
         source=source,
         small_files=small_files,
         calibration=calibration,
-        n_workers=n_workers,
+        encode=_encoder(options),
         progress=coded,
     ).run()
+
+
+def _encoder(options: MakeOptions) -> Encode:
+    """Native code, unless LOWMOE_ISA asks for torch."""
+    forced = read_settings().isa
+    if forced == TORCH:
+        return encode_planes
+    threads = options.threads or physical_cores()
+    return NativeEncoder(isa=cpu.choose_isa(forced), threads=threads).encode
 
 
 def _small_files(folder: Path) -> dict[str, bytes]:

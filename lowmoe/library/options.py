@@ -39,7 +39,7 @@ class MakeOptions:
 
     bits: of experts, 2, 4 or 6; format: "trellis", or "nf4", "bf16", "fp16", "fp32", which have
     widths of their own; calibration: a text file, None for the text that comes with lowmoe;
-    calibrate: False codes all channels alike; threads: worker processes, None for all cores.
+    calibrate: False codes all channels alike; threads: of the encoder, None for all cores.
     """
 
     bits: int = 4

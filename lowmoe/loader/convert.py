@@ -25,7 +25,7 @@ from lowmoe.experts.source import CheckpointExperts
 from lowmoe.loader.calibrate import CalibrationRun, LayerMoments, column_rms, rms_of
 from lowmoe.spec import Role, checkpoint_tensors
 from quant import nf4
-from quant.encoder_pool import EncoderPool
+from quant.encode import Encode
 from quant.expert import NO_COVARIANCES, InputCovariances
 from quant.layout import PlaneLayout
 from quant.transform import channel_factors
@@ -63,16 +63,19 @@ class Conversion:
         source: Source,
         small_files: Mapping[str, bytes],
         calibration: CalibrationText | None,
-        n_workers: int,
+        encode: Encode,
         progress: Callable[[Progress], None],
     ) -> None:
-        """folder: to be made or gone on with.  calibration: None codes all channels alike."""
+        """folder: to be made or gone on with.  calibration: None codes all channels alike.
+
+        encode: must make the same planes of the same weights in every run that goes on.
+        """
         self._tensors, self._folder, self._recipe = tensors, folder, recipe
         self._family, self._spec = tensors.family, tensors.family.spec
         if source.commit is None:
             source = replace(source, sample=tensors.checkpoint.sample_hash())
         self._source, self._small_files, self._calibration = source, small_files, calibration
-        self._n_workers, self._progress = n_workers, progress
+        self._encode, self._progress = encode, progress
         self._done, self._total = 0, _coded_weights(dict(checkpoint_tensors(self._spec)))
         self._experts = CheckpointExperts(tensors.checkpoint, self._family, torch.float32)
         self._format = recipe.expert_format(self._spec)
@@ -89,7 +92,7 @@ class Conversion:
         if writer.finished:
             writer.require_same_model(identity)
             return
-        with writer as self._writer, EncoderPool(self._n_workers) as self._pool:
+        with writer as self._writer:
             first = self._begin()
             for layer_id in range(first, len(self._spec.layers)):
                 self._layer(layer_id)
@@ -256,7 +259,7 @@ class Conversion:
             matrices = self._experts.read_matrices(layer_id, expert_id)
             with self._naming(f"layers.{layer_id}.experts.{expert_id}"):
                 parts = self._format.pack(
-                    *matrices, d_in, d_inner, encode=self._pool.encode, inputs=inputs
+                    *matrices, d_in, d_inner, encode=self._encode, inputs=inputs
                 )
             self._writer.commit(dict(zip(spans, parts, strict=True)))
         self._tick(3 * self._spec.n_hidden * self._spec.uniform_experts().n_inner)
@@ -293,9 +296,7 @@ class Conversion:
         d = channel_factors(heard, column_rms(matrix), seed=_seed(name))
         layout = PlaneLayout(*matrix.shape)
         with self._naming(name):
-            planes = self._pool.encode(
-                matrix, d, layout, recipe.code, recipe.dense_planes, covariance
-            )
+            planes = self._encode(matrix, d, layout, recipe.code, recipe.dense_planes, covariance)
         return {f"{name}.plane{p}": plane for p, plane in enumerate(planes)} | {f"{name}.d": d}
 
     @contextlib.contextmanager

@@ -1,11 +1,10 @@
 from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
 
-from tests.checkpoint.tiny_mixtral import ENCODE_ONCE, contents, convert, write_tiny_mixtral
+from tests.checkpoint.tiny_mixtral import contents, convert, write_tiny_mixtral
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -15,12 +14,6 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(found)
-
-
-@pytest.fixture(scope="package", autouse=True)
-def quick_encoder() -> Iterator[None]:
-    with mock.patch("quant.encoder_pool.encode_planes", ENCODE_ONCE):
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,10 @@ from lowmoe.checkpoint.manifest import Source
 from lowmoe.checkpoint.reader import INDEX, SINGLE, Checkpoint, Shards
 from lowmoe.decoder.weights import CheckpointTensors
 from lowmoe.families import read_config
+from lowmoe.kernels.cpu import isas
+from lowmoe.kernels.cpu.encode import NativeEncoder
 from lowmoe.loader.convert import CalibrationText, Conversion, Progress
 from lowmoe.spec import checkpoint_tensors
-from quant.encode import Encode, encode_planes
 
 CONFIG: Mapping[str, Any] = {
     "model_type": "mixtral",
@@ -89,7 +90,8 @@ class Options:
 
     recipe: Recipe = DEFAULT_RECIPE
     calibrated: bool = True
-    n_workers: int = 1
+    isa: str = isas()[0]
+    n_threads: int = 1
     name: str = "tiny"
     lengths: tuple[int, ...] = (24, 17, 7)  # of the calibration sequences, in tokens
 
@@ -117,7 +119,7 @@ def convert(
         source=Source(name=options.name, commit=None if shards is None else "0" * 40),
         small_files=SMALL_FILES,
         calibration=random_text(n_vocab, options.lengths) if options.calibrated else None,
-        n_workers=options.n_workers,
+        encode=NativeEncoder(isa=options.isa, threads=options.n_threads).encode,
         progress=progress,
     ).run()
 
@@ -125,23 +127,3 @@ def convert(
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file's name and bytes."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def remembering(encode: Encode) -> Encode:
-    """The same encoder, which codes nothing twice: it takes nine tenths of a tiny conversion."""
-    known: dict[tuple[object, ...], list[Tensor]] = {}
-
-    def encode_once(*wanted: Any) -> list[Tensor]:
-        key = tuple(_bytes_of(w) if isinstance(w, Tensor) else w for w in wanted)
-        if key not in known:
-            known[key] = encode(*wanted)
-        return [plane.clone() for plane in known[key]]
-
-    return encode_once
-
-
-def _bytes_of(tensor: Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
-
-
-ENCODE_ONCE = remembering(encode_planes)  # shared by all tests of a run

@@ -6,8 +6,8 @@ numbers is about 2.7 deviations, a step of 2.7 / 127 has a variance of step^2 / 
 rounds before each of its four matrices and the head once more, and a residual stream carries all of
 it on: (4 * LAYERS + 1) * 4e-5 is what to expect. For more than three tokens, planes are added up in
 int8 too, 1e-4 more (lowmoe/kernels/cpu/trellis_tile.h); an int8 cache rounds keys and values as
-often. Measured on these models, it is at most 1.0 times what is expected, and 9 times on the worst
-of 60 tokens.
+often. Measured on these models, the mean is at most 1.4 times what is expected, and the worst of
+some hundred tokens 13 times.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +27,6 @@ from trellis_models import (
     Shape,
     TrellisModel,
     layer_by_layer,
-    planes,
     trellis_model,
 )
 
@@ -39,7 +38,7 @@ from lowmoe.spec import ModelSpec, Rope
 from quant.trellis import WINDOW_6_TABLE, TrellisCode
 
 ROUNDING, TILE_ROUNDING = 4e-5, 1e-4
-MEAN_LIMIT, TOKEN_LIMIT = 2.5, 25.0  # times what is to be expected
+MEAN_LIMIT, TOKEN_LIMIT = 3.0, 30.0  # times what is to be expected
 FEW_TOKENS = 3  # at once, that are multiplied one by one
 N_TOKENS = 60
 CHUNKS = {

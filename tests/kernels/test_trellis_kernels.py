@@ -48,6 +48,7 @@ class Case:
             "scale_unit": self.code.scale_unit,
             "codes": self.codes,
             "scales": self.scales,
+            "sums": sums_of(self.codes),
             "first_block": 0,
         }
 
@@ -55,9 +56,14 @@ class Case:
         """What a kernel makes of some tokens, [T, padded_rows]."""
         codes, scales = self.codes[tokens], self.scales[tokens]
         y = np.full((len(codes), self.rows), np.nan, np.float32)
-        these = {"isa": isa, "codes": codes, "scales": scales, "y": y}
+        these = {"isa": isa, "codes": codes, "scales": scales, "sums": sums_of(codes), "y": y}
         getattr(_native, kernel)(**(self.arguments() | these))
         return y
+
+
+def sums_of(codes: NDArray[np.int8]) -> NDArray[np.int32]:
+    """Of each 64 columns, [T, column_blocks]."""
+    return codes.reshape(len(codes), -1, BLOCK_COLUMNS).sum(-1, dtype=np.int32)
 
 
 def native_table(code: TrellisCode) -> NDArray[np.uint8]:
@@ -319,6 +325,7 @@ def test_a_tile_s_weights_are_nearly_the_planes(n_planes: int) -> None:
         ({"table": np.ones(32, np.uint8)}, "the table has 32 values, but must have 64"),
         ({"codes": np.zeros((2, 64), np.int8)}, r"codes is \[2, 64\], but must be \[2, 128\]"),
         ({"scales": np.ones((1, 1), np.float32)}, r"scales is \[1, 1\], but must be \[2, 1\]"),
+        ({"sums": np.ones((2, 1), np.int32)}, r"sums is \[2, 1\], but must be \[2, 2\]"),
         ({"y": np.ones((2, 192), np.float32)}, "y has rows up to 192, but the matrix 128"),
         ({"first_block": 1}, "y has rows up to 192, but the matrix 128"),
         ({"first_block": 2**58}, "the matrix 128"),

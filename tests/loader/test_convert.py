@@ -1,10 +1,8 @@
-"""Does a conversion hold what the checkpoint held, however many cores made it?"""
+"""Does a conversion hold what the checkpoint held, whatever cores made it?"""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -19,12 +17,12 @@ from lowmoe.decoder.weights import CheckpointTensors, from_checkpoint, from_fold
 from lowmoe.errors import CheckpointError, FolderError
 from lowmoe.experts.source import CheckpointExperts
 from lowmoe.families import Family, read_config
+from lowmoe.kernels.cpu import isas
 from lowmoe.loader.convert import Progress
 from quant.damage import relative_squared_error
 from quant.matrix import dequantize
 from tests.checkpoint.faulty_os import FaultyOs
 from tests.checkpoint.tiny_mixtral import (
-    ENCODE_ONCE,
     SMALL_FILES,
     Options,
     config_with,
@@ -34,12 +32,6 @@ from tests.checkpoint.tiny_mixtral import (
 )
 
 PLAIN = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_encoder() -> Iterator[None]:
-    with mock.patch("quant.encoder_pool.encode_planes", ENCODE_ONCE):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -196,19 +188,12 @@ def test_the_manifest_says_where_it_came_from(checkpoint: Path, tmp_path: Path) 
 # However it was made
 
 
-def test_the_number_of_workers_changes_no_byte(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("isa", isas())
+def test_neither_threads_nor_the_instruction_set_change_a_byte(
+    checkpoint: Path, undisturbed: dict[bool, dict[str, bytes]], tmp_path: Path, isa: str
 ) -> None:
-    # Small enough that these matrices come in several pieces.
-    monkeypatch.setattr("quant.encode.CHUNK_WEIGHTS", 4096)
-    with mock.patch("quant.encoder_pool.encode_planes", wraps=ENCODE_ONCE) as in_this_process:
-        convert(checkpoint, tmp_path / "one", Options(n_workers=1))
-        n_matrices = in_this_process.call_count
-        assert n_matrices == 22
-        convert(checkpoint, tmp_path / "two", Options(n_workers=2))
-        # Only those of one piece, 64 rows: a layer's attention_out and its experts' down.
-        assert in_this_process.call_count - n_matrices == 2 * (1 + 4)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    convert(checkpoint, tmp_path / "model", Options(isa=isa, n_threads=2))
+    assert contents(tmp_path / "model") == undisturbed[True]
 
 
 @pytest.mark.parametrize("tied", [True, False])

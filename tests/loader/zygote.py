@@ -2,8 +2,7 @@
 
 Run as a program, so that it can fork: it has imported torch once and never used more than one
 thread, a fork of it is ready in milliseconds. Requests are lines of JSON on stdin, answers lines on
-stdout. Matrices that were coded once are not coded again: the tests are about files, and nine
-tenths of the time would be the encoder's.
+stdout.
 
 Knows:        forks, deaths, how a process ended.
 Ignorant of:  what should be in the folder afterwards.
@@ -26,7 +25,7 @@ import torch
 
 from lowmoe.checkpoint import files
 from tests.checkpoint.faulty_os import Death, FaultyOs
-from tests.checkpoint.tiny_mixtral import ENCODE_ONCE, Options, convert
+from tests.checkpoint.tiny_mixtral import Options, convert
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 FINISHED, FAILED = 0, 3
@@ -92,16 +91,15 @@ class Zygote:
 def serve() -> None:
     """What the zygote does until its stdin ends."""
     torch.set_num_threads(1)
-    with mock.patch("quant.encoder_pool.encode_planes", ENCODE_ONCE):
-        for line in sys.stdin:
-            sys.stdout.write(json.dumps(_answer(json.loads(line))) + "\n")
-            sys.stdout.flush()
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(_answer(json.loads(line))) + "\n")
+        sys.stdout.flush()
 
 
 def _answer(request: dict[str, Any]) -> int | list[str]:
     source, folder = Path(request["source"]), Path(request["folder"])
     options = Options(calibrated=request["calibrated"])
-    if "count" in request:  # in this process, so that later ones remember what it coded
+    if "count" in request:
         with mock.patch.object(files, "os", FaultyOs()) as counting:
             convert(source, folder, options)
         return list(counting.calls)

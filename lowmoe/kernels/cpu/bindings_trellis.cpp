@@ -14,6 +14,7 @@ namespace {
 using Plane = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Codes = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Scales = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Sums = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Outputs = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 void require(bool holds, const std::string& otherwise) {
@@ -54,85 +55,74 @@ struct Matrix {
   Matrix(const Matrix&) = delete;
 };
 
-// Tokens in Python's arrays, which must outlive them, and the sums of their codes.
-struct Tokens {
-  std::vector<int32_t> sums;
-  RoundedTokens x;
+RoundedTokens tokens_of(const Codes& codes, const Scales& scales, const Sums& sums, size_t n_in) {
+  const size_t n_tokens = codes.shape(0), n_columns = padded_columns(n_in);
+  require_shape("codes", codes.shape(0), codes.shape(1), n_tokens, n_columns);
+  require_shape("scales", scales.shape(0), scales.shape(1), n_tokens, scale_groups(n_in));
+  require_shape("sums", sums.shape(0), sums.shape(1), n_tokens, n_columns / layout::kBlockColumns);
+  // Kernels read tokens only; the type is shared with those that write them.
+  return {const_cast<int8_t*>(codes.data()), const_cast<float*>(scales.data()),
+          const_cast<int32_t*>(sums.data()), n_in};
+}
 
-  Tokens(const Codes& codes, const Scales& scales, size_t n_in) {
-    const size_t n_tokens = codes.shape(0), n_columns = padded_columns(n_in);
-    require_shape("codes", codes.shape(0), codes.shape(1), n_tokens, n_columns);
-    require_shape("scales", scales.shape(0), scales.shape(1), n_tokens, scale_groups(n_in));
-    sums.resize(n_tokens * n_columns / layout::kBlockColumns);
-    const int8_t* code = codes.data();
-    for (int32_t& sum : sums) {
-      for (int i = 0; i < layout::kBlockColumns; i++) sum += *code++;
-    }
-    // Kernels read tokens only; the type is shared with those that write them.
-    x = {const_cast<int8_t*>(codes.data()), const_cast<float*>(scales.data()), sums.data(), n_in};
+// What is done with one row block, for all tokens.
+using BlockKernel = void (*)(const TrellisKernels& kernels, const TrellisMatrix& w,
+                             size_t row_block, const RoundedTokens& x, size_t n_tokens, float* y,
+                             size_t y_stride);
+
+void dot_block(const TrellisKernels& kernels, const TrellisMatrix& w, size_t row_block,
+               const RoundedTokens& x, size_t n_tokens, float* y, size_t y_stride) {
+  for (size_t t = 0; t < n_tokens; t++) {
+    kernels.dot_block(w, row_block, x.from(t), y + t * y_stride);
   }
-};
+}
 
-struct alignas(layout::kRegionAlignment) Scratch {
-  uint8_t bytes[kTileScratchBytes];
-};
+void multiply_block(const TrellisKernels& kernels, const TrellisMatrix& w, size_t row_block,
+                    const RoundedTokens& x, size_t n_tokens, float* y, size_t y_stride) {
+  alignas(layout::kRegionAlignment) uint8_t scratch[kTileScratchBytes];
+  kernels.multiply_block(w, row_block, x, n_tokens, y, y_stride, scratch);
+}
 
-// work(matrix, row block, tokens) for each of the row blocks that y has room for, from first_block.
-template <class Work>
-void each_block(const std::vector<Plane>& planes, size_t n_out, size_t n_in, const Plane& table,
-                float scale_unit, const Codes& codes, const Scales& scales, size_t first_block,
-                const Outputs& y, Work work) {
-  const Matrix matrix(planes, n_out, n_in, table, scale_unit);
-  const Tokens tokens(codes, scales, n_in);
-  const size_t n_blocks = y.shape(1) / layout::kBlockRows;
-  require_shape("y", y.shape(0), y.shape(1), codes.shape(0), n_blocks * layout::kBlockRows);
-  const size_t all_blocks = matrix.w.shape.row_blocks();
+// For each of the row blocks that y has room for, from first_block on.
+void each_block(BlockKernel kernel, const TrellisKernels& kernels, const TrellisMatrix& w,
+                const RoundedTokens& x, size_t first_block, const Outputs& y) {
+  const size_t n_tokens = y.shape(0), n_blocks = y.shape(1) / layout::kBlockRows;
+  const size_t all_blocks = w.shape.row_blocks();
   require(n_blocks <= all_blocks && first_block <= all_blocks - n_blocks,
           "y has rows up to " + std::to_string((first_block + n_blocks) * layout::kBlockRows) +
               ", but the matrix " + std::to_string(all_blocks * layout::kBlockRows));
   nb::gil_scoped_release release;
   for (size_t b = 0; b < n_blocks; b++) {
-    work(matrix.w, first_block + b, tokens.x, y.data() + b * layout::kBlockRows);
+    kernel(kernels, w, first_block + b, x, n_tokens, y.data() + b * layout::kBlockRows, y.shape(1));
   }
 }
 
-void dot_blocks(const char* isa, const std::vector<Plane>& planes, size_t n_out, size_t n_in,
-                const Plane& table, float scale_unit, const Codes& codes, const Scales& scales,
-                size_t first_block, const Outputs& y) {
-  const auto dot_block = isa_named(isa).trellis->dot_block;
-  each_block(planes, n_out, n_in, table, scale_unit, codes, scales, first_block, y,
-             [&](const TrellisMatrix& w, size_t block, const RoundedTokens& x, float* to) {
-               for (size_t t = 0; t < y.shape(0); t++) {
-                 dot_block(w, block, x.from(t), to + t * y.shape(1));
-               }
-             });
-}
-
-void multiply_blocks(const char* isa, const std::vector<Plane>& planes, size_t n_out, size_t n_in,
-                     const Plane& table, float scale_unit, const Codes& codes, const Scales& scales,
-                     size_t first_block, const Outputs& y) {
-  const auto multiply_block = isa_named(isa).trellis->multiply_block;
-  Scratch scratch;
-  each_block(planes, n_out, n_in, table, scale_unit, codes, scales, first_block, y,
-             [&](const TrellisMatrix& w, size_t block, const RoundedTokens& x, float* to) {
-               multiply_block(w, block, x, y.shape(0), to, y.shape(1), scratch.bytes);
-             });
+void define(nb::module_& m, const char* name, BlockKernel kernel) {
+  using nb::arg;
+  m.def(
+      name,
+      [kernel](const char* isa, const std::vector<Plane>& planes, size_t n_out, size_t n_in,
+               const Plane& table, float scale_unit, const Codes& codes, const Scales& scales,
+               const Sums& sums, size_t first_block, const Outputs& y) {
+        const Matrix matrix(planes, n_out, n_in, table, scale_unit);
+        const RoundedTokens x = tokens_of(codes, scales, sums, n_in);
+        const size_t n_rows = y.shape(1) / layout::kBlockRows * layout::kBlockRows;
+        require_shape("y", y.shape(0), y.shape(1), codes.shape(0), n_rows);
+        each_block(kernel, *isa_named(isa).trellis, matrix.w, x, first_block, y);
+      },
+      nb::kw_only(), arg("isa"), arg("planes"), arg("n_out"), arg("n_in"), arg("table"),
+      arg("scale_unit"), arg("codes"), arg("scales"), arg("sums"), arg("first_block"), arg("y"),
+      "y [T, rows] = the rows from 64 * first_block on, times tokens of codes "
+      "[T, padded columns], scales [T, scale groups] and sums of codes [T, column blocks]. "
+      "planes: [plane_bytes] each, aligned to 64 bytes; table: 64 values + 64. "
+      "Raises ValueError where sizes or alignments do not fit.");
 }
 
 }  // namespace
 
 void bind_trellis(nb::module_& m) {
-  const char* meaning =
-      "y [T, rows] = the rows from 64 * first_block on, times tokens of codes [T, padded columns] "
-      "and scales [T, scale groups]. planes: [plane_bytes] each, aligned to 64 bytes; table: 64 "
-      "values + 64. Raises ValueError where sizes or alignments do not fit.";
-  const auto define = [&](const char* name, auto function) {
-    m.def(name, function, nb::kw_only(), nb::arg("isa"), nb::arg("planes"), nb::arg("n_out"),
-          nb::arg("n_in"), nb::arg("table"), nb::arg("scale_unit"), nb::arg("codes"),
-          nb::arg("scales"), nb::arg("first_block"), nb::arg("y"), meaning);
-  };
-  define("dot_blocks", dot_blocks);
-  define("multiply_blocks", multiply_blocks);
+  define(m, "dot_blocks", dot_block);
+  define(m, "multiply_blocks", multiply_block);
 }
 
 }  // namespace lowmoe

@@ -1,7 +1,10 @@
+#include "lowmoe/kernels/cpu/encoder_portable.h"
+#include "lowmoe/kernels/cpu/encoder_rows.h"
 #include "lowmoe/kernels/cpu/isa.h"
-#include "lowmoe/kernels/cpu/encoder.h"
 
 namespace lowmoe {
+
 extern const EncoderKernels kEncoderScalar;
-const EncoderKernels kEncoderScalar{};
+const EncoderKernels kEncoderScalar = encoder_kernels<Portable>();
+
 }  // namespace lowmoe

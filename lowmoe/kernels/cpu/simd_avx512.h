@@ -112,7 +112,8 @@ struct Avx512 {
   static Float add_pairs(Float a, Float b) {
     return _mm512_shuffle_ps(a, b, 0x44) + _mm512_shuffle_ps(a, b, 0xee);
   }
-  // partner + x where a lane's bit of kUpper is 0, partner - x where it is 1; fma rounds neither twice.
+  // partner + x where a lane's bit of kUpper is 0, partner - x where it is 1; fma rounds neither
+  // twice.
   template <int kUpper>
   static Float combine(Float partner, Float x) {
     const Float sign = _mm512_mask_blend_ps(kUpper, all(1.0f), all(-1.0f));

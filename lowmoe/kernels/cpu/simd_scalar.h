@@ -6,8 +6,9 @@
 //                   them: lanes beyond are loaded as 0 and memory beyond is not touched
 //   fma             rounded once where the set can, twice here
 //   max             b where either is NaN
-// Templates carry the set's struct in their names, so that the linker never hands code of a newer
-// set to an older processor.
+// Functions that do vector work are templates over these, and so have the set in their names: the
+// linker, which keeps one of each name, never hands code of a newer set to an older processor. What
+// has no such name is inlined in every optimised build.
 #pragma once
 
 #include <cstddef>

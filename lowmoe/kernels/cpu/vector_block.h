@@ -12,6 +12,7 @@
 #include "lowmoe/kernels/cpu/isa.h"
 #include "lowmoe/kernels/cpu/vector_attention.h"
 #include "lowmoe/kernels/cpu/vector_math.h"
+#include "lowmoe/kernels/cpu/vector_rows.h"
 
 namespace lowmoe::vector {
 
