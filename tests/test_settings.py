@@ -19,6 +19,13 @@ def test_an_empty_variable_is_none() -> None:
     assert read_settings({"LOWMOE_HOME": ""}) == read_settings({})
 
 
+@pytest.mark.parametrize(("value", "isa"), [(None, None), ("", None), ("avx2", "avx2")])
+def test_the_instruction_set_is_the_one_that_was_asked_for(
+    value: str | None, isa: str | None
+) -> None:
+    assert read_settings({} if value is None else {"LOWMOE_ISA": value}).isa == isa
+
+
 @pytest.mark.parametrize(
     ("platform", "environment", "home"),
     [

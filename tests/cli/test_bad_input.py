@@ -46,6 +46,10 @@ class World:
         lowmoe.quantize(self.talking, self.tmp / "two", bits=2, calibrate=False)
         return self.tmp / "two"
 
+    def nf4(self) -> Path:
+        lowmoe.quantize(self.talking, self.tmp / "nf4", format="nf4", calibrate=False)
+        return self.tmp / "nf4"
+
     def without_template(self) -> Path:
         plain = copy_of(self.talking, self.tmp / "checkpoint", without="chat_template.jinja")
         lowmoe.quantize(plain, self.tmp / "plain", bits=2, calibrate=False)
@@ -92,6 +96,14 @@ def run(model: object, *options: object) -> list[object]:
 
 
 # --- worlds that take more than an expression
+
+
+def with_isa(name: str, *command: str) -> Arguments:
+    def arguments(w: World) -> list[object]:
+        w.patch.setenv("LOWMOE_ISA", name)
+        return list(command) if command else run(w.model)
+
+    return arguments
 
 
 def claims_more_than_it_holds(w: World) -> list[object]:
@@ -323,6 +335,16 @@ CASES = [
     Case("bits banana", lambda w: run(w.model, "--bits", "banana"), 2, "bits is 'banana'"),
     Case("bits in superscript", lambda w: run(w.model, "--bits", "²"), 2, "bits is '²'"),
     Case("bits a folder lacks", lambda w: run(w.two_bits(), "--bits", "6"), 2, "holds 2 bits"),
+    Case("kv", lambda w: run(w.model, "--kv", "fp4"), 2, "kv is 'fp4', but must be one of float32"),
+    Case("kv of an nf4 folder", lambda w: run(w.nf4(), "--kv", "int8"), 2, "kv is int8, but only"),
+    Case("instruction set", with_isa("mmx"), 2, "LOWMOE_ISA is 'mmx', but this processor runs "),
+    Case("instruction set, doctor", with_isa("mmx", "doctor"), 2, "or unset it"),
+    Case(
+        "profile of torch",
+        with_isa("torch", "bench", "--profile", "--json"),
+        2,
+        "computed by torch. Leave it out",
+    ),
     Case("make bits 3", lambda w: ["quantize", w.talking, w.tmp / "n", "--bits", "3"], 2, "is 3"),
     Case("format", lambda w: ["quantize", w.talking, w.tmp / "n", "--format", "q4"], 2, "is 'q4'"),
     Case("threads", lambda w: ["quantize", w.talking, w.tmp / "n", "--threads", "-1"], 2, "is -1"),

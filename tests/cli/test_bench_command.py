@@ -6,6 +6,7 @@ from typing import Any
 
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.engine.load import LoadOptions, load_folder
+from lowmoe.engine.profile import BETWEEN
 from tests.cli.conftest import Done, RunCommand
 from tests.engine.test_statistics import KEYS
 from tests.talking_mixtral import CONFIG
@@ -51,6 +52,30 @@ def test_the_demo_is_what_is_measured_without_a_name(lowmoe_command: RunCommand)
     assert median.startswith("median: prefill ")
     assert ram.startswith("RAM reads: ")
     assert disk[0].startswith("disk, plain reads of the same sizes: ")
+
+
+def test_a_profile_shows_each_part_of_a_token(
+    lowmoe_command: RunCommand, model_folder: Path
+) -> None:
+    command = ("bench", model_folder, *SMALL, "--profile")
+    profile = values_of(lowmoe_command(*command, "--json"))["profile"]
+    assert list(profile) == ["prefill", "decode"]
+    parts = {"gate, up", "down", "attention", "head", BETWEEN}
+    for phases in profile.values():
+        assert parts <= set(phases)
+    lines = lowmoe_command(*command).out.splitlines()
+    titles = [i for i, line in enumerate(lines) if line.startswith("a ")]
+    assert [lines[i].partition(":")[0] for i in titles] == [
+        "a token of the prompt",
+        "a generated token",
+    ]
+    for begin, end in zip(titles, [*titles[1:], len(lines)], strict=True):
+        shares = [float(line.split()[-1].rstrip("%")) for line in lines[begin + 1 : end]]
+        assert len(shares) > len(parts)
+        # Each share is rounded to a tenth of a percent.
+        assert abs(sum(shares) - 100) <= 0.05 * len(shares)
+        for part in parts:
+            assert any(part in line for line in lines[begin + 1 : end])
 
 
 def test_a_shape_alone_is_measured_without_a_checkpoint_and_written_once(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import lowmoe
+from lowmoe.kernels import cpu
 from tests.cli.conftest import RunCommand
 from tests.talking_mixtral import copy_of
 
@@ -153,20 +154,63 @@ def test_quantizing_into_a_finished_folder_names_both_recipes(
     assert "finished model already with trellis at 6 bits, asked for is bf16" in done.err
 
 
-def test_doctor_tells_what_the_machine_offers(
-    lowmoe_command: RunCommand, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests also run from a checkout that nobody installed."""
     monkeypatch.setattr(importlib.metadata, "version", lambda name: f"{name} 1.2.3")
+
+
+@pytest.mark.usefixtures("_installed")
+def test_doctor_tells_what_the_machine_offers(lowmoe_command: RunCommand, home: Path) -> None:
     values = json.loads(lowmoe_command("doctor", "--json").out)
     assert values["lowmoe"] == "lowmoe 1.2.3"
     assert values["home"] == str(home)
-    assert values["cores"] >= 1
+    assert values["threads"] >= 1
     assert 0 <= values["ram_available_bytes"] < values["ram_bytes"]
     assert values["ram_read_bytes_per_s"] > 0
     assert isinstance(values["direct_reads"], bool)
     assert list(home.iterdir()) == []  # the probe is gone
     shown = lowmoe_command("doctor").out
     assert all(key.replace("_", " ") in shown for key in values)
+
+
+@pytest.mark.usefixtures("_installed")
+def test_doctor_names_the_instruction_set_and_says_nothing_against_the_best(
+    lowmoe_command: RunCommand, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOWMOE_ISA", raising=False)
+    monkeypatch.setattr(cpu, "isas", lambda: ["avx512", "avx2", "scalar"])
+    values = json.loads(lowmoe_command("doctor", "--json").out)
+    assert values["instruction_set"] == "avx512"
+    assert values["instruction_sets"] == ["avx512", "avx2", "scalar"]
+    done = lowmoe_command("doctor")
+    assert "avx512, avx2, scalar" in done.out
+    assert "LOWMOE_ISA" not in done.err
+    assert "no instruction set" not in done.err
+
+
+@pytest.mark.usefixtures("_installed")
+@pytest.mark.parametrize("isa", ["avx2", "scalar", "torch"])
+def test_doctor_says_that_a_slower_instruction_set_was_asked_for(
+    lowmoe_command: RunCommand, home: Path, monkeypatch: pytest.MonkeyPatch, isa: str
+) -> None:
+    monkeypatch.setattr(cpu, "isas", lambda: ["avx512", "avx2", "scalar"])
+    monkeypatch.setenv("LOWMOE_ISA", isa)
+    assert json.loads(lowmoe_command("doctor", "--json").out)["instruction_set"] == isa
+    words = " ".join(lowmoe_command("doctor").err.split())
+    assert f"LOWMOE_ISA is {isa}, but this processor runs avx512, which is faster." in words
+    assert "no instruction set" not in words  # it has one, which is not to be used
+
+
+@pytest.mark.usefixtures("_installed")
+def test_doctor_says_that_a_processor_has_no_fast_instruction_set(
+    lowmoe_command: RunCommand, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "isas", lambda: ["scalar"])
+    monkeypatch.delenv("LOWMOE_ISA", raising=False)
+    words = " ".join(lowmoe_command("doctor").err.split())
+    assert "This processor has no instruction set that lowmoe has fast code for" in words
+    assert "LOWMOE_ISA" not in words
 
 
 def test_eval_prints_perplexity_and_with_a_checkpoint_what_quantizing_cost(

@@ -13,6 +13,7 @@ from lowmoe.api import Model, Prompt
 from lowmoe.engine.generate import Token
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.text_parts import TextParts
+from lowmoe.kernels.cpu import KvPages
 from tests.cli.conftest import RunCommand
 from tests.engine.test_statistics import KEYS
 
@@ -47,6 +48,21 @@ def test_json_is_the_last_line_of_stdout_with_the_keys_of_the_design(
     for tiers in ("placement", "hit_rate", "bytes_per_token"):
         assert list(values[tiers]) == ["gpu", "ram", "disk"]
     assert done.err == ""
+
+
+@pytest.mark.parametrize("kv", ["float32", "float16", "int8"])
+def test_keys_and_values_are_kept_as_asked(
+    lowmoe_command: RunCommand, model_folder: Path, monkeypatch: pytest.MonkeyPatch, kv: str
+) -> None:
+    formats: list[str] = []
+
+    def remembering(*, format: str, **sizes: int) -> KvPages:
+        formats.append(format)
+        return KvPages(format=format, **sizes)
+
+    monkeypatch.setattr("lowmoe.kernels.cpu.KvPages", remembering)
+    done = lowmoe_command("run", model_folder, "--prompt", "Once", "--kv", kv, *GREEDY)
+    assert (done.code, formats) == (0, [kv])
 
 
 def test_the_prompt_may_come_from_stdin(

@@ -6,10 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
+import lowmoe
+from lowmoe.checkpoint.layout import Recipe
+from lowmoe.decoder.in_torch import TorchComputation
+from lowmoe.decoder.native import NativeComputation
 from lowmoe.engine import load as load_module
+from lowmoe.engine.generate import Session
 from lowmoe.engine.load import LoadOptions, load_checkpoint, load_folder
+from lowmoe.engine.options import SamplingOptions
 from lowmoe.errors import FolderError, LowMoeError, MemoryBudgetError, UsageError
-from tests.talking_mixtral import CONTEXT, copy_of
+from lowmoe.families import read_config
+from lowmoe.kernels import cpu
+from lowmoe.loader.synthetic import write_synthetic
+from quant.trellis import TrellisCode
+from tests.talking_mixtral import CONFIG, CONTEXT, copy_of
 
 
 @pytest.mark.parametrize(
@@ -65,6 +75,101 @@ def test_the_budget_for_experts_is_what_the_other_parts_leave(model_folder: Path
     assert missing(with_200_tokens) == needed - 1 + more_cache + more_working
 
 
+@pytest.mark.parametrize("isa", cpu.isas())
+def test_native_code_of_every_instruction_set_can_be_asked_for(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, isa: str
+) -> None:
+    monkeypatch.setenv("LOWMOE_ISA", isa)
+    runtime = load_folder(model_folder, LoadOptions())
+    assert runtime.isa == isa
+    assert isinstance(runtime.decoder.computation, NativeComputation)
+    assert len(list(Session(runtime).token_ids([1, 2, 3], SamplingOptions(max_new_tokens=2)))) == 2
+    runtime.close()
+
+
+def test_without_asking_it_is_the_best(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOWMOE_ISA", raising=False)
+    runtime = load_folder(model_folder, LoadOptions())
+    runtime.close()
+    assert runtime.isa == cpu.isas()[0]
+
+
+def test_an_instruction_set_that_does_not_run_here_is_a_usage_error(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOWMOE_ISA", "altivec")
+    runs = ", ".join(cpu.isas())
+    with pytest.raises(UsageError, match=f"LOWMOE_ISA is 'altivec', .* runs {runs}. Take one of"):
+        load_folder(model_folder, LoadOptions())
+
+
+def test_torch_can_be_asked_for_and_has_no_choice_of_caches(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOWMOE_ISA", "torch")
+    runtime = load_folder(model_folder, LoadOptions())
+    runtime.close()
+    assert (runtime.isa, runtime.pool) == ("torch", None)
+    assert isinstance(runtime.decoder.computation, TorchComputation)
+    with pytest.raises(UsageError, match="kv is int8, but only .* choice of caches. Leave it out"):
+        load_folder(model_folder, LoadOptions(kv="int8"))
+
+
+def test_what_has_no_planes_is_computed_by_torch(talking_checkpoint: Path, tmp_path: Path) -> None:
+    lowmoe.quantize(talking_checkpoint, tmp_path / "nf4", format="nf4", calibrate=False)
+    for runtime in (
+        load_folder(tmp_path / "nf4", LoadOptions()),
+        load_checkpoint(talking_checkpoint, LoadOptions(dtype="float32")),
+    ):
+        runtime.close()
+        assert (runtime.isa, runtime.pool) == ("torch", None)
+    for kv in cpu.KV_FORMATS:
+        with pytest.raises(UsageError, match=f"kv is {kv}, but only folders of planes"):
+            load_folder(tmp_path / "nf4", LoadOptions(kv=kv))
+        with pytest.raises(UsageError, match=f"kv is {kv}, but only folders of planes"):
+            load_checkpoint(talking_checkpoint, LoadOptions(dtype="float32", kv=kv))
+
+
+@pytest.mark.parametrize("kv", [None, *cpu.KV_FORMATS])
+def test_a_cache_is_reckoned_in_the_format_it_is_kept_in(
+    model_folder: Path, kv: str | None
+) -> None:
+    runtime = load_folder(model_folder, LoadOptions(kv=kv))
+    runtime.close()
+    # 2 layers of keys and values of 2 heads of 16 numbers; 384 tokens take two pages of 256.
+    of_a_head = {"float32": 64, "float16": 32, "int8": 16 + 4}[kv or "float16"]
+    assert runtime.decoder.computation.cache_bytes(384) == 2 * 2 * 2 * of_a_head * 512
+
+
+def test_a_code_with_windows_too_wide_for_the_kernels_is_refused(tmp_path: Path) -> None:
+    code = TrellisCode(window_bits=7, table=tuple(range(-63, 64)) + (0,))
+    write_synthetic(
+        tmp_path / "wide",
+        CONFIG,
+        read_config(CONFIG),
+        Recipe(code=code),
+        name="wide",
+        progress=lambda done, total: None,
+    )
+    with pytest.raises(UsageError, match="windows of 7 bits, but .* read 6. Make it") as refused:
+        load_folder(tmp_path / "wide", LoadOptions())
+    assert "\n" not in str(refused.value)
+
+
+def test_threads_are_the_pools_too(model_folder: Path) -> None:
+    for n_threads in (1, 3):
+        runtime = load_folder(model_folder, LoadOptions(threads=n_threads))
+        runtime.close()
+        assert runtime.pool is not None
+        assert runtime.pool.n_threads == n_threads
+
+
+def test_what_every_token_reads_leaves_an_embedding_out(model_folder: Path) -> None:
+    runtime = load_folder(model_folder, LoadOptions())
+    runtime.close()
+    assert 0 < runtime.dense_bytes_per_token < runtime.dense_bytes
+
+
 def test_without_a_budget_it_is_what_the_machine_has_free(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,8 +198,6 @@ def test_the_context_of_a_long_model_is_not_taken_whole(
 def test_more_bits_than_a_folder_holds_are_refused(
     talking_checkpoint: Path, tmp_path: Path
 ) -> None:
-    import lowmoe
-
     lowmoe.quantize(talking_checkpoint, tmp_path / "2bit", bits=2, calibrate=False)
     lowmoe.quantize(talking_checkpoint, tmp_path / "nf4", format="nf4", calibrate=False)
     with pytest.raises(

@@ -76,7 +76,7 @@ def error_bound(q: Tensor, keys: Tensor, values: Tensor) -> float:
 
     A score goes through at most size + 2 roundings of the sum of its terms' magnitudes; subtracting
     the largest rounds once more. e^that makes an absolute error a relative one of the weight, which
-    rounds by an ulp itself; up to S + 1 additions and one product in numerator and denominator each.
+    rounds by an ulp itself; numerator and denominator are up to S + 1 additions and one product.
     """
     size, n = values.shape[1], values.shape[0]
     magnitude = float((q.double().abs() @ keys.abs().T).max())

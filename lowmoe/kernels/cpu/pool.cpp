@@ -42,8 +42,10 @@ void pin(int cpu) {
 
 }  // namespace
 
-Pool::Pool(int n_threads, std::vector<int> cpus)
-    : n_threads_(n_threads), shares_(new Share[n_threads]) {
+Pool::Pool(int n_threads) : n_threads_(n_threads), shares_(new Share[n_threads]) {}
+
+// The other constructor is through, so if a thread cannot be started the destructor ends the rest.
+Pool::Pool(int n_threads, const std::vector<int>& cpus) : Pool(n_threads) {
   for (int thread = 1; thread < n_threads; thread++) {
     const int cpu = cpus.empty() ? -1 : cpus[(thread - 1) % cpus.size()];
     workers_.emplace_back([this, thread, cpu] { work(thread, cpu); });
@@ -52,7 +54,7 @@ Pool::Pool(int n_threads, std::vector<int> cpus)
 
 Pool::~Pool() {
   closing_.store(true, std::memory_order_relaxed);
-  run_.fetch_add(1, std::memory_order_release);
+  run_.fetch_add(1);
   run_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
@@ -60,7 +62,7 @@ Pool::~Pool() {
 void Pool::start(Call call, void* context) {
   call_ = call;
   context_ = context;
-  run_.fetch_add(1, std::memory_order_release);
+  run_.fetch_add(1);
   run_.notify_all();
 }
 
@@ -78,6 +80,9 @@ void Pool::work(int thread, int cpu) {
   }
 }
 
+// Who changes the value does so in the one order of all (seq_cst), for notify_all only looks
+// whether anybody sleeps: x86 lets a load overtake an earlier store that is a mere release, and
+// then the looker sees nobody while the sleeper, on its way, still sees the old value.
 void Pool::await_change(const std::atomic<uint32_t>& value, uint32_t old) {
   const auto begin = std::chrono::steady_clock::now();
   for (auto waited = begin - begin; waited < kOffer;
@@ -96,7 +101,7 @@ void Team::barrier() {
   if (pool_.arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 ==
       static_cast<uint32_t>(pool_.size())) {
     pool_.arrived_.store(0, std::memory_order_relaxed);
-    pool_.barriers_.store(round + 1, std::memory_order_release);
+    pool_.barriers_.store(round + 1);
     pool_.barriers_.notify_all();
     return;
   }

@@ -42,8 +42,9 @@ class Team {
 
 class Pool {
  public:
-  // cpus: where the threads 1, 2, ... are pinned, in turn; empty leaves them free.
-  Pool(int n_threads, std::vector<int> cpus);
+  // cpus: where the threads 1, 2, ... are pinned, in turn; empty leaves them free.  Throws
+  // std::system_error if the machine has no more threads to give.
+  Pool(int n_threads, const std::vector<int>& cpus);
   ~Pool();
   Pool(const Pool&) = delete;
 
@@ -73,6 +74,7 @@ class Pool {
     uint32_t phase = 0;
   };
 
+  explicit Pool(int n_threads);
   void start(Call call, void* context);
   void finish();
   void work(int thread, int cpu);
@@ -83,7 +85,7 @@ class Pool {
   std::unique_ptr<Share[]> shares_;
   Call call_ = nullptr;
   void* context_ = nullptr;
-  alignas(128) std::atomic<uint32_t> run_{0};  // counts runs; odd bits carry nothing
+  alignas(128) std::atomic<uint32_t> run_{0};  // counts runs
   alignas(128) std::atomic<uint32_t> arrived_{0};
   alignas(128) std::atomic<uint32_t> barriers_{0};
   std::atomic<bool> closing_{false};
