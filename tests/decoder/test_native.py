@@ -31,7 +31,6 @@ from trellis_models import (
 )
 
 from lowmoe.checkpoint.layout import Recipe
-from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.native import NativeCache
 from lowmoe.kernels import cpu
 from lowmoe.spec import ModelSpec, Rope

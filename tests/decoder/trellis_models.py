@@ -50,12 +50,15 @@ MIXTRAL: dict[str, Any] = {
 }
 
 
+TWO_PLANES = Recipe()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """What sets a model apart.  config: keys beside or instead of those in MIXTRAL."""
 
     config: dict[str, Any]
-    recipe: Recipe = Recipe()
+    recipe: Recipe = TWO_PLANES
     renormalize: bool = True
 
 

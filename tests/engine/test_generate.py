@@ -61,9 +61,7 @@ def test_whatever_a_prompt_shares_with_the_last_it_is_scored_as_in_a_fresh_sessi
 ) -> None:
     other = PROMPT[:n_same] + [7] * (25 - n_same)
     list(session.token_ids(PROMPT, GREEDY))
-    assert_same_but_for_rounding(
-        next_scores(session, other), next_scores(Session(runtime), other)
-    )
+    assert_same_but_for_rounding(next_scores(session, other), next_scores(Session(runtime), other))
 
 
 def test_a_prompt_asked_twice_has_the_same_answer_bit_for_bit(
@@ -71,7 +69,7 @@ def test_a_prompt_asked_twice_has_the_same_answer_bit_for_bit(
 ) -> None:
     first = list(session.token_ids(PROMPT, GREEDY))
     scores = next_scores(session, PROMPT)
-    list(session.token_ids(PROMPT[:12] + [7, 8, 9], GREEDY))
+    list(session.token_ids([*PROMPT[:12], 7, 8, 9], GREEDY))
     assert list(session.token_ids(PROMPT, GREEDY)) == list(session.token_ids(PROMPT, GREEDY))
     fresh = Session(runtime)
     assert list(fresh.token_ids(PROMPT, GREEDY)) == first

@@ -111,7 +111,7 @@ def test_torch_can_be_asked_for_and_has_no_choice_of_caches(
     runtime.close()
     assert (runtime.isa, runtime.pool) == ("torch", None)
     assert isinstance(runtime.decoder.computation, TorchComputation)
-    with pytest.raises(UsageError, match="kv is int8, but only .* choice of caches. Leave it out"):
+    with pytest.raises(UsageError, match=r"kv is int8, but .* choice of caches\. Leave it out"):
         load_folder(model_folder, LoadOptions(kv="int8"))
 
 
@@ -142,7 +142,7 @@ def test_a_cache_is_reckoned_in_the_format_it_is_kept_in(
 
 
 def test_a_code_with_windows_too_wide_for_the_kernels_is_refused(tmp_path: Path) -> None:
-    code = TrellisCode(window_bits=7, table=tuple(range(-63, 64)) + (0,))
+    code = TrellisCode(window_bits=7, table=(*range(-63, 64), 0))
     write_synthetic(
         tmp_path / "wide",
         CONFIG,
@@ -151,7 +151,7 @@ def test_a_code_with_windows_too_wide_for_the_kernels_is_refused(tmp_path: Path)
         name="wide",
         progress=lambda done, total: None,
     )
-    with pytest.raises(UsageError, match="windows of 7 bits, but .* read 6. Make it") as refused:
+    with pytest.raises(UsageError, match=r"windows of 7 bits, but .* read 6\. Make it") as refused:
         load_folder(tmp_path / "wide", LoadOptions())
     assert "\n" not in str(refused.value)
 

@@ -58,7 +58,7 @@ def test_one_token_has_no_decode_profile(runtime: Runtime) -> None:
 
 def test_what_torch_computes_has_no_profile(talking_checkpoint: Path) -> None:
     runtime = load_checkpoint(talking_checkpoint, LoadOptions(dtype="float32"))
-    with pytest.raises(UsageError, match="computed by torch. Leave it out"):
+    with pytest.raises(UsageError, match=r"computed by torch\. Leave it out"):
         bench(runtime, OPTIONS, ignore)
     runtime.close()
 

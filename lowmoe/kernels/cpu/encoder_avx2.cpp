@@ -34,9 +34,7 @@ struct Avx2 {
   static I equal(I a, I b) { return _mm256_cmpeq_epi32(a, b); }
   static I less(I a, I b) { return _mm256_cmpgt_epi32(b, a); }
   static I choose(I which, I yes, I no) { return _mm256_blendv_epi8(no, yes, which); }
-  static I dot(I sum, I pair, int32_t step) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pair, all(step)));
-  }
+  static I dot(I sum, I a, I b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
   template <int kMask>
   static I low_bits(I a, int32_t bits) {
     return _mm256_or_si256(_mm256_andnot_si256(all(kMask), a), all(bits));
@@ -47,6 +45,14 @@ struct Avx2 {
     constexpr int32_t kMask = (1 << kBits) - 1;
     const I above = _mm256_andnot_si256(all(kMask), shift_left<kBits>(high));
     return _mm256_or_si256(_mm256_and_si256(low, all(kMask)), above);
+  }
+  static I low_pairs(const I* from) {
+    I pairs[8], fours[4];
+#pragma GCC unroll 8
+    for (int n = 0; n < 8; n++) pairs[n] = merge<2>(from[2 * n], from[2 * n + 1]);
+#pragma GCC unroll 4
+    for (int n = 0; n < 4; n++) fours[n] = merge<4>(pairs[2 * n], pairs[2 * n + 1]);
+    return merge<16>(merge<8>(fours[0], fours[1]), merge<8>(fours[2], fours[3]));
   }
   static Table table(const int8_t* values) {
     Table table;

@@ -37,7 +37,7 @@ struct Avx512 {
   static __mmask16 equal(I a, I b) { return _mm512_cmpeq_epi32_mask(a, b); }
   static __mmask16 less(I a, I b) { return _mm512_cmplt_epi32_mask(a, b); }
   static I choose(__mmask16 which, I yes, I no) { return _mm512_mask_mov_epi32(no, which, yes); }
-  static I dot(I sum, I pair, int32_t step) { return _mm512_dpwssd_epi32(sum, pair, all(step)); }
+  static I dot(I sum, I a, I b) { return _mm512_dpwssd_epi32(sum, a, b); }
   template <int kMask>
   static I low_bits(I a, int32_t bits) {
     return _mm512_ternarylogic_epi32(a, all(kMask), all(bits), 0xba);  // a & ~mask | bits
@@ -46,6 +46,20 @@ struct Avx512 {
   static I merge(I low, I high) {
     constexpr int32_t kMask = (1 << kBits) - 1;
     return _mm512_ternarylogic_epi32(low, all(kMask), shift_left<kBits>(high), 0xe2);
+  }
+  static I low_pairs(const I* from) {
+    I quarters[4];  // numbers k, 4 + k, 8 + k and 12 + k in a byte each
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+      I quarter = from[k];
+      quarter = _mm512_mask_shuffle_epi8(quarter, 0x2222222222222222, from[4 + k], lowest_bytes());
+      quarter = _mm512_mask_shuffle_epi8(quarter, 0x4444444444444444, from[8 + k], lowest_bytes());
+      quarter = _mm512_mask_shuffle_epi8(quarter, 0x8888888888888888, from[12 + k], lowest_bytes());
+      quarters[k] = quarter;
+    }
+    const I low = merge_bytes<2, 0x03030303>(quarters[0], quarters[1]);
+    const I high = merge_bytes<2, 0x03030303>(quarters[2], quarters[3]);
+    return merge_bytes<4, 0x0f0f0f0f>(low, high);
   }
   static Table table(const int8_t* values) { return _mm512_loadu_si512(values); }
   static I look_up(Table table, I index) {
@@ -86,6 +100,12 @@ struct Avx512 {
   }
 
  private:
+  // Of every 32 bits the lowest byte, four times.
+  static I lowest_bytes() { return _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0); }
+  template <int kBits, int32_t kMask>
+  static I merge_bytes(I low, I high) {
+    return _mm512_ternarylogic_epi32(low, all(kMask), shift_left<kBits>(high), 0xe2);
+  }
   static __m512i words(__m256i low, __m256i high) {
     const __m512i shifted = _mm512_slli_epi64(_mm512_cvtepu32_epi64(high), 32);
     return _mm512_or_si512(_mm512_cvtepu32_epi64(low), shifted);

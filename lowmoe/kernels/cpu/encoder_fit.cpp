@@ -59,12 +59,14 @@ void FittedScales::of_group(size_t group, float unit, BlockScales* scales) const
 }
 
 bool fit_nearest(const float (*wanted)[64], size_t n_groups, FittedScales* fit) {
-  float most[64] = {};
+  // As bits, numbers that are not negative have the same order, and a NaN is above them all.
+  uint32_t most[64] = {};
   for (size_t g = 0; g < n_groups; g++) {
-    // So written that a NaN stays.
-    for (int r = 0; r < 64; r++) most[r] = wanted[g][r] <= most[r] ? most[r] : wanted[g][r];
+    for (int r = 0; r < 64; r++) most[r] = std::max(most[r], std::bit_cast<uint32_t>(wanted[g][r]));
   }
-  if (!set_rows(most, fit)) return false;
+  float rows[64];
+  for (int r = 0; r < 64; r++) rows[r] = std::bit_cast<float>(most[r]);
+  if (!set_rows(rows, fit)) return false;
   for (size_t g = 0; g < n_groups; g++) {
     for (int r = 0; r < 64; r++) {
       const float step = fit->row[r] / kLevels;

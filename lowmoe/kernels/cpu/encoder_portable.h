@@ -1,4 +1,4 @@
-// The lanes of the encoder in plain C++: what every instruction set's lanes must do.
+// The lanes of the encoder for any processor: what every instruction set's lanes must do.
 //
 // Lanes are words: 8 to a slice, so a vector holds kLanes / 8 slices, and whatever reads or writes
 // memory by slices takes a pointer for each. Rounding is to nearest, ties to even.
@@ -17,11 +17,16 @@ namespace {
 
 struct Portable {
   static constexpr int kLanes = 8;
+  // Two registers of 4, by the vector extension of GCC and Clang: arithmetic is lane by lane, a
+  // comparison gives -1 or 0.
+  using I4 = int32_t __attribute__((vector_size(16)));
+  using U4 = uint32_t __attribute__((vector_size(16)));
+  using F4 = float __attribute__((vector_size(16)));
   struct I {
-    int32_t at[kLanes];
+    I4 at[2];
   };
   struct F {
-    float at[kLanes];
+    F4 at[2];
   };
   struct Table {
     int8_t at[kTableSize];
@@ -29,11 +34,10 @@ struct Portable {
 
   // Integers: all wrap around.
   static I all(int32_t x) {
-    return each<I>([&](int) { return x; });
+    return each<I>([=](int) { return I4{x, x, x, x}; });
   }
   static I add(I a, I b) {
-    return each<I>(
-        [&](int n) { return static_cast<int32_t>(unsigned(a.at[n]) + unsigned(b.at[n])); });
+    return each<I>([&](int n) { return a.at[n] + b.at[n]; });
   }
   static I min(I a, I b) {
     return each<I>([&](int n) { return a.at[n] < b.at[n] ? a.at[n] : b.at[n]; });
@@ -49,39 +53,41 @@ struct Portable {
   }
   template <int kBits>
   static I shift_left(I a) {
-    return each<I>([&](int n) { return static_cast<int32_t>(unsigned(a.at[n]) << kBits); });
+    return each<I>([&](int n) { return a.at[n] << kBits; });
   }
   // Zeros come in from the left.
   template <int kBits>
   static I shift_right(I a) {
-    return each<I>([&](int n) { return static_cast<int32_t>(unsigned(a.at[n]) >> kBits); });
+    return each<I>([&](int n) { return reinterpret_cast<I4>(reinterpret_cast<U4>(a.at[n]) >> kBits); });
   }
   static I shift_right_by(I a, I bits) {
-    return each<I>([&](int n) { return static_cast<int32_t>(unsigned(a.at[n]) >> bits.at[n]); });
+    return each<I>([&](int n) {
+      return reinterpret_cast<I4>(reinterpret_cast<U4>(a.at[n]) >> reinterpret_cast<U4>(bits.at[n]));
+    });
   }
 
   // Comparisons, and a choice by one.
   static I equal(I a, I b) {
-    return each<I>([&](int n) { return a.at[n] == b.at[n] ? -1 : 0; });
+    return each<I>([&](int n) { return a.at[n] == b.at[n]; });
   }
   static I less(I a, I b) {
-    return each<I>([&](int n) { return a.at[n] < b.at[n] ? -1 : 0; });
+    return each<I>([&](int n) { return a.at[n] < b.at[n]; });
   }
   static I choose(I which, I yes, I no) {
     return each<I>([&](int n) { return (which.at[n] & yes.at[n]) | (~which.at[n] & no.at[n]); });
   }
 
-  // sum + low half of pair * low half of step + high half * high half, halves signed.
-  static I dot(I sum, I pair, int32_t step) {
-    const int32_t low = static_cast<int16_t>(step), high = step >> 16;
+  // sum + low half * low half + high half * high half, halves signed.
+  static I dot(I sum, I a, I b) {
     return each<I>([&](int n) {
-      return sum.at[n] + static_cast<int16_t>(pair.at[n]) * low + (pair.at[n] >> 16) * high;
+      const I4 low = (a.at[n] << 16 >> 16) * (b.at[n] << 16 >> 16);
+      return sum.at[n] + low + (a.at[n] >> 16) * (b.at[n] >> 16);
     });
   }
   // a with `bits` in place of what it has under the mask.
   template <int kMask>
   static I low_bits(I a, int32_t bits) {
-    return each<I>([&](int n) { return (a.at[n] & ~kMask) | bits; });
+    return either(both(a, all(~kMask)), all(bits));
   }
   // The low kBits of `low`, and `high` moved up to stand above them.
   template <int kBits>
@@ -90,33 +96,48 @@ struct Portable {
     return either(both(low, all(kMask)), low_bits<kMask>(shift_left<kBits>(high), 0));
   }
 
+  // The two low bits of 16 numbers, those of the n-th at bit 2 n.
+  static I low_pairs(const I* from) {
+    I pairs[8], fours[4];
+#pragma GCC unroll 8
+    for (int n = 0; n < 8; n++) pairs[n] = merge<2>(from[2 * n], from[2 * n + 1]);
+#pragma GCC unroll 4
+    for (int n = 0; n < 4; n++) fours[n] = merge<4>(pairs[2 * n], pairs[2 * n + 1]);
+    return merge<16>(merge<8>(fours[0], fours[1]), merge<8>(fours[2], fours[3]));
+  }
+
   static Table table(const int8_t* values) {
     Table table;
     std::memcpy(table.at, values, sizeof table.at);
     return table;
   }
   static I look_up(const Table& table, I index) {
-    return each<I>([&](int n) { return table.at[index.at[n]]; });
+    I values;
+    for (int n = 0; n < kLanes; n++) values.at[n / 4][n % 4] = table.at[index.at[n / 4][n % 4]];
+    return values;
   }
 
   // Bytes: kLanes in a row, of numbers that fit.
   static void put_bytes(int8_t* to, I a) {
-    for (int n = 0; n < kLanes; n++) to[n] = static_cast<int8_t>(a.at[n]);
+    for (int n = 0; n < kLanes; n++) to[n] = static_cast<int8_t>(a.at[n / 4][n % 4]);
   }
   static I bytes(const int8_t* from) {
-    return each<I>([&](int n) { return from[n]; });
+    I values;
+    for (int n = 0; n < kLanes; n++) values.at[n / 4][n % 4] = from[n];
+    return values;
   }
   // For each slice 8 words of 64 bits.
   static void put_words(uint8_t* const* to, I low, I high) {
     for (int n = 0; n < kLanes; n++) {
-      const uint64_t word = uint64_t(uint32_t(high.at[n])) << 32 | uint32_t(low.at[n]);
+      const uint32_t halves[2] = {uint32_t(low.at[n / 4][n % 4]), uint32_t(high.at[n / 4][n % 4])};
+      const uint64_t word = uint64_t(halves[1]) << 32 | halves[0];
       std::memcpy(to[0] + 8 * n, &word, sizeof word);
     }
   }
 
   // Floats: each operation rounds once.
   static F all_floats(float x) {
-    return each<F>([&](int) { return x; });
+    return each<F>([=](int) { return F4{x, x, x, x}; });
   }
   static F add(F a, F b) {
     return each<F>([&](int n) { return a.at[n] + b.at[n]; });
@@ -138,21 +159,25 @@ struct Portable {
     return each<F>([&](int n) { return a.at[n] > b.at[n] ? a.at[n] : b.at[n]; });
   }
   static F magnitude(F a) {
-    return each<F>([&](int n) { return a.at[n] < 0 ? -a.at[n] : a.at[n]; });
+    return each<F>([&](int n) {
+      return reinterpret_cast<F4>(reinterpret_cast<I4>(a.at[n]) & 0x7fffffff);
+    });
   }
   // |a| below 2^22: so far the last bit of a + 1.5 * 2^23 stands for 1.
   static I round(F a) {
     constexpr float kUnits = 0x1.8p23f;
     return each<I>([&](int n) {
-      return std::bit_cast<int32_t>(a.at[n] + kUnits) - std::bit_cast<int32_t>(kUnits);
+      return reinterpret_cast<I4>(a.at[n] + kUnits) - std::bit_cast<int32_t>(kUnits);
     });
   }
   static F to_floats(I a) {
-    return each<F>([&](int n) { return static_cast<float>(a.at[n]); });
+    return each<F>([&](int n) { return __builtin_convertvector(a.at[n], F4); });
   }
   // kLanes in a row.
   static F floats(const float* from) {
-    return each<F>([&](int n) { return from[n]; });
+    F values;
+    std::memcpy(values.at, from, sizeof values.at);
+    return values;
   }
   static void put(float* to, F a) { std::memcpy(to, a.at, sizeof a.at); }
   // 8 in a row for each slice, at the same offset from its pointer.
@@ -161,10 +186,8 @@ struct Portable {
 
  private:
   template <class Vector, class Function>
-  static Vector each(Function&& of_lane) {
-    Vector result;
-    for (int n = 0; n < kLanes; n++) result.at[n] = of_lane(n);
-    return result;
+  static Vector each(Function&& of_register) {
+    return {of_register(0), of_register(1)};
   }
 };
 

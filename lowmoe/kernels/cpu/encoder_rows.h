@@ -27,9 +27,9 @@ class Rows {
   static Coded encode(const EncoderTask& task, size_t row_block, uint8_t* scratch) {
     Rows rows(task, row_block);
     rows.carve(scratch);
-    if (!rows.load()) return Coded::kNotFinite;
+    rows.load();
     for (int p = 0; p < task.n_planes; p++) {
-      if (!rows.plane(p)) return Coded::kTooLarge;
+      if (!rows.plane(p)) return rows.is_finite() ? Coded::kTooLarge : Coded::kNotFinite;
     }
     if (task.metric != nullptr) {
       Feedback<V> feedback(task, row_block, rows.fits_, rows.for_feedback_, rows.products_);
@@ -73,7 +73,7 @@ class Rows {
 
   // --- weights to target
 
-  bool load() {
+  void load() {
     const size_t n_in = task_.shape.n_in;
     for (size_t first = 0; first < n_in; first += kMostBlockColumns) {
       const size_t n = std::min<size_t>(kMostBlockColumns, n_in - first);
@@ -81,8 +81,12 @@ class Rows {
       for (size_t k = 0; k < n; k += task_.h) hadamard(target_ + first + k);
     }
     std::memset(target_ + n_in, 0, (task_.columns() - n_in) * sizeof *target_);
+  }
+
+  // Asked only where scales were refused: what is not finite never has scales that are.
+  bool is_finite() const {
     uint32_t worst = 0;
-    for (size_t k = 0; k < n_in; k++) {
+    for (size_t k = 0; k < task_.shape.n_in; k++) {
       for (int r = 0; r < 64; r++) {
         worst = std::max(worst, std::bit_cast<uint32_t>(target_[k][r]) & 0x7fffffff);
       }
@@ -134,6 +138,8 @@ class Rows {
     for (size_t g = 0; g < task_.groups(); g++) closed_block(x, g, fit, task_.planes[p]);
     if (!fit_least_squares(sums_, energies_, task_.groups(), task_.unit, &fit)) return false;
     store_scales(fit, task_.shape, row_block_, task_.planes[p]);
+    const bool is_last = p + 1 == task_.n_planes;
+    if (is_last && task_.metric != nullptr) return true;  // nobody asks what is left
     for (size_t g = 0; g < task_.groups(); g++) subtract_block(x, g, fit, p);
     return true;
   }

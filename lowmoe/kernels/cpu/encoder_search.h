@@ -72,7 +72,7 @@ class Search {
   explicit Search(const int8_t* table) : table_(V::table(table)) {
     for (int w = 0; w < kTableSize; w++) {
       const int v = table[w];
-      steps_[w] = (8 * v & 0xffff) | 4 * v * v << 16;
+      steps_[w] = V::all((8 * v & 0xffff) | 4 * v * v << 16);
     }
   }
 
@@ -94,25 +94,11 @@ class Search {
 
   // The cheaper of the two paths that begin and end in the two states that look cheapest.
   void closed(const Aim& aim, Choice* choice) const {
-    I weights[kSteps], cost[2][kStates], seam[2], decisions[2][kSteps];
+    I weights[kSteps], seam[2], cost[2], decisions[2][kSteps];
     price(aim, weights);
     seams(weights, seam);
-#pragma GCC unroll 16
-    for (int k = 0; k < 2; k++) {
-#pragma GCC unroll 16
-      for (int n = 0; n < kStates; n++) {
-        cost[k][n] = V::choose(V::equal(seam[k], V::all(n)), V::all(oldest(n)),
-                               V::all(kBlocked + oldest(n)));
-      }
-    }
-    for (int t = 0; t < kSteps; t++) {
-      const I weight = weights[kSteps - 1 - t];
-      forward2(cost[0], weight, cost[1], weight);
-      decisions[0][t] = decide(cost[0]);
-      decisions[1][t] = decide(cost[1]);
-    }
-    const I ends[2] = {cost_of(cost[0], seam[0]), cost_of(cost[1], seam[1])};
-    const auto second = V::less(ends[1], ends[0]);
+    for (int k = 0; k < 2; k++) cost[k] = through(seam[k], weights, decisions[k]);
+    const auto second = V::less(cost[1], cost[0]);
     for (int t = 0; t < kSteps; t++) {
       decisions[0][t] = V::choose(second, decisions[1][t], decisions[0][t]);
     }
@@ -152,8 +138,24 @@ class Search {
     return V::round(V::subtract(V::all_floats(0), limited));
   }
 
+  // The cheapest path from a state back to it: its decisions and its cost.
+  I through(I seam, const I* weights, I* decisions) const {
+    I cost[kStates];
+#pragma GCC unroll 16
+    for (int n = 0; n < kStates; n++) {
+      cost[n] = V::choose(V::equal(seam, V::all(n)), V::all(oldest(n)),
+                          V::all(kBlocked + oldest(n)));
+    }
+    for (int t = 0; t < kSteps; t++) {
+      forward(cost, weights[kSteps - 1 - t]);
+      decisions[t] = decide(cost);
+    }
+    return cost_of(cost, seam);
+  }
+
   // Costs before a step to costs after it, the low two bits of each its decision.
   void forward(I* cost, I weight) const {
+    keep_in_memory();
     I after[kStates];
 #pragma GCC unroll 16
     for (int g = 0; g < 4; g++) {
@@ -165,25 +167,9 @@ class Search {
     for (int n = 0; n < kStates; n++) cost[n] = after[n];
   }
 
-  // The same for two, which share what they load.
-  void forward2(I* cost, I weight, I* other, I other_weight) const {
-    I after[kStates], other_after[kStates];
-#pragma GCC unroll 16
-    for (int g = 0; g < 4; g++) {
-      const I from[4] = {cost[g], cost[4 + g], cost[8 + g], cost[12 + g]};
-      const I others[4] = {other[g], other[4 + g], other[8 + g], other[12 + g]};
-#pragma GCC unroll 16
-      for (int n = 4 * g; n < 4 * g + 4; n++) {
-        after[n] = cheapest(from, weight, n, 16);
-        other_after[n] = cheapest(others, other_weight, n, 16);
-      }
-    }
-#pragma GCC unroll 16
-    for (int n = 0; n < kStates; n++) cost[n] = after[n], other[n] = other_after[n];
-  }
-
   // Costs after a step to costs before it, of the cheapest way to the end.
   void backward(I* cost, I weight) const {
+    keep_in_memory();
     I before[kStates];
 #pragma GCC unroll 16
     for (int g = 0; g < 4; g++) {
@@ -195,6 +181,10 @@ class Search {
 #pragma GCC unroll 16
     for (int n = 0; n < kStates; n++) cost[n] = before[n];
   }
+
+  // Makes the compiler read steps_ anew at every step. Else it takes their 64 vectors out of the loop,
+  // finds no registers for them, and copies them to the stack at the beginning of every search.
+  static void keep_in_memory() { asm volatile("" ::: "memory"); }
 
   // The least of from[k] plus the cost of window first + k * apart.
   I cheapest(const I* from, I weight, int first, int apart) const {
@@ -208,26 +198,20 @@ class Search {
   // Takes the decisions out of the costs, state n's at bit 2 n, and leaves there what the next step
   // will want to know: the symbol of each state that is the oldest then.
   static I decide(I* cost) {
-    I pairs[8], fours[4];
-#pragma GCC unroll 16
-    for (int n = 0; n < 8; n++) pairs[n] = V::template merge<2>(cost[2 * n], cost[2 * n + 1]);
-#pragma GCC unroll 16
-    for (int n = 0; n < 4; n++) fours[n] = V::template merge<4>(pairs[2 * n], pairs[2 * n + 1]);
+    const I decisions = V::low_pairs(cost);
 #pragma GCC unroll 16
     for (int n = 0; n < kStates; n++) cost[n] = V::template low_bits<3>(cost[n], oldest(n));
-    return V::template merge<16>(V::template merge<8>(fours[0], fours[1]),
-                                 V::template merge<8>(fours[2], fours[3]));
+    return decisions;
   }
 
   // The two states that the cheapest paths pass where the ends meet, each end free.
   void seams(const I* weights, I* seam) const {
+    // One after the other: 16 costs fit the registers, 32 do not.
     I ahead[kStates], behind[kStates];
 #pragma GCC unroll 16
     for (int n = 0; n < kStates; n++) ahead[n] = behind[n] = V::all(0);
-    for (int t = 0; t < kSteps; t++) {
-      forward(ahead, weights[kSteps - 1 - t]);
-      backward(behind, weights[t]);
-    }
+    for (int t = 0; t < kSteps; t++) forward(ahead, weights[kSteps - 1 - t]);
+    for (int t = 0; t < kSteps; t++) backward(behind, weights[t]);
     I first = tagged_state(V::add(ahead[0], behind[0]), 0);
     I second = V::all(INT32_MAX);
 #pragma GCC unroll 16
@@ -275,7 +259,7 @@ class Search {
   }
 
   typename V::Table table_;
-  int32_t steps_[kTableSize];  // 8 v in the low half, 4 v^2 in the high one
+  I steps_[kTableSize];  // in every lane 8 v in the low half, 4 v^2 in the high one
 };
 
 }  // namespace lowmoe

@@ -6,10 +6,6 @@ namespace lowmoe {
 
 namespace {
 
-// Decoding and rounding a tile costs about as much as this many products without it
-// (benchmarks/kernel_speed.py).
-constexpr size_t kFewTokens = 3;
-
 size_t rows_in_block(const TrellisMatrix& w, size_t row_block) {
   return std::min<size_t>(layout::kBlockRows, w.shape.n_out - row_block * layout::kBlockRows);
 }
@@ -26,11 +22,11 @@ Engine::Engine(const Isa& isa, Pool& pool, const Code& code, size_t max_tokens)
 
 void Engine::multiply_block(int thread, const TrellisMatrix& w, size_t row_block,
                             const RoundedTokens& x, size_t n, float* y, size_t stride) const {
-  if (n > kFewTokens) {
+  if (n == 1) {
+    isa_.trellis->dot_block(w, row_block, x, y);
+  } else {
     isa_.trellis->multiply_block(w, row_block, x, n, y, stride, tile_of(thread));
-    return;
   }
-  for (size_t t = 0; t < n; t++) isa_.trellis->dot_block(w, row_block, x.from(t), y + t * stride);
 }
 
 void Engine::multiply(Team& team, const char* phase, const TrellisMatrix& w, const RoundedTokens& x,

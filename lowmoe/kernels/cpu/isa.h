@@ -18,13 +18,14 @@ struct TrellisKernels {
   //   y[r] = gain * sum over planes p of  row_scale[p][r] * scale_unit * sum over groups g of 128
   //          columns of  x.scales[g] * T,   T = sum over the group of  nibble * table value * code
   // T is an exact integer below 2^24. In float32: acc_p = fma(T, x.scales[g], acc_p) over g from
-  // first to last; y = sum over p, first to last, of  acc_p * (row_scale * (scale_unit * gain)).
-  // So y is the same in every instruction set.
+  // first to last; y = sum over p, first to last, of  acc_p * (row_scale * (scale_unit * gain)),
+  // each product rounded before it is added. So y is the same in every instruction set.
   //   y  64 floats, overwritten
   void (*dot_block)(const TrellisMatrix& w, size_t row_block, const RoundedTokens& x, float* y);
 
-  // The same for n_tokens tokens: decodes each weight once. The planes of a stack are first added
-  // up and rounded to int8 with one scale for each row and 128 columns, see trellis_tile.h.
+  // The same for n_tokens tokens: decodes each weight once. For few tokens y is that of dot_block,
+  // bit for bit. For more, the planes of a stack are first added up and rounded to int8 with one
+  // scale for each row and 128 columns: trellis_tile.h says where the line is and what it costs.
   //   y        [n_tokens][y_stride] floats, 64 of each token overwritten
   //   scratch  kTileScratchBytes, aligned to 64, this thread's own
   void (*multiply_block)(const TrellisMatrix& w, size_t row_block, const RoundedTokens& x,

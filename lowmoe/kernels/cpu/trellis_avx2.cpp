@@ -9,14 +9,18 @@ namespace lowmoe {
 
 namespace {
 
-struct Avx2 : Tiles256 {
-  static constexpr size_t kMostTokens = 4;  // 8 sums, 4 registers of codes, 1 of ones, 3 for work
-  static constexpr int kRegisters = 2;      // of rows at a time
+struct MultiplyAdd {
+  static constexpr size_t kMostDots = 4;
 
-  static __m256i add_products(__m256i sums, __m256i values, __m256i columns) {
+  static __m256i add(__m256i sums, __m256i values, __m256i columns) {
     const __m256i pairs = _mm256_maddubs_epi16(values, columns);
     return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
+};
+
+struct Avx2 : Dots256<MultiplyAdd>, Tiles256 {
+  static constexpr size_t kMostTokens = 4;  // 8 sums, 4 registers of codes, 1 of ones, 3 for work
+  static constexpr int kRegisters = 2;      // of rows at a time
 
   template <int kTokens>
   static void add(const Tile& tile, int n_slices, const RoundedTokens& x, size_t g, float* y,
@@ -36,7 +40,7 @@ struct Avx2 : Tiles256 {
             const __m256i codes =
                 _mm256_xor_si256(_mm256_load_si256(wide(tile.codes[s][row + i * kLanes])), offset);
             sums[t][i] =
-                add_products(sums[t][i], _mm256_abs_epi8(codes), _mm256_sign_epi8(four, codes));
+                MultiplyAdd::add(sums[t][i], _mm256_abs_epi8(codes), _mm256_sign_epi8(four, codes));
           }
         }
       }

@@ -23,13 +23,13 @@ inline const __m256i* wide(const void* bytes) { return static_cast<const __m256i
 
 // Sixteen values that differ from the sixteen before them by an exclusive or: as pshufb gives 0 for
 // an index below 0, the look-ups at index, index - 16, .. combine to the value at index.
-struct Table {
+struct ChainedTable {
   __m256i steps[4];
 
-  Table(const uint8_t* values, int offset) {
+  explicit ChainedTable(const Code& code, int offset = 0) {
     __m256i before = _mm256_setzero_si256();
     for (int i = 0; i < 4; i++) {
-      const __m128i part = _mm_load_si128(reinterpret_cast<const __m128i*>(values + 16 * i));
+      const __m128i part = _mm_load_si128(reinterpret_cast<const __m128i*>(code.table + 16 * i));
       const __m256i sixteen = _mm256_sub_epi8(_mm256_broadcastsi128_si256(part),
                                               _mm256_set1_epi8(static_cast<char>(offset)));
       steps[i] = _mm256_xor_si256(sixteen, before);
@@ -63,55 +63,11 @@ inline __m256i four_columns(const void* x) {
   return _mm256_set1_epi32(columns);
 }
 
-// Products of 32 rows of a column block, of the words 0-3 or 4-7 of its slices: 8 of each quarter.
-//   x     columns of each slice in the order 0 2 1 3, in which unpacking leaves the values
-//   sums  rows in order
-template <class Set>
-inline void block_sums(const uint8_t* codes, const Table& table, const int8_t* x, int32_t x_sum,
-                       __m256i (&sums)[kQuarters]) {
-  // Of words 0 and 2 (even) or 1 and 3 (odd), bytes 0-3 (low) or 4-7 (high).
-  const __m256i start = _mm256_set1_epi32(-kTableOffset * x_sum);
-  __m256i even_low = start, even_high = start, odd_low = start, odd_high = start;
-  for (int s = 0; s < layout::kSlices; s++) {
-    const __m256i words = _mm256_load_si256(wide(codes + s * kSliceBytes)), turn = turned(words);
-    const __m256i columns = four_columns(x + s * layout::kSliceColumns);
-    const __m256i even = _mm256_unpacklo_epi8(words, turn), odd = _mm256_unpackhi_epi8(words, turn);
-    const __m256i even_02 = table[low_windows(even)], even_13 = table[high_windows(even)];
-    even_low = Set::add_products(even_low, _mm256_unpacklo_epi16(even_02, even_13), columns);
-    even_high = Set::add_products(even_high, _mm256_unpackhi_epi16(even_02, even_13), columns);
-    const __m256i odd_02 = table[low_windows(odd)], odd_13 = table[high_windows(odd)];
-    odd_low = Set::add_products(odd_low, _mm256_unpacklo_epi16(odd_02, odd_13), columns);
-    odd_high = Set::add_products(odd_high, _mm256_unpackhi_epi16(odd_02, odd_13), columns);
-  }
-  sums[0] = _mm256_unpacklo_epi64(even_low, odd_low);
-  sums[1] = _mm256_unpackhi_epi64(even_low, odd_low);
-  sums[2] = _mm256_unpacklo_epi64(even_high, odd_high);
-  sums[3] = _mm256_unpackhi_epi64(even_high, odd_high);
-}
-
 // The scales of 8 rows of a quarter as 32-bit integers.
 inline __m256i nibbles_of(const uint8_t* nibbles, int q, int half) {
   const auto* eight = reinterpret_cast<const __m128i*>(nibbles + q % 2 * 16 + half * kLanes);
   const __m256i both = _mm256_cvtepu8_epi32(_mm_loadl_epi64(eight));
   return q < 2 ? _mm256_and_si256(both, _mm256_set1_epi32(15)) : _mm256_srli_epi32(both, 4);
-}
-
-using Sums = int32_t[kQuarters][2][kLanes];  // rows in order
-
-// Adds a column block's products to T, see isa.h.
-//   x  as block_sums takes it
-template <class Set>
-inline void add_block(const uint8_t* codes, const Table& table, const uint8_t* nibbles,
-                      const int8_t* x, int32_t x_sum, Sums& t) {
-  for (int half = 0; half < 2; half++) {
-    __m256i sums[kQuarters];
-    block_sums<Set>(codes + half * 32, table, x, x_sum, sums);
-    for (int q = 0; q < kQuarters; q++) {
-      auto* lanes = reinterpret_cast<__m256i*>(t[q][half]);
-      const __m256i scaled = _mm256_mullo_epi32(sums[q], nibbles_of(nibbles, q, half));
-      _mm256_store_si256(lanes, _mm256_add_epi32(_mm256_load_si256(lanes), scaled));
-    }
-  }
 }
 
 // The columns of each slice of a block in the order 0 2 1 3.
@@ -125,38 +81,82 @@ inline void swap_columns(const int8_t* x, int8_t* swapped) {
   }
 }
 
-template <class Set>
-void dot_block(const TrellisMatrix& w, size_t row_block, const RoundedTokens& x, float* y) {
-  const Table table(w.code->table, 0);
-  const size_t n_blocks = w.shape.column_blocks();
-  alignas(32) float sums[layout::kMaxPlanes][kRows] = {};
-  for (size_t begin = 0; begin < n_blocks; begin += kHalves) {
-    const __m256 x_scale = _mm256_set1_ps(x.scales[begin / kHalves]);
-    alignas(32) Sums t[layout::kMaxPlanes] = {};
-    for (size_t b = begin; b < std::min(begin + kHalves, n_blocks); b++) {
-      alignas(32) int8_t swapped[layout::kBlockColumns];
-      swap_columns(x.codes + b * layout::kBlockColumns, swapped);
-      for (int p = 0; p < w.n_planes; p++) {
-        add_block<Set>(w.codes(p, row_block) + b * layout::kBlockCodeBytes, table,
-                       w.group_scales(p, row_block) + b * layout::kBlockScaleBytes, swapped,
-                       x.sums[b], t[p]);
-      }
+// What dot_block needs, but for the products.
+template <class Products>
+struct Dots256 {
+  using Table = ChainedTable;
+  static constexpr size_t kMostDots = Products::kMostDots;
+
+  static void widen(const uint8_t* halves, float* floats) {
+    for (int r = 0; r < kRows; r += kLanes) {
+      const auto* some = reinterpret_cast<const __m128i*>(halves + 2 * r);
+      _mm256_store_ps(floats + r, _mm256_cvtph_ps(_mm_load_si128(some)));
     }
-    for (int p = 0; p < w.n_planes; p++) {
-      for (int r = 0; r < kRows; r += kLanes) {
-        const __m256 lanes = _mm256_cvtepi32_ps(_mm256_load_si256(wide(&t[p][0][0][0] + r)));
-        float* to = sums[p] + r;
-        _mm256_store_ps(to, _mm256_fmadd_ps(lanes, x_scale, _mm256_load_ps(to)));
+  }
+
+  template <int kTokens>
+  static void add_block(const uint8_t* codes, const Table& table, const uint8_t* nibbles,
+                        const RoundedTokens& x, size_t block, RowSums* t) {
+    alignas(32) int8_t swapped[kTokens][layout::kBlockColumns];
+    for (int i = 0; i < kTokens; i++) {
+      swap_columns(x.from(i).codes + block * layout::kBlockColumns, swapped[i]);
+    }
+    for (int half = 0; half < 2; half++) {
+      __m256i sums[kTokens][kQuarters];
+      for (int i = 0; i < kTokens; i++) {
+        for (auto& sum : sums[i]) {
+          sum = _mm256_set1_epi32(-kTableOffset * x.from(i).sums[block]);
+        }
+      }
+      add_words<kTokens>(codes + half * 32, table, swapped, sums);
+      for (int q = 0; q < kQuarters; q++) {
+        const __m256i scale = nibbles_of(nibbles, q, half);
+        for (int i = 0; i < kTokens; i++) {
+          auto* rows = reinterpret_cast<__m256i*>(t[i] + q * 16 + half * kLanes);
+          const __m256i scaled = _mm256_mullo_epi32(in_order(sums[i], q), scale);
+          _mm256_store_si256(rows, _mm256_add_epi32(_mm256_load_si256(rows), scaled));
+        }
       }
     }
   }
-  finish_rows(w, row_block, sums, y);
-}
 
-// What the sets share of multiply_block.
+  // Adds products of 32 rows: of the words 0-3 or 4-7 of all slices.
+  //   x     columns of each slice in the order 0 2 1 3, in which unpacking leaves the values
+  //   sums  of the bytes 0-3 and 4-7 of words 0 and 2, then of words 1 and 3
+  template <int kTokens>
+  static void add_words(const uint8_t* codes, const Table& table,
+                        const int8_t (&x)[kTokens][layout::kBlockColumns],
+                        __m256i (&sums)[kTokens][kQuarters]) {
+    for (int s = 0; s < layout::kSlices; s++) {
+      const __m256i words = _mm256_load_si256(wide(codes + s * kSliceBytes));
+      const __m256i turn = turned(words);
+      for (int odd = 0; odd < 2; odd++) {
+        const __m256i bytes =
+            odd ? _mm256_unpackhi_epi8(words, turn) : _mm256_unpacklo_epi8(words, turn);
+        const __m256i of_02 = table[low_windows(bytes)], of_13 = table[high_windows(bytes)];
+        const __m256i first = _mm256_unpacklo_epi16(of_02, of_13);
+        const __m256i last = _mm256_unpackhi_epi16(of_02, of_13);
+        for (int i = 0; i < kTokens; i++) {
+          const __m256i columns = four_columns(x[i] + s * layout::kSliceColumns);
+          __m256i* to = sums[i] + 2 * odd;
+          to[0] = Products::add(to[0], first, columns);
+          to[1] = Products::add(to[1], last, columns);
+        }
+      }
+    }
+  }
+
+  // Rows of quarter q in order.
+  static __m256i in_order(const __m256i (&sums)[kQuarters], int q) {
+    return q % 2 ? _mm256_unpackhi_epi64(sums[q / 2], sums[2 + q / 2])
+                 : _mm256_unpacklo_epi64(sums[q / 2], sums[2 + q / 2]);
+  }
+};
+
+// What multiply_block needs, but for the products.
 struct Tiles256 {
   // The table values of 32 rows, a quarter's 8 in each register, rows and columns in order.
-  static void look_up(__m256i words, const Table& table, __m256i (&values)[kQuarters]) {
+  static void look_up(__m256i words, const ChainedTable& table, __m256i (&values)[kQuarters]) {
     // Bytes 0, 1 of two words, their bytes 2, 3 and so on: neighbours are rows of one quarter.
     const __m256i order = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
@@ -204,7 +204,7 @@ struct Tiles256 {
                    uint8_t (*codes)[kRows][layout::kSliceColumns]) {
     constexpr int kPairs = (kPlanes + 1) / 2;
     static constexpr uint8_t kNothing[kRows] = {};
-    const Table table(w.code->table, kTableOffset);
+    const ChainedTable table(*w.code, kTableOffset);
     const uint8_t* words[kPlanes];
     for (int p = 0; p < kPlanes; p++) {
       words[p] = w.codes(p, row_block) + block * layout::kBlockCodeBytes;

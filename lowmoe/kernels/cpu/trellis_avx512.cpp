@@ -20,7 +20,9 @@ namespace {
 constexpr int kRows = layout::kBlockRows, kSliceBytes = layout::kWords * 8;
 constexpr int kQuarters = 4;  // of 16 rows: the lanes of a register
 constexpr int kLanes = kRows / kQuarters;
-constexpr int kPrefetchBytes = 4096;  // ahead; of 1, 2, 4 and 8 KiB the best in kernel_speed.py
+// Ahead. Measured once, one thread, best of 20 on a shared Zen 5: 30 to 40 GB/s without, 19 to 23
+// at 512 bytes, 35 to 40 at 4 KiB, no more at 8 KiB.
+constexpr int kPrefetchBytes = 4096;
 
 using Bytes = std::array<uint8_t, 64>;
 
@@ -31,12 +33,12 @@ constexpr Bytes window_bits(int q) {
     bits[b] = static_cast<uint8_t>(layout::kSymbolBits * (8 * q + b % 8));
   return bits;
 }
-alignas(64) constexpr Bytes kWindowBits4[kQuarters] = {window_bits(0), window_bits(1),
-                                                       window_bits(2), window_bits(3)};
+alignas(64) constexpr Bytes kShifts[kQuarters] = {window_bits(0), window_bits(1), window_bits(2),
+                                                  window_bits(3)};
 
 // The table values of 16 rows of a slice. vpermb ignores the two bits above a window.
 inline __m512i look_up(int q, __m512i slice, __m512i table) {
-  const __m512i bits = _mm512_load_si512(kWindowBits4[q].data());
+  const __m512i bits = _mm512_load_si512(kShifts[q].data());
   return _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(bits, slice), table);
 }
 
@@ -57,61 +59,58 @@ inline __m512i add_products(__m512i sums, __m512i values, __m512i columns) {
   return sums;
 }
 
-// Adds a column block's products to T, see isa.h.
-inline void add_block(const uint8_t* codes, __m512i table, const uint8_t* nibbles, const int8_t* x,
-                      int32_t x_sum, __m512i* t) {
-  __m512i sums[kQuarters];
-  for (auto& sum : sums) sum = _mm512_set1_epi32(-kTableOffset * x_sum);
-  for (int s = 0; s < layout::kSlices; s++) {
-    const __m512i slice = _mm512_load_si512(codes + s * kSliceBytes);
-    prefetch(codes + s * kSliceBytes);
-    const __m512i columns = four_columns(x + s * layout::kSliceColumns);
-    for (int q = 0; q < kQuarters; q++) {
-      sums[q] = add_products(sums[q], look_up(q, slice, table), columns);
-    }
-  }
-  for (int q = 0; q < kQuarters; q++) {
-    const auto* half = reinterpret_cast<const __m128i*>(nibbles + q % 2 * kLanes);
-    const __m512i both = _mm512_cvtepu8_epi32(_mm_load_si128(half));
-    const __m512i scale =
-        q < 2 ? _mm512_and_si512(both, _mm512_set1_epi32(15)) : _mm512_srli_epi32(both, 4);
-    t[q] = _mm512_add_epi32(t[q], _mm512_mullo_epi32(sums[q], scale));
-  }
-}
-
-// Columns outside, planes inside: a plane's codes are then one stream over all row blocks, without
-// a jump that nothing could foresee.
-void dot_block(const TrellisMatrix& w, size_t row_block, const RoundedTokens& x, float* y) {
-  const __m512i table = _mm512_load_si512(w.code->table);
-  const size_t n_blocks = w.shape.column_blocks();
-  __m512 sums[layout::kMaxPlanes][kQuarters] = {};
-  for (size_t begin = 0; begin < n_blocks; begin += kHalves) {
-    const __m512 x_scale = _mm512_set1_ps(x.scales[begin / kHalves]);
-    for (int p = 0; p < w.n_planes; p++) {
-      __m512i t[kQuarters] = {};
-      for (size_t b = begin; b < std::min(begin + kHalves, n_blocks); b++) {
-        add_block(w.codes(p, row_block) + b * layout::kBlockCodeBytes, table,
-                  w.group_scales(p, row_block) + b * layout::kBlockScaleBytes,
-                  x.codes + b * layout::kBlockColumns, x.sums[b], t);
-      }
-      for (int q = 0; q < kQuarters; q++) {
-        sums[p][q] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(t[q]), x_scale, sums[p][q]);
-      }
-    }
-  }
-  const __m512 unit = _mm512_set1_ps(w.code->scale_unit * w.gain());
-  for (int q = 0; q < kQuarters; q++) {
-    __m512 rows = _mm512_setzero_ps();
-    for (int p = 0; p < w.n_planes; p++) {
-      const auto* halves = reinterpret_cast<const __m256i*>(w.row_scales(p, row_block));
-      const __m512 scale = _mm512_mul_ps(_mm512_cvtph_ps(_mm256_load_si256(halves + q)), unit);
-      rows = _mm512_add_ps(rows, _mm512_mul_ps(sums[p][q], scale));
-    }
-    _mm512_storeu_ps(y + q * kLanes, rows);
-  }
+// The scales of 16 rows as 32-bit integers.
+inline __m512i nibbles_of(const uint8_t* nibbles, int q) {
+  const auto* half = reinterpret_cast<const __m128i*>(nibbles + q % 2 * kLanes);
+  const __m512i both = _mm512_cvtepu8_epi32(_mm_load_si128(half));
+  return q < 2 ? _mm512_and_si512(both, _mm512_set1_epi32(15)) : _mm512_srli_epi32(both, 4);
 }
 
 struct Avx512 {
+  struct Table {
+    __m512i values;
+    explicit Table(const Code& code) : values(_mm512_load_si512(code.table)) {}
+  };
+  static constexpr size_t kMostDots = 4;  // 16 sums, 4 registers of shifts, 4 of tokens, 3 for work
+
+  static void widen(const uint8_t* halves, float* floats) {
+    for (int r = 0; r < kRows; r += kLanes) {
+      const auto* some = reinterpret_cast<const __m256i*>(halves + 2 * r);
+      _mm512_store_ps(floats + r, _mm512_cvtph_ps(_mm256_load_si256(some)));
+    }
+  }
+
+  template <int kTokens>
+  static void add_block(const uint8_t* codes, const Table& table, const uint8_t* nibbles,
+                        const RoundedTokens& x, size_t block, RowSums* t) {
+    const int8_t* columns[kTokens];
+    __m512i sums[kTokens][kQuarters];
+    for (int i = 0; i < kTokens; i++) {
+      const RoundedTokens token = x.from(i);
+      columns[i] = token.codes + block * layout::kBlockColumns;
+      for (auto& sum : sums[i]) sum = _mm512_set1_epi32(-kTableOffset * token.sums[block]);
+    }
+    for (int s = 0; s < layout::kSlices; s++) {
+      const __m512i slice = _mm512_load_si512(codes + s * kSliceBytes);
+      prefetch(codes + s * kSliceBytes);
+      for (int q = 0; q < kQuarters; q++) {
+        const __m512i values = look_up(q, slice, table.values);
+        for (int i = 0; i < kTokens; i++) {
+          const __m512i four = four_columns(columns[i] + s * layout::kSliceColumns);
+          sums[i][q] = add_products(sums[i][q], values, four);
+        }
+      }
+    }
+    for (int q = 0; q < kQuarters; q++) {
+      const __m512i scale = nibbles_of(nibbles, q);
+      for (int i = 0; i < kTokens; i++) {
+        int32_t* rows = t[i] + q * kLanes;
+        const __m512i scaled = _mm512_mullo_epi32(sums[i][q], scale);
+        _mm512_store_si512(rows, _mm512_add_epi32(_mm512_load_si512(rows), scaled));
+      }
+    }
+  }
+
   static constexpr size_t kMostTokens = 6;  // 24 sums, 4 registers of codes, 1 of a token
 
   // Shares of two planes as pairs of bytes for each weight of 32, where unpacking has put them: of
@@ -137,40 +136,45 @@ struct Avx512 {
     static constexpr uint8_t kNothing[kRows] = {};
     const __m512i table =
         _mm512_sub_epi8(_mm512_load_si512(w.code->table), _mm512_set1_epi8(kTableOffset));
-    const __m512i rounding = _mm512_set1_epi16(1 << (15 - kShareBits));
-    const __m512i offset = _mm512_set1_epi8(static_cast<char>(kTileOffset));
     const uint8_t* words[kPlanes];
     for (int p = 0; p < kPlanes; p++) {
       words[p] = w.codes(p, row_block) + block * layout::kBlockCodeBytes;
+      for (int s = 0; s < layout::kSlices; s++) prefetch(words[p] + s * kSliceBytes);
     }
     for (int q = 0; q < kQuarters; q++) {
-      __m512i low_shares[kPairs], high_shares[kPairs];
+      __m512i low[kPairs], high[kPairs];
       for (int i = 0; i < kPairs; i++) {
         const uint8_t* second = 2 * i + 1 < kPlanes ? shares[2 * i + 1] : kNothing;
-        low_shares[i] = share_pairs(shares[2 * i], second, q, false);
-        high_shares[i] = share_pairs(shares[2 * i], second, q, true);
+        low[i] = share_pairs(shares[2 * i], second, q, false);
+        high[i] = share_pairs(shares[2 * i], second, q, true);
       }
       for (int s = 0; s < layout::kSlices; s++) {
-        __m512i low = _mm512_setzero_si512(), high = low;
-        for (int i = 0; i < kPairs; i++) {
-          const auto at = [&](int p) {
-            return look_up(q, _mm512_load_si512(words[p] + s * kSliceBytes), table);
-          };
-          const __m512i first = at(2 * i);
-          const __m512i second = 2 * i + 1 < kPlanes ? at(2 * i + 1) : first;
-          low = _mm512_add_epi16(
-              low, _mm512_maddubs_epi16(low_shares[i], _mm512_unpacklo_epi8(first, second)));
-          high = _mm512_add_epi16(
-              high, _mm512_maddubs_epi16(high_shares[i], _mm512_unpackhi_epi8(first, second)));
+        __m512i values[2 * kPairs];
+        for (int p = 0; p < kPlanes; p++) {
+          values[p] = look_up(q, _mm512_load_si512(words[p] + s * kSliceBytes), table);
         }
-        if (q == 0) {
-          for (const uint8_t* plane : words) prefetch(plane + s * kSliceBytes);
-        }
-        const __m512i rounded = _mm512_packs_epi16(_mm512_mulhrs_epi16(low, rounding),
-                                                   _mm512_mulhrs_epi16(high, rounding));
-        _mm512_store_si512(codes[s][q * kLanes], _mm512_xor_si512(rounded, offset));
+        if (kPlanes % 2) values[kPlanes] = values[kPlanes - 1];  // its shares are 0
+        _mm512_store_si512(codes[s][q * kLanes], mixed<kPairs>(values, low, high));
       }
     }
+  }
+
+  // The codes of 16 rows, kTileOffset added.
+  template <int kPairs>
+  static __m512i mixed(const __m512i (&values)[2 * kPairs], const __m512i (&low_shares)[kPairs],
+                       const __m512i (&high_shares)[kPairs]) {
+    __m512i low = _mm512_setzero_si512(), high = low;
+    for (int i = 0; i < kPairs; i++) {
+      const __m512i first = values[2 * i], second = values[2 * i + 1];
+      low = _mm512_add_epi16(
+          low, _mm512_maddubs_epi16(low_shares[i], _mm512_unpacklo_epi8(first, second)));
+      high = _mm512_add_epi16(
+          high, _mm512_maddubs_epi16(high_shares[i], _mm512_unpackhi_epi8(first, second)));
+    }
+    const __m512i rounding = _mm512_set1_epi16(1 << (15 - kShareBits));
+    const __m512i rounded =
+        _mm512_packs_epi16(_mm512_mulhrs_epi16(low, rounding), _mm512_mulhrs_epi16(high, rounding));
+    return _mm512_xor_si512(rounded, _mm512_set1_epi8(static_cast<char>(kTileOffset)));
   }
 
   template <int kTokens>
@@ -208,6 +212,6 @@ struct Avx512 {
 }  // namespace
 
 extern const TrellisKernels kTrellisAvx512;
-const TrellisKernels kTrellisAvx512{dot_block, multiply_block<Avx512>};
+const TrellisKernels kTrellisAvx512{dot_block<Avx512>, multiply_block<Avx512>};
 
 }  // namespace lowmoe

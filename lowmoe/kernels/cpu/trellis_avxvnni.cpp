@@ -5,15 +5,19 @@ namespace lowmoe {
 
 namespace {
 
-struct AvxVnni : Tiles256 {
-  static constexpr size_t kMostTokens = 6;  // 12 sums, 2 registers of codes, 1 of a token
-  static constexpr int kRegisters = 2;      // of rows at a time
+struct Vnni {
+  static constexpr size_t kMostDots = 4;
 
   // As asm for the reason that trellis_avx512.cpp has.
-  static __m256i add_products(__m256i sums, __m256i values, __m256i columns) {
+  static __m256i add(__m256i sums, __m256i values, __m256i columns) {
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(values), "x"(columns));
     return sums;
   }
+};
+
+struct AvxVnni : Dots256<Vnni>, Tiles256 {
+  static constexpr size_t kMostTokens = 6;  // 12 sums, 2 registers of codes, 1 of a token
+  static constexpr int kRegisters = 2;      // of rows at a time
 
   template <int kTokens>
   static void add(const Tile& tile, int n_slices, const RoundedTokens& x, size_t g, float* y,
@@ -35,7 +39,7 @@ struct AvxVnni : Tiles256 {
           const __m256i four = four_columns(columns[t] + s * layout::kSliceColumns);
           for (int i = 0; i < kRegisters; i++) {
             const __m256i codes = _mm256_load_si256(wide(tile.codes[s][row + i * kLanes]));
-            sums[t][i] = add_products(sums[t][i], codes, four);
+            sums[t][i] = Vnni::add(sums[t][i], codes, four);
           }
         }
       }

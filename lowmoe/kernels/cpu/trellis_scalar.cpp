@@ -1,6 +1,8 @@
 // The kernels in plain C++: what the others are held to, and what runs where no other does.
 #include <cmath>
+#include <cstring>
 
+#include "lowmoe/kernels/cpu/float16.h"
 #include "lowmoe/kernels/cpu/isa.h"
 #include "lowmoe/kernels/cpu/trellis_tile.h"
 
@@ -22,45 +24,43 @@ void look_up(const uint8_t* slice, const uint8_t* table, uint8_t (*values)[layou
   }
 }
 
-// Adds a column block's products to T, see isa.h.
-void add_block(const uint8_t* codes, const uint8_t* table, const uint8_t* nibbles, const int8_t* x,
-               int32_t x_sum, int32_t* t) {
-  int32_t sums[kRows];
-  for (int r = 0; r < kRows; r++) sums[r] = -kTableOffset * x_sum;
-  for (int s = 0; s < layout::kSlices; s++, codes += kSliceBytes, x += layout::kSliceColumns) {
-    uint8_t values[kRows][layout::kSliceColumns];
-    look_up(codes, table, values);
-    for (int r = 0; r < kRows; r++) {
-      for (int c = 0; c < layout::kSliceColumns; c++) sums[r] += values[r][c] * x[c];
-    }
-  }
-  for (int r = 0; r < kRows / 2; r++) {
-    t[r] += (nibbles[r] & 15) * sums[r];
-    t[kRows / 2 + r] += (nibbles[r] >> 4) * sums[kRows / 2 + r];
-  }
-}
-
-void dot_block(const TrellisMatrix& w, size_t row_block, const RoundedTokens& x, float* y) {
-  const size_t n_blocks = w.shape.column_blocks();
-  float sums[layout::kMaxPlanes][kRows] = {};
-  for (int p = 0; p < w.n_planes; p++) {
-    for (size_t begin = 0; begin < n_blocks; begin += kHalves) {
-      int32_t t[kRows] = {};
-      for (size_t b = begin; b < std::min(begin + kHalves, n_blocks); b++) {
-        add_block(w.codes(p, row_block) + b * layout::kBlockCodeBytes, w.code->table,
-                  w.group_scales(p, row_block) + b * layout::kBlockScaleBytes,
-                  x.codes + b * layout::kBlockColumns, x.sums[b], t);
-      }
-      const float x_scale = x.scales[begin / kHalves];
-      for (int r = 0; r < kRows; r++) {
-        sums[p][r] = std::fma(static_cast<float>(t[r]), x_scale, sums[p][r]);
-      }
-    }
-  }
-  finish_rows(w, row_block, sums, y);
-}
-
 struct Scalar {
+  struct Table {
+    const uint8_t* values;
+    explicit Table(const Code& code) : values(code.table) {}
+  };
+  static constexpr size_t kMostDots = 1;
+
+  static void widen(const uint8_t* halves, float* floats) {
+    for (int r = 0; r < kRows; r++) {
+      uint16_t half;
+      std::memcpy(&half, halves + 2 * r, sizeof half);
+      floats[r] = from_float16(half);
+    }
+  }
+
+  template <int kTokens>
+  static void add_block(const uint8_t* codes, const Table& table, const uint8_t* nibbles,
+                        const RoundedTokens& x, size_t block, RowSums* t) {
+    static_assert(kTokens == 1);
+    const int8_t* columns = x.codes + block * layout::kBlockColumns;
+    RowSums sums;
+    for (int r = 0; r < kRows; r++) sums[r] = -kTableOffset * x.sums[block];
+    for (int s = 0; s < layout::kSlices; s++) {
+      uint8_t values[kRows][layout::kSliceColumns];
+      look_up(codes + s * kSliceBytes, table.values, values);
+      for (int r = 0; r < kRows; r++) {
+        for (int c = 0; c < layout::kSliceColumns; c++) {
+          sums[r] += values[r][c] * columns[s * layout::kSliceColumns + c];
+        }
+      }
+    }
+    for (int r = 0; r < kRows / 2; r++) {
+      t[0][r] += (nibbles[r] & 15) * sums[r];
+      t[0][kRows / 2 + r] += (nibbles[r] >> 4) * sums[kRows / 2 + r];
+    }
+  }
+
   static constexpr size_t kMostTokens = 1;
 
   template <int kPlanes>
@@ -107,6 +107,6 @@ struct Scalar {
 }  // namespace
 
 extern const TrellisKernels kTrellisScalar;
-const TrellisKernels kTrellisScalar{dot_block, multiply_block<Scalar>};
+const TrellisKernels kTrellisScalar{dot_block<Scalar>, multiply_block<Scalar>};
 
 }  // namespace lowmoe

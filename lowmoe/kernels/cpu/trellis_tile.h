@@ -1,4 +1,5 @@
 // Prefill: a row block's weights of 128 columns as one tile of int8, decoded once for many tokens.
+// Few tokens, up to 8 with one plane and 4 with more, go without: see trellis_dot.h.
 //
 // The planes of a stack are added up before they meet tokens. With A[p][r][h] = row_scale * nibble
 // of plane p, row r and 64-column half h, all float32, and v = the signed table value:
@@ -25,11 +26,14 @@
 #include <new>
 
 #include "lowmoe/kernels/cpu/isa.h"
-#include "lowmoe/kernels/cpu/trellis_rows.h"
+#include "lowmoe/kernels/cpu/trellis_dot.h"
 
 namespace lowmoe {
 
 inline constexpr int kTileSlices = kScaleColumns / layout::kSliceColumns;
+// Tokens up to which a tile does not pay: they are multiplied as dot_block does, exactly. The same
+// in every instruction set, so that all of them say the same (benchmarks/kernel_speed.py).
+constexpr size_t few_tokens(int n_planes) { return n_planes == 1 ? 8 : 4; }
 inline constexpr int kShareSum = 255;
 inline constexpr int kShareBits = 7;     // of a sum of shares * values that rounding drops
 inline constexpr int kTileOffset = 128;  // makes codes unsigned: dot products of u8 and s8
@@ -120,11 +124,11 @@ void add(const Tile& tile, int n_slices, const RoundedTokens& x, size_t n_tokens
 }
 
 template <class Set>
-void multiply_block(const TrellisMatrix& w, size_t row_block, const RoundedTokens& x,
+void multiply_tiles(const TrellisMatrix& w, size_t row_block, const RoundedTokens& x,
                     size_t n_tokens, float* y, size_t y_stride, uint8_t* scratch) {
   Tile& tile = *new (scratch) Tile;
-  RowScales row_scales;
-  read_row_scales(w, row_block, row_scales);
+  alignas(64) RowScales row_scales;
+  read_row_scales<Set>(w, row_block, row_scales);
   for (size_t t = 0; t < n_tokens; t++) {
     std::memset(y + t * y_stride, 0, layout::kBlockRows * sizeof(float));
   }
@@ -133,14 +137,22 @@ void multiply_block(const TrellisMatrix& w, size_t row_block, const RoundedToken
     const int n_halves = static_cast<int>(std::min<size_t>(kHalves, n_blocks - g * kHalves));
     share_scales(w, row_block, g, n_halves, row_scales, tile);
     for (int h = 0; h < n_halves; h++) fill<Set>(w, row_block, g * kHalves + h, h, tile);
-    for (size_t t = 0; t < n_tokens;) {
-      // Parts of like size: 7 tokens are 4 and 3, for sums of few tokens wait for each other.
-      const size_t left = n_tokens - t, parts = (left + Set::kMostTokens - 1) / Set::kMostTokens;
-      const size_t count = (left + parts - 1) / parts;
-      add<Set>(tile, n_halves * layout::kSlices, x.from(t), count, g, y + t * y_stride, y_stride);
-      t += count;
-    }
+    each_part(n_tokens, Set::kMostTokens, [&](size_t first, size_t count) {
+      add<Set>(tile, n_halves * layout::kSlices, x.from(first), count, g, y + first * y_stride,
+               y_stride);
+    });
   }
+}
+
+template <class Set>
+void multiply_block(const TrellisMatrix& w, size_t row_block, const RoundedTokens& x,
+                    size_t n_tokens, float* y, size_t y_stride, uint8_t* scratch) {
+  if (n_tokens > few_tokens(w.n_planes)) {
+    return multiply_tiles<Set>(w, row_block, x, n_tokens, y, y_stride, scratch);
+  }
+  each_part(n_tokens, Set::kMostDots, [&](size_t first, size_t count) {
+    dot_few<Set>(w, row_block, x.from(first), count, y + first * y_stride, y_stride);
+  });
 }
 
 }  // namespace
