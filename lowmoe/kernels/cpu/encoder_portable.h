@@ -58,11 +58,13 @@ struct Portable {
   // Zeros come in from the left.
   template <int kBits>
   static I shift_right(I a) {
-    return each<I>([&](int n) { return reinterpret_cast<I4>(reinterpret_cast<U4>(a.at[n]) >> kBits); });
+    return each<I>(
+        [&](int n) { return reinterpret_cast<I4>(reinterpret_cast<U4>(a.at[n]) >> kBits); });
   }
   static I shift_right_by(I a, I bits) {
     return each<I>([&](int n) {
-      return reinterpret_cast<I4>(reinterpret_cast<U4>(a.at[n]) >> reinterpret_cast<U4>(bits.at[n]));
+      return reinterpret_cast<I4>(reinterpret_cast<U4>(a.at[n]) >>
+                                  reinterpret_cast<U4>(bits.at[n]));
     });
   }
 
@@ -112,9 +114,9 @@ struct Portable {
     return table;
   }
   static I look_up(const Table& table, I index) {
-    I values;
-    for (int n = 0; n < kLanes; n++) values.at[n / 4][n % 4] = table.at[index.at[n / 4][n % 4]];
-    return values;
+    int32_t values[kLanes];
+    for (int n = 0; n < kLanes; n++) values[n] = table.at[index.at[n / 4][n % 4]];
+    return std::bit_cast<I>(values);
   }
 
   // Bytes: kLanes in a row, of numbers that fit.
@@ -122,9 +124,9 @@ struct Portable {
     for (int n = 0; n < kLanes; n++) to[n] = static_cast<int8_t>(a.at[n / 4][n % 4]);
   }
   static I bytes(const int8_t* from) {
-    I values;
-    for (int n = 0; n < kLanes; n++) values.at[n / 4][n % 4] = from[n];
-    return values;
+    int32_t values[kLanes];
+    for (int n = 0; n < kLanes; n++) values[n] = from[n];
+    return std::bit_cast<I>(values);
   }
   // For each slice 8 words of 64 bits.
   static void put_words(uint8_t* const* to, I low, I high) {
@@ -159,9 +161,8 @@ struct Portable {
     return each<F>([&](int n) { return a.at[n] > b.at[n] ? a.at[n] : b.at[n]; });
   }
   static F magnitude(F a) {
-    return each<F>([&](int n) {
-      return reinterpret_cast<F4>(reinterpret_cast<I4>(a.at[n]) & 0x7fffffff);
-    });
+    return each<F>(
+        [&](int n) { return reinterpret_cast<F4>(reinterpret_cast<I4>(a.at[n]) & 0x7fffffff); });
   }
   // |a| below 2^22: so far the last bit of a + 1.5 * 2^23 stands for 1.
   static I round(F a) {

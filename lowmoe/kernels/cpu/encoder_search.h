@@ -8,8 +8,8 @@
 //
 // The factor is the largest for which |b| fits 16 bits and a is at most kMostWeight, so with scales
 // alike a is some 400, off by 1/800 at most: that says how rows of one word are weighed against
-// each other, while x / s is exact to 1/a of a table step. A row 15 times quieter than its word's
-// loudest counts as if it were only 15 times quieter.
+// each other, while x / s is exact to 1/a of a table step. A row more than 15 times quieter than
+// its word's loudest counts as if it were 15 times quieter: float32 would leave it to the others.
 //
 // Costs are multiples of 4. Their two low bits carry the old symbol they came by, so that the
 // minimum of four is a decision too.
@@ -26,11 +26,11 @@ namespace lowmoe {
 inline constexpr int kStates = 16;
 inline constexpr int kSteps = layout::kWordWeights;
 inline constexpr int kRowsOfWord = 8;
-inline constexpr float kMostWeight = 1024;  // 32 steps of 4 a v^2 and 8 b v stay below 2^30
-inline constexpr float kLeastWeight = 2;    // of a row that is not silent
-inline constexpr float kMostSlope = 32767;
-inline constexpr int32_t kBlocked = 1
-                                    << 28;  // no two steps win this back; then all states are free
+// Two ways of 32 steps at 4 a v^2 + 8 |b v|, |v| up to 63, add up to less than 2^31.
+inline constexpr float kMostWeight = 1000, kMostSlope = 32767;
+inline constexpr float kLeastWeight = 2;  // of a row that is not silent
+// Of a state that is not to be begun in: no two steps win this back, and after two all are reached.
+inline constexpr int32_t kBlocked = 1 << 28;
 
 // Scales of 64 rows and what the search wants of them.  In table units.
 struct BlockScales {
@@ -48,7 +48,7 @@ class Search {
   using F = typename V::F;
   static constexpr int kSlices = V::kLanes / layout::kWords;  // slices searched at once
 
-  // What to aim at: for each slice the 4 columns of 64 rows, rows in the order of encoder_rows.h,
+  // What to aim at: for each slice the 4 columns of 64 rows, rows in slots, see encoder_fit.h,
   // and the scales of its block.
   struct Aim {
     const float* x[kSlices];
@@ -143,8 +143,8 @@ class Search {
     I cost[kStates];
 #pragma GCC unroll 16
     for (int n = 0; n < kStates; n++) {
-      cost[n] = V::choose(V::equal(seam, V::all(n)), V::all(oldest(n)),
-                          V::all(kBlocked + oldest(n)));
+      cost[n] =
+          V::choose(V::equal(seam, V::all(n)), V::all(oldest(n)), V::all(kBlocked + oldest(n)));
     }
     for (int t = 0; t < kSteps; t++) {
       forward(cost, weights[kSteps - 1 - t]);
@@ -182,8 +182,9 @@ class Search {
     for (int n = 0; n < kStates; n++) cost[n] = before[n];
   }
 
-  // Makes the compiler read steps_ anew at every step. Else it takes their 64 vectors out of the loop,
-  // finds no registers for them, and copies them to the stack at the beginning of every search.
+  // Makes the compiler read steps_ anew at every step. Else it takes their 64 vectors out of the
+  // loop, finds no registers for them, and copies them to the stack at the beginning of every
+  // search.
   static void keep_in_memory() { asm volatile("" ::: "memory"); }
 
   // The least of from[k] plus the cost of window first + k * apart.

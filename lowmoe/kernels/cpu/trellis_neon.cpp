@@ -6,9 +6,12 @@
 // sdot takes nothing else.
 #include <arm_neon.h>
 
+#include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "lowmoe/kernels/cpu/isa.h"
+#include "lowmoe/kernels/cpu/trellis_rows.h"
 #include "lowmoe/kernels/cpu/trellis_tile.h"
 
 namespace lowmoe {
@@ -71,7 +74,6 @@ struct WordSums {
 };
 
 // Products of the rows of two words, w and w + 1, of a column block: four of each quarter.
-//   x  [kSlices / kTogether], each as WordSums takes it
 inline void pair_sums(const uint8_t* codes, const Table& table, const int8x16_t* x,
                       int32x4_t (&quarters)[kQuarters]) {
   WordSums even, odd;
@@ -104,18 +106,23 @@ inline int32x4_t nibbles_of(const uint8_t* nibbles, int q, int row) {
   return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(scales))));
 }
 
+using Columns = int8x16_t[layout::kSlices / kTogether];
+
+// The columns of a block as WordSums takes them.
+inline void by_columns(const int8_t* x, Columns& columns) {
+  constexpr uint8_t kOrder[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+  for (auto& column : columns) {
+    column = vqtbl1q_s8(vld1q_s8(x), vld1q_u8(kOrder));
+    x += kTogether * layout::kSliceColumns;
+  }
+}
+
 // Adds a column block's products to T, see isa.h.
 inline void add_block(const uint8_t* codes, const Table& table, const uint8_t* nibbles,
-                      const int8_t* x, int32_t* t) {
-  constexpr uint8_t kByColumns[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
-  const uint8x16_t by_columns = vld1q_u8(kByColumns);
-  int8x16_t columns[layout::kSlices / kTogether];
-  for (int i = 0; i < layout::kSlices / kTogether; i++) {
-    columns[i] = vqtbl1q_s8(vld1q_s8(x + i * kTogether * layout::kSliceColumns), by_columns);
-  }
+                      const Columns& x, int32_t (&t)[kRows]) {
   for (int pair = 0; pair < kPairs; pair++) {
     int32x4_t quarters[kQuarters];
-    pair_sums(codes + pair * kPairBytes, table, columns, quarters);
+    pair_sums(codes + pair * kPairBytes, table, x, quarters);
     for (int q = 0; q < kQuarters; q++) {
       int32_t* rows = t + q * 16 + pair * kLanes;
       const int32x4_t scales = nibbles_of(nibbles, q, pair * kLanes);
@@ -127,28 +134,26 @@ inline void add_block(const uint8_t* codes, const Table& table, const uint8_t* n
 void dot_block(const TrellisMatrix& w, size_t row_block, const RoundedTokens& x, float* y) {
   const Table table(w.code->table);
   const size_t n_blocks = w.shape.column_blocks();
-  const float unit = w.code->scale_unit * w.gain();
-  RowScales row_scales;
-  read_row_scales(w, row_block, row_scales);
-  std::memset(y, 0, kRows * sizeof(float));
-  for (int p = 0; p < w.n_planes; p++) {
-    const uint8_t* codes = w.codes(p, row_block);
-    const uint8_t* nibbles = w.group_scales(p, row_block);
-    float sums[kRows] = {};
-    for (size_t b = 0; b < n_blocks;) {
-      const float32x4_t x_scale = vdupq_n_f32(x.scales[b / kHalves]);
-      int32_t t[kRows] = {};
-      do {
-        add_block(codes + b * layout::kBlockCodeBytes, table,
-                  nibbles + b * layout::kBlockScaleBytes, x.codes + b * layout::kBlockColumns, t);
-      } while (++b % kHalves != 0 && b < n_blocks);
-      for (int r = 0; r < kRows; r += kLanes) {
-        const float32x4_t lanes = vcvtq_f32_s32(vld1q_s32(t + r));
-        vst1q_f32(sums + r, vfmaq_f32(vld1q_f32(sums + r), lanes, x_scale));
+  float sums[layout::kMaxPlanes][kRows] = {};
+  for (size_t begin = 0; begin < n_blocks; begin += kHalves) {
+    const float32x4_t x_scale = vdupq_n_f32(x.scales[begin / kHalves]);
+    int32_t t[layout::kMaxPlanes][kRows] = {};
+    for (size_t b = begin; b < std::min(begin + kHalves, n_blocks); b++) {
+      Columns columns;
+      by_columns(x.codes + b * layout::kBlockColumns, columns);
+      for (int p = 0; p < w.n_planes; p++) {
+        add_block(w.codes(p, row_block) + b * layout::kBlockCodeBytes, table,
+                  w.group_scales(p, row_block) + b * layout::kBlockScaleBytes, columns, t[p]);
       }
     }
-    for (int r = 0; r < kRows; r++) y[r] += sums[r] * (row_scales[p][r] * unit);
+    for (int p = 0; p < w.n_planes; p++) {
+      for (int r = 0; r < kRows; r += kLanes) {
+        const float32x4_t lanes = vcvtq_f32_s32(vld1q_s32(t[p] + r));
+        vst1q_f32(sums[p] + r, vfmaq_f32(vld1q_f32(sums[p] + r), lanes, x_scale));
+      }
+    }
   }
+  finish_rows(w, row_block, sums, y);
 }
 
 struct Neon {
