@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from lowmoe.errors import (
     UnknownModelError,
     UsageError,
 )
+from lowmoe.kernels import cpu
 from tests.talking_mixtral import CONTEXT, VOCABULARY, change_json, copy_of
 
 PROMPT = "Once upon a time"
@@ -436,14 +438,24 @@ def test_statistics_are_asked_for_too_early(model: Model) -> None:
         model.statistics()
 
 
+def n_threads() -> int:
+    """Those of this process, native ones among them."""
+    return psutil.Process().num_threads()
+
+
 def test_a_closed_model_says_so_and_gives_its_memory_back(model_folder: Path) -> None:
-    model = lowmoe.load(model_folder)
+    gc.collect()
+    before = (cpu.allocated_bytes(), n_threads())
+    model = lowmoe.load(model_folder, threads=3)
     greedy(model)
+    assert cpu.allocated_bytes() > before[0]
+    assert n_threads() > before[1]
     store = weakref.ref(model.runtime.store)
     model.close()
     model.close()
     gc.collect()
     assert store() is None
+    assert (cpu.allocated_bytes(), n_threads()) == before
     model.stop()  # a late Ctrl-C
     for ask in (lambda: model.stream(PROMPT), lambda: model.logits([1]), model.statistics):
         with pytest.raises(UsageError, match="the model is closed"):

@@ -138,7 +138,8 @@ def test_the_probe_takes_no_more_memory_than_it_may(monkeypatch: pytest.MonkeyPa
         assert pool.read == [taken] * 3
 
 
+@pytest.mark.parametrize("n_bytes", [200_000, 2**20])
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_a_real_pool_reads_no_faster_than_a_core_can_load(n_threads: int) -> None:
+def test_a_real_pool_reads_no_faster_than_a_core_can_load(n_threads: int, n_bytes: int) -> None:
     # Twice 64 bytes a cycle, and 6e9 cycles a second; doing nothing would look faster.
-    assert 0 < ram_read_bandwidth(Pool(n_threads, [])) < 2 * 64 * 6e9 * n_threads
+    assert 0 < ram_read_bandwidth(Pool(n_threads, []), n_bytes) < 2 * 64 * 6e9 * n_threads

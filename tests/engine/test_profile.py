@@ -12,7 +12,7 @@ from lowmoe.engine.load import LoadOptions, Runtime, load_checkpoint, load_folde
 from lowmoe.engine.profile import BETWEEN, BenchProfile, Profiler
 from lowmoe.errors import UsageError
 
-OPTIONS = BenchOptions(runs=2, prompt_tokens=40, new_tokens=30, profile=True)
+OPTIONS = BenchOptions(runs=2, prompt_tokens=40, new_tokens=12, profile=True)
 # Phases that every token of a native model goes through.
 PHASES = {"norm", "q, k, v", "attention", "attention's output", "router", "gate, up", "down"}
 

@@ -1,6 +1,8 @@
 #include "lowmoe/kernels/cpu/isa.h"
 
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
 
@@ -14,18 +16,22 @@ extern const EncoderKernels kEncoderAvx512, kEncoderAvx2;
 
 namespace {
 
-bool runs_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+// Two features that __builtin_cpu_supports of GCC 12 or Clang 14 has no name for.
+bool has_f16c() {
+  uint32_t a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
 }
 
-// GCC 12's __builtin_cpu_supports has no name for it: leaf 7.1, EAX bit 4.
 bool has_avx_vnni() {
+  constexpr uint32_t kAvxVnni = 1 << 4;
   uint32_t a, b, c, d;
-  asm("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
-  if (a < 1) return false;
-  asm("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(1));
-  return a >> 4 & 1;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && a >= 1 &&
+         __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & kAvxVnni;
+}
+
+bool runs_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("bmi2") && has_f16c();
 }
 
 bool runs_avx_vnni() { return runs_avx2() && has_avx_vnni(); }
