@@ -12,10 +12,9 @@ from torch import Tensor
 
 from lowmoe.checkpoint import files
 from lowmoe.checkpoint.buffers import Arena
-from lowmoe.checkpoint.layout import Recipe, expert_span, is_expert_span
+from lowmoe.checkpoint.layout import Recipe, expert_span
 from lowmoe.checkpoint.manifest import Manifest, Span, content_hash, read_manifest
 from lowmoe.errors import FolderError
-from quant.layout import REGION_ALIGNMENT, round_up
 
 
 class ModelFolder:
@@ -41,11 +40,14 @@ class ModelFolder:
         """Which formats the weights have."""
         return self.manifest.recipe
 
-    @property
-    def dense_bytes(self) -> int:
-        """Room for all spans but the experts', each at a multiple of 64 bytes."""
-        dense = (s for name, s in self.manifest.spans.items() if not is_expert_span(name))
-        return sum(round_up(span.place.n_bytes, REGION_ALIGNMENT) for span in dense)
+    def require_bytes(self, name: str, n_bytes: int) -> None:
+        """Raises FolderError unless a span has this size."""
+        found = self._span(name).place.n_bytes
+        if found != n_bytes:
+            raise FolderError(
+                f"{self.path}: {name} has {found} bytes, but its config promises {n_bytes}. The "
+                "manifest and the config look like different models; make it again."
+            )
 
     def _check_files(self) -> None:
         ends: dict[str, int] = {}

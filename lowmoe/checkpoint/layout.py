@@ -105,12 +105,6 @@ def expert_span(layer_id: int, expert_id: int, part: str) -> str:
     return f"layers.{layer_id}.experts.{expert_id}.{part}"
 
 
-def is_expert_span(name: str) -> bool:
-    """Whether `expert_span` made this name."""
-    words = name.split(".")
-    return len(words) == 5 and words[2] == "experts"
-
-
 def matrix_tensors(
     name: str, n_out: int, n_in: int, recipe: Recipe, *, in_layer: bool
 ) -> Iterator[Described]:

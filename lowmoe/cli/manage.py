@@ -195,7 +195,7 @@ def doctor_command(*, json: bool) -> None:
             "Unset it.",
             markup=False,
         )
-    if isa == "scalar":
+    if cpu.isas()[0] == "scalar":
         err.print(
             "This processor has no instruction set that lowmoe has fast code for (AVX2, AVX-512, "
             "NEON with dot products); it will run many times slower than it could read memory.",

@@ -1,7 +1,7 @@
 """The transformer: tokens in, logits out.
 
 Knows:        the order of a layer's parts, the cache, when to ask for the next layer's experts.
-Ignorant of:  how parts are computed, text, sampling, files, families, what the bits of weights mean.
+Ignorant of:  how parts are computed, text, sampling, files, families, what the bits mean.
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,9 @@ Knows:        which addresses and sizes the operations of lowmoe/kernels/cpu wan
 Ignorant of:  the order of layers, files, what instruction sets there are.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ from lowmoe.kernels import cpu
 from lowmoe.spec import GroupedQueryAttention, ModelSpec
 from quant.matrix import Matrix, TrellisMatrix
 from quant.trellis import TrellisCode
+
+_Route: TypeAlias = Callable[[int, int, int, int, int], None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,26 +111,10 @@ class NativeComputation:
         return x
 
     def route(self, x: Tensor, layer_id: int) -> Routing:
-        routing = self._empty_routing(x.shape[0], layer_id)
-        self._experts.route(
-            layer_id,
-            x.data_ptr(),
-            x.shape[0],
-            routing.weights.data_ptr(),
-            routing.expert_ids.data_ptr(),
-        )
-        return routing
+        return self._routed(self._experts.route, x, layer_id)
 
     def foresee(self, x: Tensor, layer_id: int) -> Routing:
-        routing = self._empty_routing(x.shape[0], layer_id)
-        self._experts.foresee(
-            layer_id,
-            x.data_ptr(),
-            x.shape[0],
-            routing.weights.data_ptr(),
-            routing.expert_ids.data_ptr(),
-        )
-        return routing
+        return self._routed(self._experts.foresee, x, layer_id)
 
     def mix(self, x: Tensor, routing: Routing, layer_id: int, store: ExpertStore) -> Tensor:
         """Adds to x in place."""
@@ -148,10 +136,12 @@ class NativeComputation:
         step = self.max_tokens
         return [(first, rows[first : first + step]) for first in range(0, rows.shape[0], step)]
 
-    def _empty_routing(self, n_tokens: int, layer_id: int) -> Routing:
+    def _routed(self, route: _Route, x: Tensor, layer_id: int) -> Routing:
         n_active = self._spec.layers[layer_id].feed_forward.router.n_active
-        weights = torch.empty(n_tokens, n_active)
-        return Routing(weights, torch.empty(n_tokens, n_active, dtype=torch.int64))
+        weights = torch.empty(x.shape[0], n_active)
+        ids = torch.empty(x.shape[0], n_active, dtype=torch.int64)
+        route(layer_id, x.data_ptr(), x.shape[0], weights.data_ptr(), ids.data_ptr())
+        return Routing(weights, ids)
 
     def _linear(self, matrix: Matrix) -> cpu.Linear:
         assert isinstance(matrix, TrellisMatrix)

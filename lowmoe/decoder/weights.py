@@ -4,6 +4,7 @@ Knows:        which matrices a layer has, how they lie in a folder or a checkpoi
 Ignorant of:  what is computed with them.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from lowmoe.checkpoint.buffers import Arena
 from lowmoe.checkpoint.folder import ModelFolder
+from lowmoe.checkpoint.layout import dense_tensors
 from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.errors import CheckpointError, UnsupportedModelError
 from lowmoe.families import Family
 from lowmoe.spec import ModelSpec, Role, checkpoint_tensors
 from quant import nf4
-from quant.layout import PlaneLayout
+from quant.layout import REGION_ALIGNMENT, PlaneLayout, round_up
 from quant.matrix import Matrix, Nf4Matrix, TrellisMatrix
 
 HARMLESS_SUFFIX = "rotary_emb.inv_freq"
@@ -90,9 +92,12 @@ def _matrix_tensors(matrix: Matrix) -> tuple[Tensor, ...]:
 
 
 def from_folder(folder: ModelFolder, spec: ModelSpec) -> DenseWeights:
-    """Read a folder's dense weights into RAM, every byte checked."""
+    """Read a folder's dense weights into RAM, every byte and every size checked.
+
+    Raises FolderError for tensors that are not what the config promises.
+    """
     recipe = folder.recipe
-    arena = Arena(folder.dense_bytes)
+    arena = _arena_for(folder, spec)
 
     def vector(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         return folder.read(name, arena).view(dtype)
@@ -133,6 +138,16 @@ def from_folder(folder: ModelFolder, spec: ModelSpec) -> DenseWeights:
         final_norm=vector("final_norm"),
         head=embedding if spec.tied_head else matrix("head", spec.n_vocab, spec.n_hidden),
     )
+
+
+def _arena_for(folder: ModelFolder, spec: ModelSpec) -> Arena:
+    """Room for all dense tensors, once each has the size that its place in the model needs."""
+    total = 0
+    for name, dtype, shape in dense_tensors(spec, folder.recipe):
+        n_bytes = dtype.itemsize * math.prod(shape)
+        folder.require_bytes(name, n_bytes)
+        total += round_up(n_bytes, REGION_ALIGNMENT)
+    return Arena(total)
 
 
 def no_transforms(n_hidden: int, n_experts: int, n_inner: int) -> ExpertTransforms:

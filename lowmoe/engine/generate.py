@@ -4,6 +4,7 @@ Knows:        prefill and decode, when to stop, what is in the cache, what a run
 Ignorant of:  how weights are kept and multiplied; where tokens are shown.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,7 @@ class Session:
         self._n_rewinds = 0  # tells a stream that another has taken the cache
         self._ram_bandwidth: float | None = None
         self._stop = threading.Event()
+        self._one_call = threading.Lock()
         self.last_run: _Run | None = None
 
     def forward(self, ids: Sequence[int]) -> Iterator[Tensor]:
@@ -54,9 +56,23 @@ class Session:
         for first in range(0, len(ids), self.chunk_tokens):
             chunk = list(ids[first : first + self.chunk_tokens])
             del self._cached[self._cache.n_tokens :]  # what an interrupted pass may have left
-            hidden = self.runtime.decoder.forward(torch.tensor(chunk), self._cache)
+            with self._computing():
+                hidden = self.runtime.decoder.forward(torch.tensor(chunk), self._cache)
             self._cached += chunk
             yield hidden
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Threads and scratch serve one call at a time.  Raises UsageError for a second one."""
+        if not self._one_call.acquire(blocking=False):
+            raise UsageError(
+                "the model is computing for another thread. Ask from one thread at a time, or load "
+                "it twice."
+            )
+        try:
+            yield
+        finally:
+            self._one_call.release()
 
     def rewind(self, ids: Sequence[int]) -> int:
         """Keep what the cache and ids have in common at the start; returns how many tokens."""
@@ -119,7 +135,9 @@ class Session:
         ends = self._end_ids() if heed_ends else set()
         n_most = min(len(prompt_ids) + options.max_new_tokens, self.runtime.n_context)
         while True:
-            token_id = sampler.pick(self.runtime.decoder.logits(last)[0], context)
+            with self._computing():
+                logits = self.runtime.decoder.logits(last)[0]
+            token_id = sampler.pick(logits, context)
             run.token()
             context.append(token_id)
             if token_id in ends:
@@ -167,7 +185,8 @@ class Session:
         """Bytes a second this machine reads from RAM, measured once."""
         if self._ram_bandwidth is None:
             pool = self.runtime.pool or default_pool()
-            self._ram_bandwidth = ram_read_bandwidth(pool, self.runtime.working_bytes)
+            with self._computing():
+                self._ram_bandwidth = ram_read_bandwidth(pool, self.runtime.working_bytes)
         return self._ram_bandwidth
 
     def check_prompt(self, prompt_ids: Sequence[int]) -> None:

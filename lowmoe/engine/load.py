@@ -39,6 +39,7 @@ NATIVE_CHUNK, TORCH_CHUNK = 512, 256
 DEFAULT_KV: cpu.KvFormat = "float16"
 # Of activations and cache where torch multiplies quantized weights: it does so in float32 anyway.
 FOLDER_DTYPE = torch.float32
+MAX_THREADS = 1024
 TORCH = "torch"  # what LOWMOE_ISA says to have no native code
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -68,6 +69,8 @@ class LoadOptions:
             raise UsageError(f"dtype is {self.dtype!r}, but must be one of {', '.join(DTYPES)}.")
         if self.kv is not None and self.kv not in cpu.KV_FORMATS:
             raise UsageError(f"kv is {self.kv!r}, but must be one of {', '.join(cpu.KV_FORMATS)}.")
+        if self.threads is not None and self.threads > MAX_THREADS:
+            raise UsageError(f"threads is {self.threads}, but must be at most {MAX_THREADS}.")
         for name, value in (("threads", self.threads), ("context", self.context)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}, but must be at least 1.")
@@ -230,7 +233,8 @@ def _in_torch(
 ) -> _How:
     if options.kv is not None:
         raise UsageError(
-            f"kv is {options.kv}, but only folders of planes have a choice of caches. Leave it out."
+            f"kv is {options.kv}, but only native code, for folders of planes, has a choice of "
+            "caches, and torch computes here. Leave it out."
         )
     computation = TorchComputation(
         spec=spec,

@@ -4,13 +4,13 @@ Knows:        buffers, which expert fills which slot, what is lent or being fill
 Ignorant of:  how slots are filled, whose turn it is to leave.
 """
 
-import mmap
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from lowmoe.checkpoint.buffers import Arena
+from lowmoe.checkpoint.files import ALIGNMENT
 from lowmoe.experts.policy import Key
 from quant.layout import round_up
 
@@ -54,7 +54,7 @@ class Slot:
 class RamTier:
     """Slots, made as they are needed up to n_slots, then reused.
 
-    buffer_bytes: the sizes of a slot's buffers; each starts on a page, as O_DIRECT wants.
+    buffer_bytes: the sizes of a slot's buffers; each starts where direct reads may.
     """
 
     buffer_bytes: tuple[int, ...]
@@ -80,12 +80,12 @@ class RamTier:
         if self._n_made == self.n_slots:
             return None
         if self._arena is None or self._n_left == 0:
-            sizes = sum(round_up(n, mmap.PAGESIZE) for n in self.buffer_bytes)
+            sizes = sum(round_up(n, ALIGNMENT) for n in self.buffer_bytes)
             self._n_left = min(max(1, ARENA_BYTES // sizes), self.n_slots - self._n_made)
             self._arena = Arena(self._n_left * sizes)
         self._n_made += 1
         self._n_left -= 1
-        return Slot([self._arena.take(n, mmap.PAGESIZE) for n in self.buffer_bytes])
+        return Slot([self._arena.take(n, ALIGNMENT) for n in self.buffer_bytes])
 
     def settle(self, slot: Slot, key: Key) -> None:
         """This slot will hold this expert."""

@@ -45,7 +45,8 @@ def _conversion_bytes(spec: ModelSpec, options: MakeOptions) -> int:
     expert = 3 * spec.n_hidden * n_inner
     embedding = spec.n_vocab * spec.n_hidden
     states = 4 * _state_bytes(spec, options)
-    thread = THREAD_BYTES_A_COLUMN * max(spec.n_hidden, n_inner) + THREAD_BYTES
+    widest = max(spec.n_hidden, n_inner, *(layer.attention.q_size for layer in spec.layers))
+    thread = THREAD_BYTES_A_COLUMN * widest + THREAD_BYTES
     threads = (options.threads or physical_cores()) * thread
     return max(2 * 4 * expert, 4 * embedding) + states + threads + CONVERSION_SPARE_BYTES
 

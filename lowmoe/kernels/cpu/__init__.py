@@ -9,23 +9,31 @@ Ignorant of:  layers' order, stores, tensors' owners.
 
 from typing import Literal, TypeAlias
 
-from lowmoe.errors import UsageError
-from lowmoe.kernels.cpu._native import (
-    PAGE_TOKENS,
-    Attention,
-    AttentionLayer,
-    Ends,
-    Engine,
-    Experts,
-    ExpertsLayer,
-    KvPages,
-    Linear,
-    Pool,
-    allocated_bytes,
-    isas,
-    kv_head_bytes,
-)
+from lowmoe.errors import LowMoeError, UsageError
 from quant.trellis import TrellisCode
+
+try:
+    from lowmoe.kernels.cpu._native import (
+        PAGE_TOKENS,
+        Attention,
+        AttentionLayer,
+        Ends,
+        Engine,
+        Experts,
+        ExpertsLayer,
+        KvPages,
+        Linear,
+        Pool,
+        allocated_bytes,
+        isas,
+        kv_head_bytes,
+    )
+except ImportError as e:
+    # A clone that Python finds before the installed package, or an extension of other sources.
+    raise LowMoeError(
+        f"lowmoe's native kernels cannot be loaded from {__path__[0]} ({e}). In a clone, run "
+        "pip install -e . first; elsewhere, install lowmoe again."
+    ) from e
 
 __all__ = [
     "KV_FORMATS",
@@ -64,7 +72,7 @@ def choose_isa(forced: str | None) -> str:
     if forced not in found:
         raise UsageError(
             f"LOWMOE_ISA is {forced!r}, but this processor runs {', '.join(found)}. "
-            "Take one of them, or unset it."
+            "Take one of them or torch, or unset it."
         )
     return forced
 

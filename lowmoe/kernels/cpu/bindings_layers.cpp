@@ -70,10 +70,17 @@ struct Bound {
 
 struct BoundAttention : Bound<Attention, AttentionLayer> {
   const Engine& engine;
+  size_t max_context;
 };
 struct BoundExperts : Bound<Experts, ExpertsLayer> {
   const Engine& engine;
   std::vector<ExpertParts> given;  // of the latest run
+};
+
+struct BoundEnds {
+  Ends operation;
+  const Engine& engine;
+  size_t n_vocab;
 };
 
 void check_count(const Engine& engine, size_t n) {
@@ -87,13 +94,25 @@ void run_experts(BoundExperts& self, size_t layer_id, Address ids, size_t n,
   check_count(self.engine, n);
   const ExpertsLayer& layer = self.layer(layer_id);
   self.given.clear();
+  std::vector<bool> seen(layer.n_experts);
   for (const auto& [id, parts] : experts) {
     require(id >= 0 && static_cast<size_t>(id) < layer.n_experts, "no such expert");
+    require(!seen[id], "an expert is given twice");
+    seen[id] = true;
     require(!parts.empty() && parts.size() <= layout::kMaxPlanes, "1 to 3 parts");
+    for (const Address part : parts) {
+      require(part % layout::kRegionAlignment == 0, "parts must be aligned to 64 bytes");
+    }
     ExpertParts given{id, {}, static_cast<int>(parts.size())};
     for (size_t p = 0; p < parts.size(); p++) given.parts[p] = at<const uint8_t>(parts[p]);
     self.given.push_back(given);
   }
+  const int64_t* chosen = at<const int64_t>(ids);
+  const size_t n_rows = std::count_if(chosen, chosen + n * layer.n_active, [&](int64_t id) {
+    require(id >= 0 && static_cast<size_t>(id) < layer.n_experts, "no such expert");
+    return seen[id];
+  });
+  require(n_rows <= self.operation.rows_left(n, layer.n_active), "an expert has run already");
   nb::gil_scoped_release release;
   self.operation.run(layer, at<const int64_t>(ids), n, self.given.data(), self.given.size());
 }
@@ -175,6 +194,7 @@ void bind_layers(nb::module_& m) {
           "__init__",
           [](KvPages* self, size_t n_layers, size_t n_kv_heads, size_t head_size,
              const std::string& format) {
+            require(n_layers > 0 && n_kv_heads > 0 && head_size > 0, "an empty cache");
             new (self) KvPages(n_layers, n_kv_heads, head_size, kv_format(format));
           },
           "n_layers"_a, "n_kv_heads"_a, "head_size"_a, "format"_a)
@@ -199,7 +219,8 @@ void bind_layers(nb::module_& m) {
                                       window};
             require(n_kv_heads > 0 && n_heads % n_kv_heads == 0 && head_size % 2 == 0 &&
                         qkv.w.shape.n_out == (n_heads + 2 * n_kv_heads) * head_size &&
-                        out.w.shape.n_in == n_heads * head_size,
+                        out.w.shape.n_in == n_heads * head_size &&
+                        out.w.shape.n_out == qkv.w.shape.n_in,
                     "the heads do not fit the matrices");
           },
           nb::kw_only(), "norm"_a, "norm_epsilon"_a, "qkv"_a, "out"_a, "frequencies"_a, "n_heads"_a,
@@ -211,8 +232,14 @@ void bind_layers(nb::module_& m) {
           [](BoundAttention* self, Engine& engine, const std::vector<AttentionLayer>& layers,
              size_t max_context) {
             require(!layers.empty(), "no layers");
-            new (self)
-                BoundAttention{{layers, Attention(engine, layers.front(), max_context)}, engine};
+            for (const AttentionLayer& layer : layers) {
+              const AttentionLayer& like = layers.front();
+              require(layer.n_hidden == like.n_hidden && layer.n_heads == like.n_heads &&
+                          layer.n_kv_heads == like.n_kv_heads && layer.head_size == like.head_size,
+                      "layers of different sizes");
+            }
+            new (self) BoundAttention{
+                {layers, Attention(engine, layers.front(), max_context)}, engine, max_context};
           },
           "engine"_a, "layers"_a, "max_context"_a, nb::keep_alive<1, 2>())
       .def(
@@ -220,7 +247,11 @@ void bind_layers(nb::module_& m) {
           [](BoundAttention& self, size_t layer_id, KvPages& cache, size_t first, Address x,
              size_t n) {
             check_count(self.engine, n);
+            require(n <= self.max_context && first <= self.max_context - n, "too long a context");
             require(first + n <= cache.n_reserved(), "the cache has no room");
+            const AttentionLayer& like = self.layers.front();
+            require(cache.fits(self.layers.size(), like.n_kv_heads, like.head_size),
+                    "the cache is another model's");
             nb::gil_scoped_release unlocked;
             self.operation.run(self.layer(layer_id), layer_id, cache, first, at<float>(x), n);
           },
@@ -252,6 +283,12 @@ void bind_layers(nb::module_& m) {
           "__init__",
           [](BoundExperts* self, Engine& engine, const std::vector<ExpertsLayer>& layers) {
             require(!layers.empty(), "no layers");
+            for (const ExpertsLayer& layer : layers) {
+              const ExpertsLayer& like = layers.front();
+              require(layer.n_hidden == like.n_hidden && layer.n_experts == like.n_experts &&
+                          layer.n_inner == like.n_inner && layer.n_active == like.n_active,
+                      "layers of different sizes");
+            }
             new (self) BoundExperts{{layers, Experts(engine, layers.front())}, engine, {}};
           },
           "engine"_a, "layers"_a, nb::keep_alive<1, 2>())
@@ -282,25 +319,34 @@ void bind_layers(nb::module_& m) {
           },
           "layer_id"_a, "weights"_a, "n"_a, "x"_a, release());
 
-  nb::class_<Ends>(m, "Ends", "ends.h")
+  nb::class_<BoundEnds>(m, "Ends", "ends.h")
       .def(
           "__init__",
-          [](Ends* self, Engine& engine, const Linear& embedding, Address final_norm,
+          [](BoundEnds* self, Engine& engine, const Linear& embedding, Address final_norm,
              float norm_epsilon, const Linear& head) {
-            new (self) Ends(engine, embedding, at<const float>(final_norm), norm_epsilon, head);
+            require(embedding.w.shape.n_in == head.w.shape.n_in, "ends of different sizes");
+            new (self)
+                BoundEnds{Ends(engine, embedding, at<const float>(final_norm), norm_epsilon, head),
+                          engine, embedding.w.shape.n_out};
           },
           nb::kw_only(), "engine"_a, "embedding"_a, "final_norm"_a, "norm_epsilon"_a, "head"_a,
           nb::keep_alive<1, 2>())
       .def(
           "embed",
-          [](Ends& self, Address ids, size_t n, Address x) {
-            self.embed(at<const int64_t>(ids), n, at<float>(x));
+          [](BoundEnds& self, Address ids, size_t n, Address x) {
+            const int64_t* tokens = at<const int64_t>(ids);
+            const auto exists = [&](int64_t id) {
+              return id >= 0 && static_cast<size_t>(id) < self.n_vocab;
+            };
+            require(std::all_of(tokens, tokens + n, exists), "no such token");
+            self.operation.embed(tokens, n, at<float>(x));
           },
           "ids"_a, "n"_a, "x"_a, release())
       .def(
           "logits",
-          [](Ends& self, Address x, size_t n, Address scores) {
-            self.logits(at<const float>(x), n, at<float>(scores));
+          [](BoundEnds& self, Address x, size_t n, Address scores) {
+            check_count(self.engine, n);
+            self.operation.logits(at<const float>(x), n, at<float>(scores));
           },
           "x"_a, "n"_a, "scores"_a, release());
 }

@@ -25,11 +25,12 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(size_t n) : size_(n) {
-    const size_t alignment = n * sizeof(T) >= kHugePage ? kHugePage : 64;
-    const size_t bytes = (n * sizeof(T) + alignment - 1) / alignment * alignment;
     if (n == 0) return;
-    data_ = static_cast<T*>(std::aligned_alloc(alignment, bytes));
-    if (data_ == nullptr) throw std::bad_alloc();
+    const size_t bytes = n * sizeof(T);
+    const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
+    void* memory = nullptr;  // not aligned_alloc, which wants whole multiples of the alignment
+    if (posix_memalign(&memory, alignment, bytes) != 0) throw std::bad_alloc();
+    data_ = static_cast<T*>(memory);
     bytes_ = bytes;
     allocated_bytes += bytes;
 #if defined(__linux__)

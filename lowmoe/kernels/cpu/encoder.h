@@ -23,10 +23,10 @@ inline constexpr int kMostBlockColumns = 128;
 //   unit      the weight that 1 in the table stands for where the scale is 1
 //   metric    [n_in / h][h][h]    covariance of the inputs in the basis of the codes; null: white
 //   factors   [n_in / h][h][h]    how errors are fed back, see quant/encode.py; null where metric
-//   is own_share of a depth's own error in what is fed back, the rest is the whole stack's planes
-//   plane_bytes each, all of it zero before products  [row blocks][1 + n_planes]   for the gains:
-//   energy of the exact output, and for every
-//             depth its product with the coded one; sums over the rows of a block
+//   is own_share                     of a depth's own error in what is fed back, the rest is the
+//   stack's planes    plane_bytes each    all of it zero before products  [row blocks][1 +
+//   n_planes]   for the gains, sums over the rows of a block: the energy
+//                                 of the exact output, then its product with each depth's coded one
 struct EncoderTask {
   layout::PlaneLayout shape;
   const float* weights;
@@ -45,11 +45,8 @@ struct EncoderTask {
   size_t groups() const { return shape.column_blocks(); }
 };
 
-enum class Coded : int {
-  kFine = 0,
-  kNotFinite = 1,
-  kTooLarge = 2
-};  // kTooLarge: for float16 scales
+// kTooLarge: for scales in float16.
+enum class Coded : int { kFine = 0, kNotFinite = 1, kTooLarge = 2 };
 
 struct EncoderKernels {
   // What encode_block needs of scratch, in bytes.

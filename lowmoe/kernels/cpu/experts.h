@@ -48,6 +48,9 @@ class Experts {
   void run(const ExpertsLayer& layer, const int64_t* ids, size_t n, const ExpertParts* experts,
            size_t n_experts);
 
+  // Rows of outputs that may still be taken since route(): an expert's tokens, a row each.
+  size_t rows_left(size_t n, int n_active) const { return n * n_active - n_rows_; }
+
   // x [n][n_hidden] += each token's outputs times weights, heaviest first; all of them have run.
   void add(const ExpertsLayer& layer, const float* weights, size_t n, float* x);
 

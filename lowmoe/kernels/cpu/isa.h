@@ -63,9 +63,8 @@ struct VectorKernels {
   void (*rms_norm)(const float* x, const float* weight, float epsilon, size_t n, float* y);
 
   // x' = H (d * x) rounded to int8, as quant/activations.py says, bit for bit.
-  //   x        n floats, first of them column `first_column`, a multiple of 128; n a multiple of
-  //   128
-  //            unless it ends with the last column
+  //   x        n floats, the first of them column `first_column`, a multiple of 128
+  //   n        a multiple of 128, unless the last of them is the matrix's last column
   //   d        float16 of the whole matrix
   //   token    one token of `out`, of which only these columns are written
   void (*round_token)(const float* x, const uint16_t* d, size_t first_column, size_t n,
@@ -100,9 +99,8 @@ struct VectorKernels {
   // The same for tokens that follow each other: adds positions [first, last), as far as a token
   // sees them, to what it has found so far. Fastest where the number of rows, n_tokens * n_queries,
   // is a multiple of kBlockRows.
-  //   keys, values   of position `first`; positions are `stride` bytes apart. A value that some
-  //   token
-  //                  does not see must be finite all the same.
+  //   keys, values   of position `first`; positions are `stride` bytes apart; all must be finite,
+  //                  also those that some token does not see
   //   top, total     [n_tokens][n_queries]: as attend_part leaves them; at first -infinity and 0
   //   out            [n_tokens][n_queries][size]: likewise; at first 0
   //   scratch        block_scratch_floats

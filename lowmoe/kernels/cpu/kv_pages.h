@@ -10,6 +10,7 @@
 
 #include "lowmoe/kernels/cpu/buffer.h"
 #include "lowmoe/kernels/cpu/isa.h"
+#include "lowmoe/kernels/cpu/kv_cache.h"
 
 namespace lowmoe {
 
@@ -30,6 +31,10 @@ class KvPages {
   }
   uint8_t* values(size_t layer, size_t head, size_t page) const {
     return keys(layer, n_kv_heads_ + head, page);
+  }
+  bool fits(size_t n_layers, size_t n_kv_heads, size_t head_size) const {
+    return n_layers == n_layers_ && n_kv_heads == n_kv_heads_ &&
+           head_page_bytes_ == lowmoe::head_bytes(format_, head_size) * kPageTokens;
   }
   size_t head_bytes() const { return head_page_bytes_ / kPageTokens; }
   KvFormat format() const { return format_; }

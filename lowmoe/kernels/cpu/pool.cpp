@@ -1,8 +1,13 @@
 #include "lowmoe/kernels/cpu/pool.h"
 
+#include <stdexcept>
+
 #ifdef __linux__
 #include <pthread.h>
 #include <sched.h>
+#endif
+#ifndef _WIN32
+#include <unistd.h>
 #endif
 
 #if defined(__x86_64__)
@@ -28,6 +33,14 @@ void relax() {
 #endif
 }
 
+long process_id() {
+#ifdef _WIN32
+  return 0;  // no fork there
+#else
+  return getpid();
+#endif
+}
+
 void pin(int cpu) {
 #ifdef __linux__
   cpu_set_t set;
@@ -42,7 +55,8 @@ void pin(int cpu) {
 
 }  // namespace
 
-Pool::Pool(int n_threads) : n_threads_(n_threads), shares_(new Share[n_threads]) {}
+Pool::Pool(int n_threads)
+    : n_threads_(n_threads), process_(process_id()), shares_(new Share[n_threads]) {}
 
 // The other constructor is through, so if a thread cannot be started the destructor ends the rest.
 Pool::Pool(int n_threads, const std::vector<int>& cpus) : Pool(n_threads) {
@@ -52,7 +66,20 @@ Pool::Pool(int n_threads, const std::vector<int>& cpus) : Pool(n_threads) {
   }
 }
 
+Pool::Busy::Busy(Pool& pool) : pool_(pool) {
+  if (process_id() != pool.process_) {
+    throw std::runtime_error("a forked process cannot compute with its parent's threads");
+  }
+  if (pool.busy_.exchange(true, std::memory_order_acquire)) {
+    throw std::runtime_error("another thread is computing with this pool");
+  }
+}
+
 Pool::~Pool() {
+  if (process_id() != process_) {  // the threads are the parent's
+    for (std::thread& worker : workers_) worker.detach();
+    return;
+  }
   closing_.store(true, std::memory_order_relaxed);
   run_.fetch_add(1);
   run_.notify_all();

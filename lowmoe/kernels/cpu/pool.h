@@ -1,7 +1,7 @@
 // Threads that work through a few phases together, again and again, thousands of times a second.
 //
-// The caller is thread 0 and works too. The others are pinned to a core each; between runs they
-// spin for a while, then sleep. One run at a time; only thread 0 may start one.
+// The caller is thread 0 and works too. The others may be pinned to a core each; between runs they
+// spin for a while, then sleep. One run at a time, in the process that made the pool.
 #pragma once
 
 #include <atomic>
@@ -51,9 +51,11 @@ class Pool {
   int size() const { return n_threads_; }
   Profile& profile() { return profile_; }
 
-  // f(team) on every thread; returns when all have returned.
+  // f(team) on every thread; returns when all have returned.  Throws std::runtime_error while
+  // another thread's run is under way, and in a forked process, which has no threads but its own.
   template <class F>
   void run(F&& f) {
+    const Busy busy(*this);
     auto call = [](void* context, int thread, Pool& pool) {
       Team team(pool, thread);
       (*static_cast<std::remove_reference_t<F>*>(context))(team);
@@ -66,6 +68,17 @@ class Pool {
  private:
   friend class Team;
   using Call = void (*)(void* context, int thread, Pool& pool);
+
+  // Held by the one run that there may be.
+  class Busy {
+   public:
+    explicit Busy(Pool& pool);
+    ~Busy() { pool_.busy_.store(false, std::memory_order_release); }
+    Busy(const Busy&) = delete;
+
+   private:
+    Pool& pool_;
+  };
 
   // One thread's share of a phase: the number of the phase above, the next index below. A thread
   // that comes early to another's share still finds the phase before in it, and takes nothing.
@@ -81,6 +94,8 @@ class Pool {
   void await_change(const std::atomic<uint32_t>& value, uint32_t old);
 
   const int n_threads_;
+  const long process_;
+  std::atomic<bool> busy_{false};
   Profile profile_;
   std::unique_ptr<Share[]> shares_;
   Call call_ = nullptr;

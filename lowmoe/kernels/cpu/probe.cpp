@@ -1,5 +1,6 @@
 #include "lowmoe/kernels/cpu/probe.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 
@@ -28,8 +29,10 @@ double read_seconds(Pool& pool, const uint8_t* data, size_t n_bytes) {
   std::atomic<uint64_t> kept{0};  // so that no read is left out
   const auto begin = std::chrono::steady_clock::now();
   pool.run([&](Team& team) {
-    team.each("reading", n_bytes / kPieceBytes, [&](size_t piece) {
-      kept.fetch_xor(sum_of(data + piece * kPieceBytes, kPieceBytes), std::memory_order_relaxed);
+    team.each("reading", (n_bytes + kPieceBytes - 1) / kPieceBytes, [&](size_t piece) {
+      const size_t first = piece * kPieceBytes;
+      kept.fetch_xor(sum_of(data + first, std::min(kPieceBytes, n_bytes - first)),
+                     std::memory_order_relaxed);
     });
   });
   const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - begin;

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <cstring>
 
 namespace lowmoe {
 
@@ -10,7 +11,7 @@ class Profile {
  public:
   static constexpr int kMostPhases = 32;
 
-  // name: a string literal; pointers are compared.
+  // name: a string literal.
   struct Phase {
     const char* name = nullptr;
     uint64_t nanoseconds = 0;
@@ -22,7 +23,7 @@ class Profile {
   void add(const char* name, uint64_t nanoseconds) {
     for (Phase& phase : phases_) {
       if (phase.name == nullptr) phase.name = name;
-      if (phase.name != name) continue;
+      if (std::strcmp(phase.name, name) != 0) continue;
       phase.nanoseconds += nanoseconds;
       phase.count++;
       return;
