@@ -111,7 +111,7 @@ def test_torch_can_be_asked_for_and_has_no_choice_of_caches(
     runtime.close()
     assert (runtime.isa, runtime.pool) == ("torch", None)
     assert isinstance(runtime.decoder.computation, TorchComputation)
-    with pytest.raises(UsageError, match=r"kv is int8, but .* choice of caches\. Leave it out"):
+    with pytest.raises(UsageError, match=r"kv is int8, but .* choice of caches, and torch computes here\. Leave"):
         load_folder(model_folder, LoadOptions(kv="int8"))
 
 
@@ -124,9 +124,9 @@ def test_what_has_no_planes_is_computed_by_torch(talking_checkpoint: Path, tmp_p
         runtime.close()
         assert (runtime.isa, runtime.pool) == ("torch", None)
     for kv in cpu.KV_FORMATS:
-        with pytest.raises(UsageError, match=f"kv is {kv}, but only folders of planes"):
+        with pytest.raises(UsageError, match=f"kv is {kv}, but only native code"):
             load_folder(tmp_path / "nf4", LoadOptions(kv=kv))
-        with pytest.raises(UsageError, match=f"kv is {kv}, but only folders of planes"):
+        with pytest.raises(UsageError, match=f"kv is {kv}, but only native code"):
             load_checkpoint(talking_checkpoint, LoadOptions(dtype="float32", kv=kv))
 
 
