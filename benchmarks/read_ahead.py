@@ -37,6 +37,8 @@ class ListeningStore:
     guessed: dict[int, list[set[int]]] = field(default_factory=dict)
     wanted: dict[int, list[set[int]]] = field(default_factory=dict)
 
+    has_all = False  # so that every layer is guessed
+
     def want(self, layer_id: int, expert_ids: Collection[int]) -> None:
         self.wanted.setdefault(layer_id, []).append(set(expert_ids))
         self.store.want(layer_id, expert_ids)

@@ -82,10 +82,12 @@ def _makers(family: Family, recipe: Recipe) -> dict[str, Callable[[str], Tensor]
     expert = recipe.expert_format(spec)
     assert isinstance(expert, TrellisFormat)
 
-    def plane(*layouts: PlaneLayout) -> Callable[[str], Tensor]:
+    def plane(*layouts: PlaneLayout, spread: float = 1.0) -> Callable[[str], Tensor]:
         def make(span: str) -> Tensor:
             random = _random(span)
-            return torch.cat([_random_plane(layout, int(span[-1]), random) for layout in layouts])
+            return torch.cat(
+                [_random_plane(layout, int(span[-1]), random, spread) for layout in layouts]
+            )
 
         return make
 
@@ -114,15 +116,21 @@ def _makers(family: Family, recipe: Recipe) -> dict[str, Callable[[str], Tensor]
         ("embedding", words),
         ("head", words),
     ):
-        makers[name] = plane(layout)
+        # Embeddings of spread 1, as layers' outputs have: what attention adds is alike for all
+        # tokens, and would send them to the same experts if they differed by less. Not where the
+        # embedding is the head too, whose scores would be as much too large.
+        alone = name == "embedding" and not spec.tied_head
+        makers[name] = plane(layout, spread=layout.n_in**0.5 if alone else 1.0)
         makers[f"{name}.d"] = ones(layout.n_in, torch.float16)
     return makers
 
 
-def _random_plane(layout: PlaneLayout, plane: int, random: np.random.Generator) -> Tensor:
+def _random_plane(
+    layout: PlaneLayout, plane: int, random: np.random.Generator, spread: float
+) -> Tensor:
     """A plane whose weights have an rms of about 1 / sqrt(n_in): activations stay finite."""
     data = torch.from_numpy(np.frombuffer(random.bytes(layout.plane_bytes), dtype=np.uint8).copy())
-    scale = PLANE_RATIO**plane / layout.n_in**0.5
+    scale = spread * PLANE_RATIO**plane / layout.n_in**0.5
     end = layout.gain_offset
     data[layout.row_scale_offset : end].view(torch.float16).fill_(scale)
     data[end : end + 4].view(torch.float32).fill_(1.0)

@@ -111,7 +111,9 @@ def test_torch_can_be_asked_for_and_has_no_choice_of_caches(
     runtime.close()
     assert (runtime.isa, runtime.pool) == ("torch", None)
     assert isinstance(runtime.decoder.computation, TorchComputation)
-    with pytest.raises(UsageError, match=r"kv is int8, but .* choice of caches, and torch computes here\. Leave"):
+    with pytest.raises(
+        UsageError, match=r"kv is int8, but .* choice of caches, and torch computes here\. Leave"
+    ):
         load_folder(model_folder, LoadOptions(kv="int8"))
 
 
