@@ -16,6 +16,7 @@ from lowmoe.cli.run import load_model
 from lowmoe.engine.bench import BenchOptions, BenchResult, bench
 from lowmoe.engine.load import LoadOptions
 from lowmoe.engine.machine import machine_line
+from lowmoe.engine.profile import require_native
 from lowmoe.errors import UnknownModelError, UsageError
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES, near_names
@@ -36,6 +37,8 @@ def bench_command(
     if synthetic:
         name = str(_synthetic(name, load))
     with load_model(name, load) as model:
+        if options.profile:
+            require_native(model.runtime)
         if not json:
             out.print(machine_line(), style="dim", markup=False, soft_wrap=True)
         with TerminalReporter() as report:

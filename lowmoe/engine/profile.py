@@ -24,6 +24,14 @@ class BenchProfile:
     decode: dict[str, float] | None
 
 
+def require_native(runtime: Runtime) -> None:
+    """Raises UsageError for a model that has no phases to be timed."""
+    if runtime.pool is None:
+        raise UsageError(
+            "a profile shows native code, but this model is computed by torch. Leave it out."
+        )
+
+
 @dataclass(slots=True)
 class Profiler:
     """Times one run after another; the last one counts."""
@@ -37,10 +45,7 @@ class Profiler:
     _latest: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.runtime.pool is None:
-            raise UsageError(
-                "a profile shows native code, but this model is computed by torch. Leave it out."
-            )
+        require_native(self.runtime)
 
     def begin(self) -> None:
         """A run begins."""

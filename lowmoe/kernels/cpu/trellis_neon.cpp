@@ -6,12 +6,10 @@
 // sdot takes nothing else.
 #include <arm_neon.h>
 
-#include <algorithm>
 #include <cstring>
 #include <utility>
 
 #include "lowmoe/kernels/cpu/isa.h"
-#include "lowmoe/kernels/cpu/trellis_rows.h"
 #include "lowmoe/kernels/cpu/trellis_tile.h"
 
 namespace lowmoe {
@@ -23,14 +21,13 @@ constexpr int kLanes = 4;       // rows of a register of sums
 constexpr int kQuarters = 4;    // of the rows: byte j of word w is row 16 * (j / 2) + 2 * w + j % 2
 constexpr int kPairBytes = 16;  // words w and w + 1 of a slice, w even: a register
 constexpr int kPairs = kSliceBytes / kPairBytes;
-constexpr int kTogether = 4;  // slices whose bytes of one row fill a lane
 
-struct Table {
+struct SignedTable {
   uint8x16x4_t values;
 
-  explicit Table(const uint8_t* table) {
+  explicit SignedTable(const Code& code) {
     for (int i = 0; i < 4; i++) {
-      values.val[i] = vsubq_u8(vld1q_u8(table + 16 * i), vdupq_n_u8(kTableOffset));
+      values.val[i] = vsubq_u8(vld1q_u8(code.table + 16 * i), vdupq_n_u8(kTableOffset));
     }
   }
   // indices: bytes below 64.
@@ -50,53 +47,6 @@ inline void each_constant(F&& f) {
   }(std::make_integer_sequence<int, kCount>{});
 }
 
-// Products of one word of four slices, the columns of each slice in its own byte of every lane.
-struct WordSums {
-  int32x4_t first = vdupq_n_s32(0), last = vdupq_n_s32(0);  // of the word's bytes 0-3 and 4-7
-
-  // bytes  lane j: byte j of the word in each slice, and byte 4 + j
-  // x      lane c: column c of each slice
-  void add(uint8x16_t first_bytes, uint8x16_t last_bytes, const Table& table, int8x16_t x) {
-    first = dot(first, first_bytes, vextq_u8(first_bytes, last_bytes, 4), table, x);
-    last = dot(last, last_bytes, vextq_u8(last_bytes, first_bytes, 4), table, x);
-  }
-
- private:
-  // next: the word's bytes that follow, whose low bits a turned word's byte ends with.
-  static int32x4_t dot(int32x4_t sums, uint8x16_t bytes, uint8x16_t next, const Table& table,
-                       int8x16_t x) {
-    const uint8x16_t turned = vsliq_n_u8(vshrq_n_u8(bytes, 4), next, 4);
-    sums = vdotq_laneq_s32(sums, table[low_windows(bytes)], x, 0);
-    sums = vdotq_laneq_s32(sums, table[high_windows(bytes)], x, 1);
-    sums = vdotq_laneq_s32(sums, table[low_windows(turned)], x, 2);
-    return vdotq_laneq_s32(sums, table[high_windows(turned)], x, 3);
-  }
-};
-
-// Products of the rows of two words, w and w + 1, of a column block: four of each quarter.
-inline void pair_sums(const uint8_t* codes, const Table& table, const int8x16_t* x,
-                      int32x4_t (&quarters)[kQuarters]) {
-  WordSums even, odd;
-  for (int s = 0; s < layout::kSlices; s += kTogether, codes += kTogether * kSliceBytes, x++) {
-    const uint8x16_t a = vld1q_u8(codes), b = vld1q_u8(codes + kSliceBytes);
-    const uint8x16_t c = vld1q_u8(codes + 2 * kSliceBytes), d = vld1q_u8(codes + 3 * kSliceBytes);
-    const uint16x8_t even_ab = vreinterpretq_u16_u8(vzip1q_u8(a, b));
-    const uint16x8_t even_cd = vreinterpretq_u16_u8(vzip1q_u8(c, d));
-    const uint16x8_t odd_ab = vreinterpretq_u16_u8(vzip2q_u8(a, b));
-    const uint16x8_t odd_cd = vreinterpretq_u16_u8(vzip2q_u8(c, d));
-    even.add(vreinterpretq_u8_u16(vzip1q_u16(even_ab, even_cd)),
-             vreinterpretq_u8_u16(vzip2q_u16(even_ab, even_cd)), table, *x);
-    odd.add(vreinterpretq_u8_u16(vzip1q_u16(odd_ab, odd_cd)),
-            vreinterpretq_u8_u16(vzip2q_u16(odd_ab, odd_cd)), table, *x);
-  }
-  const auto wide = [](int32x4_t rows) { return vreinterpretq_s64_s32(rows); };
-  const auto rows = [](int64x2_t two) { return vreinterpretq_s32_s64(two); };
-  quarters[0] = rows(vzip1q_s64(wide(even.first), wide(odd.first)));
-  quarters[1] = rows(vzip2q_s64(wide(even.first), wide(odd.first)));
-  quarters[2] = rows(vzip1q_s64(wide(even.last), wide(odd.last)));
-  quarters[3] = rows(vzip2q_s64(wide(even.last), wide(odd.last)));
-}
-
 // The scales of 4 rows of quarter q, from `row` of it on.
 inline int32x4_t nibbles_of(const uint8_t* nibbles, int q, int row) {
   uint32_t four;
@@ -106,61 +56,100 @@ inline int32x4_t nibbles_of(const uint8_t* nibbles, int q, int row) {
   return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(scales))));
 }
 
-using Columns = int8x16_t[layout::kSlices / kTogether];
+// What dot_block needs. Lanes of sums are rows; a lane's four bytes are those of four slices in the
+// same place, so that the columns of a slice meet their weights one after the other.
+struct Dots {
+  using Table = SignedTable;
+  static constexpr size_t kMostDots = 4;  // 16 sums, 4 of columns, 4 of the table, 8 for work
 
-// The columns of a block as WordSums takes them.
-inline void by_columns(const int8_t* x, Columns& columns) {
-  constexpr uint8_t kOrder[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
-  for (auto& column : columns) {
-    column = vqtbl1q_s8(vld1q_s8(x), vld1q_u8(kOrder));
-    x += kTogether * layout::kSliceColumns;
-  }
-}
-
-// Adds a column block's products to T, see isa.h.
-inline void add_block(const uint8_t* codes, const Table& table, const uint8_t* nibbles,
-                      const Columns& x, int32_t (&t)[kRows]) {
-  for (int pair = 0; pair < kPairs; pair++) {
-    int32x4_t quarters[kQuarters];
-    pair_sums(codes + pair * kPairBytes, table, x, quarters);
-    for (int q = 0; q < kQuarters; q++) {
-      int32_t* rows = t + q * 16 + pair * kLanes;
-      const int32x4_t scales = nibbles_of(nibbles, q, pair * kLanes);
-      vst1q_s32(rows, vmlaq_s32(vld1q_s32(rows), quarters[q], scales));
+  static void widen(const uint8_t* halves, float* floats) {
+    for (int r = 0; r < kRows; r += kLanes) {
+      const float16x4_t some = vreinterpret_f16_u8(vld1_u8(halves + 2 * r));
+      vst1q_f32(floats + r, vcvt_f32_f16(some));
     }
   }
-}
 
-void dot_block(const TrellisMatrix& w, size_t row_block, const RoundedTokens& x, float* y) {
-  const Table table(w.code->table);
-  const size_t n_blocks = w.shape.column_blocks();
-  float sums[layout::kMaxPlanes][kRows] = {};
-  for (size_t begin = 0; begin < n_blocks; begin += kHalves) {
-    const float32x4_t x_scale = vdupq_n_f32(x.scales[begin / kHalves]);
-    int32_t t[layout::kMaxPlanes][kRows] = {};
-    for (size_t b = begin; b < std::min(begin + kHalves, n_blocks); b++) {
-      Columns columns;
-      by_columns(x.codes + b * layout::kBlockColumns, columns);
-      for (int p = 0; p < w.n_planes; p++) {
-        add_block(w.codes(p, row_block) + b * layout::kBlockCodeBytes, table,
-                  w.group_scales(p, row_block) + b * layout::kBlockScaleBytes, columns, t[p]);
+  template <int kTokens>
+  static void add_block(const uint8_t* codes, const Table& table, const uint8_t* nibbles,
+                        const RoundedTokens& x, size_t block, RowSums* t) {
+    int8x16_t columns[kGroups][kTokens];
+    for (int i = 0; i < kTokens; i++) {
+      const int8_t* of_token = x.from(i).codes + block * layout::kBlockColumns;
+      for (int g = 0; g < kGroups; g++) columns[g][i] = by_columns(of_token + 16 * g);
+    }
+    for (int pair = 0; pair < kPairs; pair++) {
+      int32x4_t sums[kTokens][kQuarters];
+      for (auto& token : sums) {
+        for (auto& sum : token) sum = vdupq_n_s32(0);
       }
-    }
-    for (int p = 0; p < w.n_planes; p++) {
-      for (int r = 0; r < kRows; r += kLanes) {
-        const float32x4_t lanes = vcvtq_f32_s32(vld1q_s32(t[p] + r));
-        vst1q_f32(sums[p] + r, vfmaq_f32(vld1q_f32(sums[p] + r), lanes, x_scale));
+      add_pair<kTokens>(codes + pair * kPairBytes, table, columns, sums);
+      for (int q = 0; q < kQuarters; q++) {
+        const int32x4_t scales = nibbles_of(nibbles, q, pair * kLanes);
+        for (int i = 0; i < kTokens; i++) {
+          int32_t* rows = t[i] + q * 16 + pair * kLanes;
+          vst1q_s32(rows, vmlaq_s32(vld1q_s32(rows), in_order(sums[i], q), scales));
+        }
       }
     }
   }
-  finish_rows(w, row_block, sums, y);
-}
 
-struct Neon {
+ private:
+  static constexpr int kTogether = 4;  // slices whose bytes of one row fill a lane
+  static constexpr int kGroups = layout::kSlices / kTogether;
+
+  // Lane c: column c of each of four slices.
+  static int8x16_t by_columns(const int8_t* x) {
+    constexpr uint8_t kOrder[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+    return vqtbl1q_s8(vld1q_s8(x), vld1q_u8(kOrder));
+  }
+
+  // Adds products of two words, w and w + 1, of all slices.
+  //   sums  of the bytes 0-3 and 4-7 of word w, then of word w + 1
+  template <int kTokens>
+  static void add_pair(const uint8_t* codes, const Table& table,
+                       const int8x16_t (&x)[kGroups][kTokens],
+                       int32x4_t (&sums)[kTokens][kQuarters]) {
+    for (int g = 0; g < kGroups; g++, codes += kTogether * kSliceBytes) {
+      const uint8x16_t a = vld1q_u8(codes), b = vld1q_u8(codes + kSliceBytes);
+      const uint8x16_t c = vld1q_u8(codes + 2 * kSliceBytes), d = vld1q_u8(codes + 3 * kSliceBytes);
+      const uint16x8_t even_ab = vreinterpretq_u16_u8(vzip1q_u8(a, b));
+      const uint16x8_t even_cd = vreinterpretq_u16_u8(vzip1q_u8(c, d));
+      const uint16x8_t odd_ab = vreinterpretq_u16_u8(vzip2q_u8(a, b));
+      const uint16x8_t odd_cd = vreinterpretq_u16_u8(vzip2q_u8(c, d));
+      const uint8x16_t bytes[kQuarters] = {vreinterpretq_u8_u16(vzip1q_u16(even_ab, even_cd)),
+                                           vreinterpretq_u8_u16(vzip2q_u16(even_ab, even_cd)),
+                                           vreinterpretq_u8_u16(vzip1q_u16(odd_ab, odd_cd)),
+                                           vreinterpretq_u8_u16(vzip2q_u16(odd_ab, odd_cd))};
+      for (int k = 0; k < kQuarters; k++) {
+        // Half a word and, in the same lanes, the bytes that follow each: a turned word's byte ends
+        // with the next one's low bits, and after byte 7 comes byte 0.
+        const uint8x16_t next = vextq_u8(bytes[k], bytes[k ^ 1], 4);
+        const uint8x16_t turned = vsliq_n_u8(vshrq_n_u8(bytes[k], 4), next, 4);
+        const int8x16_t values[4] = {table[low_windows(bytes[k])], table[high_windows(bytes[k])],
+                                     table[low_windows(turned)], table[high_windows(turned)]};
+        each_constant<layout::kSliceColumns>([&]<int column>() {
+          for (int i = 0; i < kTokens; i++) {
+            sums[i][k] = vdotq_laneq_s32(sums[i][k], values[column], x[g][i], column);
+          }
+        });
+      }
+    }
+  }
+
+  // 4 rows of quarter q: two of each word.
+  static int32x4_t in_order(const int32x4_t (&sums)[kQuarters], int q) {
+    const int64x2_t even = vreinterpretq_s64_s32(sums[q / 2]);
+    const int64x2_t odd = vreinterpretq_s64_s32(sums[2 + q / 2]);
+    return vreinterpretq_s32_s64(q % 2 ? vzip2q_s64(even, odd) : vzip1q_s64(even, odd));
+  }
+};
+
+struct Neon : Dots {
   static constexpr size_t kMostTokens = 8;  // 16 sums, 8 registers of tokens, 2 of codes
 
   // The table values of 16 rows, a quarter's 4 in each register, rows and columns in order.
-  static void look_up(const uint8_t* pair, const Table& table, int8x16_t (&values)[kQuarters]) {
+  static void look_up(const uint8_t* pair, const SignedTable& table,
+                      int8x16_t (&values)[kQuarters]) {
     constexpr uint8_t kByQuarters[16] = {0, 1, 8,  9,  2, 3, 10, 11,   // neighbours are rows of
                                          4, 5, 12, 13, 6, 7, 14, 15};  // one quarter
     const uint64x2_t words = vreinterpretq_u64_u8(vld1q_u8(pair));
@@ -192,7 +181,7 @@ struct Neon {
   static void fill(const TrellisMatrix& w, size_t row_block, size_t block,
                    const uint8_t (&shares)[layout::kMaxPlanes][kRows],
                    uint8_t (*codes)[kRows][layout::kSliceColumns]) {
-    const Table table(w.code->table);
+    const SignedTable table(*w.code);
     const uint8_t* words[kPlanes];
     for (int p = 0; p < kPlanes; p++) {
       words[p] = w.codes(p, row_block) + block * layout::kBlockCodeBytes;
@@ -236,18 +225,19 @@ struct Neon {
                   size_t y_stride) {
     // Sums of few tokens wait for each other, so they take more rows at a time.
     constexpr int kRegisters = kTokens > 4 ? 2 : 4;
+    constexpr int kLoaded = 16 / layout::kSliceColumns;  // slices whose columns fill a register
     const uint8x16_t offset = vdupq_n_u8(kTileOffset);
     for (int row = 0; row < kRows; row += kRegisters * kLanes) {
       int32x4_t sums[kTokens][kRegisters];
       for (auto& token : sums) {
         for (auto& sum : token) sum = vdupq_n_s32(0);
       }
-      for (int s = 0; s < n_slices; s += kTogether) {
+      for (int s = 0; s < n_slices; s += kLoaded) {
         int8x16_t columns[kTokens];
         for (int t = 0; t < kTokens; t++) {
           columns[t] = vld1q_s8(x.from(t).codes + g * kScaleColumns + s * layout::kSliceColumns);
         }
-        each_constant<kTogether>([&]<int i>() {
+        each_constant<kLoaded>([&]<int i>() {
           for (int k = 0; k < kRegisters; k++) {
             const uint8x16_t codes = vld1q_u8(tile.codes[s + i][row + k * kLanes]);
             const int8x16_t rows = vreinterpretq_s8_u8(veorq_u8(codes, offset));
@@ -273,6 +263,6 @@ struct Neon {
 }  // namespace
 
 extern const TrellisKernels kTrellisNeon;
-const TrellisKernels kTrellisNeon{dot_block, multiply_block<Neon>};
+const TrellisKernels kTrellisNeon{dot_block<Neon>, multiply_block<Neon>};
 
 }  // namespace lowmoe
