@@ -130,7 +130,6 @@ def load_folder(path: Path, options: LoadOptions) -> Runtime:
         raise UsageError(
             f"dtype is for checkpoints, but {path} is a quantized model folder. Leave it out."
         )
-    _use_threads(options)
     with ExitStack() as closing:
         folder = closing.enter_context(ModelFolder(path))
         family = read_config(folder.manifest.config)
@@ -158,7 +157,6 @@ def load_checkpoint(path: Path, options: LoadOptions) -> Runtime:
     assert options.dtype is not None
     if options.bits != "auto":
         raise UsageError(f"dtype runs unquantized weights, but bits is {options.bits}. Give one.")
-    _use_threads(options)
     dtype = DTYPES[options.dtype]
     checkpoint = Checkpoint(path)
     family = read_config(checkpoint.config)
@@ -209,6 +207,9 @@ def _choose_computation(
         )
     isa = cpu.choose_isa(forced)
     n_threads = options.threads or physical_cores()
+    # What torch still does, sampling, is small; its threads would spin on the cores that ours are
+    # pinned to for milliseconds after each of its operations.
+    torch.set_num_threads(1)
     pool = cpu.Pool(n_threads, own_cpus(n_threads)[1:])
     computation = NativeComputation(
         spec,
@@ -236,6 +237,7 @@ def _in_torch(
             f"kv is {options.kv}, but only native code, for folders of planes, has a choice of "
             "caches, and torch computes here. Leave it out."
         )
+    torch.set_num_threads(options.threads or physical_cores())
     computation = TorchComputation(
         spec=spec,
         weights=weights,
@@ -354,10 +356,6 @@ def _divide(
         return _Division(experts=available_ram_bytes() - cache - working, working=working)
     whole = parse_budget(options.ram, name="ram", whole_bytes=total_ram_bytes())
     return _Division(experts=whole - weights.n_bytes - cache - working, working=working)
-
-
-def _use_threads(options: LoadOptions) -> None:
-    torch.set_num_threads(options.threads or physical_cores())
 
 
 def _optional_file(path: Path) -> bytes | None:

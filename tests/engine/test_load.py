@@ -213,7 +213,12 @@ def test_more_bits_than_a_folder_holds_are_refused(
     assert runtime.bits == 4
 
 
-def test_threads_are_torchs(model_folder: Path) -> None:
+def test_threads_are_torchs_where_torch_computes_and_else_it_has_one(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_folder(model_folder, LoadOptions(threads=3)).close()
+    assert torch.get_num_threads() == 1
+    monkeypatch.setenv("LOWMOE_ISA", "torch")
     load_folder(model_folder, LoadOptions(threads=2)).close()
     assert torch.get_num_threads() == 2
     load_folder(model_folder, LoadOptions()).close()
