@@ -163,7 +163,7 @@ class Model:
         check_ids(ids, self.runtime.spec.n_vocab)
         session = self._open_session()
         session.rewind([])
-        chunks = [self.runtime.decoder.logits(h) for h in session.forward(ids)]
+        chunks = [session.logits(h) for h in session.forward(ids)]
         return torch.cat(chunks)
 
     def stop(self) -> None:

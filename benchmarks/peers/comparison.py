@@ -79,6 +79,17 @@ def workload_of(arguments: argparse.Namespace, measure: str) -> Workload:
     )
 
 
+def ask(question: str, measure: str, *, tokens: int) -> None:
+    """A benchmark's whole way from its command line.  question: its first line."""
+    parser = parser_of(question, tokens=tokens)
+    add_field_arguments(parser)
+    arguments = parser.parse_args()
+    models = Models(
+        work=arguments.work, shape_name=arguments.shape, peer_python=arguments.peer_python
+    )
+    compare(arguments, models, workload_of(arguments, measure))
+
+
 def compare(arguments: argparse.Namespace, models: Models, workload: Workload) -> None:
     """Both stages for all bits, printed as they end; one JSON object comes last."""
     options = turn_options(arguments)

@@ -9,19 +9,12 @@ Leaves out:  loading, one warm-up sample a turn, choosing tokens; bytes of the K
         [--shape mixtral-s] [--tokens 128] [--rounds 5] [--autogroup-nice -10]
 """
 
-from benchmarks.peers.comparison import add_field_arguments, compare, parser_of, workload_of
-from benchmarks.peers.contenders import Models
+from benchmarks.peers.comparison import ask
 
 
 def main() -> None:
     """Print tables, ratios and one JSON object."""
-    parser = parser_of(__doc__.splitlines()[0], tokens=128)
-    add_field_arguments(parser)
-    arguments = parser.parse_args()
-    models = Models(
-        work=arguments.work, shape_name=arguments.shape, peer_python=arguments.peer_python
-    )
-    compare(arguments, models, workload_of(arguments, "decode"))
+    ask(__doc__.splitlines()[0], "decode", tokens=128)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.cli.render import TerminalReporter, err, out, print_json, size
 from lowmoe.engine.load import TORCH
-from lowmoe.engine.machine import default_pool, machine_line, ram_read_bandwidth
+from lowmoe.engine.machine import machine_line, new_pool, ram_read_bandwidth
 from lowmoe.engine.memory import available_ram_bytes, total_ram_bytes
 from lowmoe.errors import FolderError, UsageError
 from lowmoe.families import read_config
@@ -165,7 +165,7 @@ def doctor_command(*, json: bool) -> None:
     """What this machine offers."""
     settings = read_settings()
     home, direct = settings.home, _direct_reads(settings.home)
-    pool, isa = default_pool(), settings.isa
+    pool, isa = new_pool(), settings.isa
     if isa != TORCH:
         isa = cpu.choose_isa(isa)
     values: dict[str, Any] = {

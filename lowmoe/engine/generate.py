@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lowmoe.engine.load import Runtime
-from lowmoe.engine.machine import default_pool, ram_read_bandwidth
+from lowmoe.engine.machine import new_pool, ram_read_bandwidth
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.sampling import Sampler
 from lowmoe.engine.statistics import PerTier, RunStatistics, bound_tokens_per_s, hit_rate
@@ -60,6 +60,11 @@ class Session:
                 hidden = self.runtime.decoder.forward(torch.tensor(chunk), self._cache)
             self._cached += chunk
             yield hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The scores of the next token, [T, V] float32.  hidden: [T, H] from `forward`."""
+        with self._computing():
+            return self.runtime.decoder.logits(hidden)
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
@@ -135,9 +140,7 @@ class Session:
         ends = self._end_ids() if heed_ends else set()
         n_most = min(len(prompt_ids) + options.max_new_tokens, self.runtime.n_context)
         while True:
-            with self._computing():
-                logits = self.runtime.decoder.logits(last)[0]
-            token_id = sampler.pick(logits, context)
+            token_id = sampler.pick(self.logits(last)[0], context)
             run.token()
             context.append(token_id)
             if token_id in ends:
@@ -184,7 +187,7 @@ class Session:
     def ram_bandwidth(self) -> float:
         """Bytes a second this machine reads from RAM, measured once."""
         if self._ram_bandwidth is None:
-            pool = self.runtime.pool or default_pool()
+            pool = self.runtime.pool or new_pool()
             with self._computing():
                 self._ram_bandwidth = ram_read_bandwidth(pool, self.runtime.working_bytes)
         return self._ram_bandwidth

@@ -18,7 +18,7 @@ from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.in_torch import TorchComputation
 from lowmoe.decoder.native import NativeComputation
 from lowmoe.decoder.weights import CheckpointTensors, DenseWeights, from_checkpoint, from_folder
-from lowmoe.engine.machine import PROBE_BYTES, own_cpus, physical_cores
+from lowmoe.engine.machine import PROBE_BYTES, new_pool, physical_cores
 from lowmoe.engine.memory import available_ram_bytes, parse_budget, total_ram_bytes
 from lowmoe.engine.text_parts import TextParts
 from lowmoe.errors import UsageError
@@ -206,11 +206,10 @@ def _choose_computation(
             f"version's kernels read {cpu.WINDOW_BITS}. Make it again from its checkpoint."
         )
     isa = cpu.choose_isa(forced)
-    n_threads = options.threads or physical_cores()
     # What torch still does, sampling, is small; its threads would spin on the cores that ours are
     # pinned to for milliseconds after each of its operations.
     torch.set_num_threads(1)
-    pool = cpu.Pool(n_threads, own_cpus(n_threads)[1:])
+    pool = new_pool(options.threads)
     computation = NativeComputation(
         spec,
         weights,

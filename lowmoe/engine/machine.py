@@ -84,7 +84,7 @@ def ram_read_bandwidth(pool: Pool, n_bytes: int | None = None) -> float:
     return n_bytes / min(pool.read_seconds(probe.data_ptr(), n_bytes) for _ in range(PROBE_RUNS))
 
 
-def default_pool() -> Pool:
-    """Threads for all cores."""
-    n_threads = physical_cores()
+def new_pool(n_threads: int | None = None) -> Pool:
+    """Threads that compute, as many as there are cores or so many."""
+    n_threads = n_threads or physical_cores()
     return Pool(n_threads, own_cpus(n_threads)[1:])

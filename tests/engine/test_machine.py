@@ -11,8 +11,8 @@ import torch
 
 from lowmoe.engine import machine
 from lowmoe.engine.machine import (
-    default_pool,
     machine_line,
+    new_pool,
     own_cpus,
     physical_cores,
     ram_read_bandwidth,
@@ -107,7 +107,7 @@ def test_where_affinity_is_unknown_nothing_is_pinned(monkeypatch: pytest.MonkeyP
 
 def test_the_pool_without_a_model_has_a_thread_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "physical_cores", lambda: 3)
-    assert default_pool().n_threads == 3
+    assert new_pool().n_threads == 3
 
 
 class TimedPool:

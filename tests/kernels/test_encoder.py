@@ -25,6 +25,7 @@ from quant.trellis import (
     table_values,
 )
 from quant.viterbi import Trellis
+from tests.correlated_inputs import correlated_inputs, white
 
 CODE = TrellisCode()
 BEST = isas()[0]
@@ -80,20 +81,6 @@ def some_factors(n_in: int) -> Tensor:
     return channel_factors(loudness, torch.ones(n_in), seed=n_in)
 
 
-def some_covariance(n_in: int) -> Tensor:
-    """[blocks, h, h] with eigenvalues from 1 to e^-6 in random directions."""
-    size = hadamard_size(n_in)
-    directions = torch.linalg.qr(gaussian(n_in // size, size, size, seed=n_in))[0]
-    strengths = (-6 * torch.arange(size) / size).exp()
-    covariance: Tensor = directions * strengths @ directions.transpose(1, 2)
-    return covariance
-
-
-def white(n_in: int) -> Tensor:
-    size = hadamard_size(n_in)
-    return torch.eye(size).expand(n_in // size, size, size)
-
-
 def decoded(planes: list[Tensor], layout: PlaneLayout) -> Tensor:
     """In the basis of the codes, without padding."""
     return decode_planes(tuple(planes), layout, CODE)[: layout.n_out, : layout.n_in]
@@ -122,7 +109,7 @@ def output_errors(
 
 @functools.lru_cache(maxsize=8)
 def reference_bytes(shape: tuple[int, int], correlated: bool) -> list[Tensor]:
-    covariance = some_covariance(shape[1]) if correlated else None
+    covariance = correlated_inputs(shape[1]) if correlated else None
     return native(gaussian(*shape), some_factors(shape[1]), 3, covariance)
 
 
@@ -133,7 +120,7 @@ def reference_bytes(shape: tuple[int, int], correlated: bool) -> list[Tensor]:
 def test_neither_the_instruction_set_nor_threads_change_a_byte(
     shape: tuple[int, int], correlated: bool, isa: str
 ) -> None:
-    covariance = some_covariance(shape[1]) if correlated else None
+    covariance = correlated_inputs(shape[1]) if correlated else None
     planes = native(gaussian(*shape), some_factors(shape[1]), 3, covariance, isa=isa, threads=2)
     assert all(map(torch.equal, planes, reference_bytes(shape, correlated)))
 
@@ -143,7 +130,7 @@ def test_rows_coded_apart_are_those_coded_together(
     monkeypatch: pytest.MonkeyPatch, correlated: bool
 ) -> None:
     weights, d = gaussian(300, 256), some_factors(256)
-    covariance = some_covariance(256) if correlated else None
+    covariance = correlated_inputs(256) if correlated else None
     together = native(weights, d, 2, covariance)
     monkeypatch.setattr(encode, "CHUNK_WEIGHTS", 2 * 64 * 256)
     assert all(map(torch.equal, native(weights, d, 2, covariance), together))
@@ -223,7 +210,7 @@ def test_scales_are_those_of_the_encoder_in_torch_or_their_neighbours(source: st
 @pytest.mark.parametrize("shape", [(256, 512), (256, 384), (192, 96), (256, 200)])
 def test_feedback_saves_as_much_as_in_torch(shape: tuple[int, int]) -> None:
     weights, d = gaussian(*shape, seed=4), some_factors(shape[1])
-    covariance = some_covariance(shape[1])
+    covariance = correlated_inputs(shape[1])
     plain = output_errors(native(weights, d, 3), weights, d, covariance)
     fed = output_errors(native(weights, d, 3, covariance), weights, d, covariance)
     wanted = output_errors(in_torch(weights, d, 3, covariance), weights, d, covariance)
@@ -238,7 +225,7 @@ def test_feedback_saves_as_much_as_in_torch(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("correlated", [False, True])
 def test_gains_are_those_of_the_encoder_in_torch(n_in: int, correlated: bool) -> None:
     weights, d, layout = gaussian(520, n_in, seed=5), some_factors(n_in), PlaneLayout(520, n_in)
-    covariance = some_covariance(n_in) if correlated else None
+    covariance = correlated_inputs(n_in) if correlated else None
     found, wanted = native(weights, d, 3, covariance), in_torch(weights, d, 3, covariance)
     for ours, theirs in zip(found, wanted, strict=True):
         # A gain is 1 / (1 - the error), and errors agree to 1 %, see above.
@@ -251,7 +238,7 @@ def test_gains_make_the_coded_output_as_strong_as_the_exact_one(
     n_in: int, correlated: bool
 ) -> None:
     weights, d, layout = gaussian(130, n_in, seed=5), some_factors(n_in), PlaneLayout(130, n_in)
-    covariance = some_covariance(n_in) if correlated else None
+    covariance = correlated_inputs(n_in) if correlated else None
     found = native(weights, d, 3, covariance)
     heard = None if covariance is None or hadamard_size(n_in) <= 4 else covariance
     for n in (1, 2, 3):
@@ -316,7 +303,7 @@ def test_a_plane_has_the_best_row_scales_for_its_codes() -> None:
 
 def test_what_follows_the_gain_and_pads_regions_is_zero_so_that_files_are_reproducible() -> None:
     layout = PlaneLayout(64, 192)
-    for plane in native(gaussian(64, 192), some_factors(192), 3, some_covariance(192)):
+    for plane in native(gaussian(64, 192), some_factors(192), 3, correlated_inputs(192)):
         assert not plane[layout.gain_offset + 4 :].any()
         end = layout.group_scale_offset + layout.group_scale_bytes
         assert end < layout.row_scale_offset
@@ -352,7 +339,7 @@ def test_any_shape_comes_back_padded_with_no_row_worse_than_zeros(
 
 @pytest.mark.parametrize("correlated", [False, True])
 def test_zeros_stay_zeros_in_rows_groups_and_whole_matrices(correlated: bool) -> None:
-    covariance = some_covariance(128) if correlated else None
+    covariance = correlated_inputs(128) if correlated else None
     weights, d, layout = gaussian(64, 128, seed=70), torch.ones(128), PlaneLayout(64, 128)
     weights[5] = 0
     planes = native(weights, d, 3, covariance)
@@ -417,7 +404,7 @@ def test_weights_that_no_code_can_hold_are_refused(
 ) -> None:
     weights = gaussian(200, 128)
     weights[150] = value  # in the third row block of four
-    covariance = some_covariance(128) if correlated else None
+    covariance = correlated_inputs(128) if correlated else None
     with pytest.raises(ValueError, match=message):
         native(weights, some_factors(128), 2, covariance, isa=isa, threads=threads)
 

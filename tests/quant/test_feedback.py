@@ -12,26 +12,13 @@ from quant.transform import (
     transform_activations,
 )
 from quant.trellis import TrellisCode, decode_planes
+from tests.correlated_inputs import correlated_inputs, white
 
 CODE = TrellisCode()
 
 
 def randn(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def correlated(n_in: int) -> Tensor:
-    """[blocks, h, h] with eigenvalues from 1 to e^-6 in random directions."""
-    size = hadamard_size(n_in)
-    directions = torch.linalg.qr(randn(n_in // size, size, size, seed=n_in))[0]
-    strengths = (-6 * torch.arange(size) / size).exp()
-    covariance: Tensor = directions * strengths @ directions.transpose(1, 2)
-    return covariance
-
-
-def white(n_in: int) -> Tensor:
-    size = hadamard_size(n_in)
-    return torch.eye(size).expand(n_in // size, size, size)
 
 
 def signs(n_in: int) -> Tensor:
@@ -63,7 +50,7 @@ def ideal_saving(n_in: int) -> float:
 
     The error e obeys e (1 + U) = noise, so it costs tr(V H V^T) with V = (1 + U)^-1, for tr(H).
     """
-    metric = transformed_covariance(correlated(n_in), signs(n_in))
+    metric = transformed_covariance(correlated_inputs(n_in), signs(n_in))
     assert metric is not None
     upper = feedback_factors(metric).double() + torch.eye(metric.shape[1])
     inverse = torch.linalg.inv(upper)
@@ -91,9 +78,9 @@ def test_the_transformed_covariance_is_that_of_transformed_activations(n_in: int
 
 @pytest.mark.parametrize("n_in", [1, 7, 6, 12, 100])
 def test_blocks_of_at_most_4_know_no_feedback(n_in: int) -> None:
-    assert transformed_covariance(correlated(n_in), signs(n_in)) is None
+    assert transformed_covariance(correlated_inputs(n_in), signs(n_in)) is None
     weights, layout = randn(64, n_in, seed=4), PlaneLayout(64, n_in)
-    fed = encode_planes(weights, signs(n_in), layout, CODE, 2, correlated(n_in))
+    fed = encode_planes(weights, signs(n_in), layout, CODE, 2, correlated_inputs(n_in))
     assert all(map(torch.equal, fed, encode_planes(weights, signs(n_in), layout, CODE, 2)))
 
 
@@ -104,7 +91,7 @@ def test_without_a_covariance_there_is_no_metric() -> None:
 @pytest.mark.parametrize("size", [8, 32, 128])
 def test_factors_take_the_damped_metric_apart_in_blocks_of_4(size: int) -> None:
     h = hadamard_matrix(size)
-    metric = h @ correlated(3 * size if size < 128 else 384) @ h  # 3 blocks
+    metric = h @ correlated_inputs(3 * size if size < 128 else 384) @ h  # 3 blocks
     factors = feedback_factors(metric)
     slices = torch.arange(size) // 4
     later = slices[:, None] < slices[None]
@@ -143,8 +130,8 @@ def test_white_inputs_leave_the_error_as_it_is(n_in: int) -> None:
 @pytest.mark.parametrize("n_in", [200, 96, 128, 256])  # blocks of 8, 32, 128 and 128
 def test_one_plane_saves_what_ldlq_promises(n_in: int) -> None:
     weights = randn(256, n_in, seed=6)
-    (plain,) = output_errors(weights, correlated(n_in), n_planes=1, feedback=False)
-    (fed,) = output_errors(weights, correlated(n_in), n_planes=1, feedback=True)
+    (plain,) = output_errors(weights, correlated_inputs(n_in), n_planes=1, feedback=False)
+    (fed,) = output_errors(weights, correlated_inputs(n_in), n_planes=1, feedback=True)
     # What is fed back adds up to D |U|^2 / h, some 10 %, to the energy to be coded.
     assert 0.97 < fed / plain / ideal_saving(n_in) < 1.12
 
@@ -154,7 +141,7 @@ def test_every_depth_of_a_stack_saves_at_least_half_of_it(n_in: int) -> None:
     # Half of each depth's own error is fed back. What is left is least at the whole and convex, so
     # half of the way brings at least half.
     weights = randn(256, n_in, seed=7)
-    plain = output_errors(weights, correlated(n_in), n_planes=3, feedback=False)
-    fed = output_errors(weights, correlated(n_in), n_planes=3, feedback=True)
+    plain = output_errors(weights, correlated_inputs(n_in), n_planes=3, feedback=False)
+    fed = output_errors(weights, correlated_inputs(n_in), n_planes=3, feedback=True)
     for before, after in zip(plain, fed, strict=True):
         assert after / before < (1 + ideal_saving(n_in)) / 2

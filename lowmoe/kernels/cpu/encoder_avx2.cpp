@@ -46,14 +46,7 @@ struct Avx2 {
     const I above = _mm256_andnot_si256(all(kMask), shift_left<kBits>(high));
     return _mm256_or_si256(_mm256_and_si256(low, all(kMask)), above);
   }
-  static I low_pairs(const I* from) {
-    I pairs[8], fours[4];
-#pragma GCC unroll 8
-    for (int n = 0; n < 8; n++) pairs[n] = merge<2>(from[2 * n], from[2 * n + 1]);
-#pragma GCC unroll 4
-    for (int n = 0; n < 4; n++) fours[n] = merge<4>(pairs[2 * n], pairs[2 * n + 1]);
-    return merge<16>(merge<8>(fours[0], fours[1]), merge<8>(fours[2], fours[3]));
-  }
+  static I low_pairs(const I* from) { return low_pairs_by_merging<Avx2>(from); }
   static Table table(const int8_t* values) {
     Table table;
     for (int n = 0; n < kTableSize; n++) table.values[n] = values[n];

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "lowmoe/kernels/cpu/matrix.h"
+#include "lowmoe/kernels/cpu/encoder_search.h"
 
 namespace lowmoe {
 
@@ -99,14 +99,7 @@ struct Portable {
   }
 
   // The two low bits of 16 numbers, those of the n-th at bit 2 n.
-  static I low_pairs(const I* from) {
-    I pairs[8], fours[4];
-#pragma GCC unroll 8
-    for (int n = 0; n < 8; n++) pairs[n] = merge<2>(from[2 * n], from[2 * n + 1]);
-#pragma GCC unroll 4
-    for (int n = 0; n < 4; n++) fours[n] = merge<4>(pairs[2 * n], pairs[2 * n + 1]);
-    return merge<16>(merge<8>(fours[0], fours[1]), merge<8>(fours[2], fours[3]));
-  }
+  static I low_pairs(const I* from) { return low_pairs_by_merging<Portable>(from); }
 
   static Table table(const int8_t* values) {
     Table table;

@@ -153,7 +153,17 @@ struct Dots256 {
   }
 };
 
-// What multiply_block needs, but for the products.
+// Adds sums of products of 8 rows, the tile's scales and a token's applied, to y.
+inline void add_scaled(__m256i sums, float x_scale, const float* scales, float* y) {
+  const __m256 sum = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_set1_ps(x_scale));
+  _mm256_storeu_ps(y, _mm256_fmadd_ps(sum, _mm256_load_ps(scales), _mm256_loadu_ps(y)));
+}
+
+// What multiply_block needs.  A set brings, as Products, where a token's sums start and how a
+// tile's codes, kTileOffset added, are multiplied with a token's:
+//   static int32_t start(const RoundedTokens& token, size_t g, int n_slices);
+//   static __m256i add_tile(__m256i sums, __m256i codes, __m256i columns);
+template <class Products>
 struct Tiles256 {
   // The table values of 32 rows, a quarter's 8 in each register, rows and columns in order.
   static void look_up(__m256i words, const ChainedTable& table, __m256i (&values)[kQuarters]) {
@@ -250,13 +260,42 @@ struct Tiles256 {
         _mm256_packs_epi16(_mm256_mulhrs_epi16(low, rounding), _mm256_mulhrs_epi16(high, rounding));
     return _mm256_xor_si256(rounded, _mm256_set1_epi8(static_cast<char>(kTileOffset)));
   }
-};
 
-// Adds sums of products of 8 rows, the tile's scales and a token's applied, to y.
-inline void add_scaled(__m256i sums, float x_scale, const float* scales, float* y) {
-  const __m256 sum = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_set1_ps(x_scale));
-  _mm256_storeu_ps(y, _mm256_fmadd_ps(sum, _mm256_load_ps(scales), _mm256_loadu_ps(y)));
-}
+  template <int kTokens>
+  static void add(const Tile& tile, int n_slices, const RoundedTokens& x, size_t g, float* y,
+                  size_t y_stride) {
+    constexpr int kRegisters = 2;  // of rows at a time
+    const int8_t* columns[kTokens];
+    int32_t starts[kTokens];
+    for (int t = 0; t < kTokens; t++) {
+      const RoundedTokens token = x.from(t);
+      columns[t] = token.codes + g * kScaleColumns;
+      starts[t] = Products::start(token, g, n_slices);
+    }
+    for (int row = 0; row < kRows; row += kRegisters * kLanes) {
+      __m256i sums[kTokens][kRegisters];
+      for (int t = 0; t < kTokens; t++) {
+        for (auto& sum : sums[t]) sum = _mm256_set1_epi32(starts[t]);
+      }
+      for (int s = 0; s < n_slices; s++) {
+        for (int t = 0; t < kTokens; t++) {
+          const __m256i four = four_columns(columns[t] + s * layout::kSliceColumns);
+          for (int i = 0; i < kRegisters; i++) {
+            const __m256i codes = _mm256_load_si256(wide(tile.codes[s][row + i * kLanes]));
+            sums[t][i] = Products::add_tile(sums[t][i], codes, four);
+          }
+        }
+      }
+      for (int t = 0; t < kTokens; t++) {
+        for (int i = 0; i < kRegisters; i++) {
+          const int first = row + i * kLanes;
+          add_scaled(sums[t][i], x.from(t).scales[g], tile.scales + first,
+                     y + t * y_stride + first);
+        }
+      }
+    }
+  }
+};
 
 }  // namespace
 
