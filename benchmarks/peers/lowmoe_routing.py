@@ -17,21 +17,25 @@ from torch import Tensor
 
 import lowmoe
 from benchmarks.peers.evenness import N_TOKENS, evenness_of, require_even
-from lowmoe.decoder.computation import Computation
+from lowmoe.decoder.computation import Cache, Computation, layer_by_layer
 from lowmoe.decoder.moe import Routing
 from lowmoe.engine.generate import Session
+from lowmoe.experts.store import ExpertStore
 from lowmoe.spec import ModelSpec
 
 
 class ListeningComputation:
     """Notes where tokens are sent, and in everything else is the computation it was given."""
 
-    def __init__(self, computation: Computation, spec: ModelSpec) -> None:
+    def __init__(self, computation: Any, spec: ModelSpec) -> None:
         self._computation = computation
         self.counts = [np.zeros(layer.feed_forward.n_experts, np.int64) for layer in spec.layers]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._computation, name)
+
+    def run_layers(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
+        return layer_by_layer(self, len(self.counts), x, cache, store)
 
     def route(self, x: Tensor, layer_id: int) -> Routing:
         routing = self._computation.route(x, layer_id)

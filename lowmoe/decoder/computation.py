@@ -1,7 +1,7 @@
 """The parts of a pass that are computed: one protocol, an implementation in torch and a native one.
 
-Knows:        what a decoder asks for, layer by layer.
-Ignorant of:  how it is computed, the order it is asked in.
+Knows:        what a decoder asks for; what a pass that goes layer by layer asks for.
+Ignorant of:  how it is computed.
 """
 
 from typing import Protocol
@@ -23,10 +23,7 @@ class Cache(Protocol):
 
 
 class Computation(Protocol):
-    """Bound to one model's dense weights at load; nothing here chooses again.
-
-    T, the tokens of a call, is at most max_tokens in `attend`, `route`, `foresee` and `mix`.
-    """
+    """Bound to one model's dense weights at load; nothing here chooses again."""
 
     @property
     def max_tokens(self) -> int:
@@ -45,8 +42,20 @@ class Computation(Protocol):
     def embed(self, ids: Tensor) -> Tensor:
         """ids: [T] int64.  Returns [T, H]."""
 
+    def run_layers(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
+        """All layers for tokens after those in the cache.  x: [T, H], T at most max_tokens, which
+        may be reused.  Returns [T, H].
+        """
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The scores of the next token, [T, V] float32.  x: [T, H]."""
+
+
+class LayerParts(Protocol):
+    """What `layer_by_layer` asks of a computation.  x: [T, H], which may be reused."""
+
     def attend(self, x: Tensor, layer_id: int, cache: Cache) -> Tensor:
-        """x + attention(norm(x)), [T, H], for tokens after those in the cache.  x may be reused."""
+        """x + attention(norm(x)), [T, H], for tokens after those in the cache."""
 
     def route(self, x: Tensor, layer_id: int) -> Routing:
         """The experts of each token of x, [T, H]."""
@@ -57,8 +66,22 @@ class Computation(Protocol):
     def mix(self, x: Tensor, routing: Routing, layer_id: int, store: ExpertStore) -> Tensor:
         """x plus the weighted sum of each token's experts, all wanted from the store before.
 
-        x: [T, H], which may be reused; routing: the latest of `route`.
+        routing: the latest of `route`.
         """
 
-    def logits(self, x: Tensor) -> Tensor:
-        """The scores of the next token, [T, V] float32.  x: [T, H]."""
+
+def layer_by_layer(
+    parts: LayerParts, n_layers: int, x: Tensor, cache: Cache, store: ExpertStore
+) -> Tensor:
+    """All layers, asking the store for experts as they are needed and likely to be."""
+    for layer_id in range(n_layers):
+        x = parts.attend(x, layer_id, cache)
+        routing = parts.route(x, layer_id)
+        # What is sure is read before what is guessed.
+        store.want(layer_id, routing.wanted())
+        if layer_id + 1 < n_layers and not store.has_all:
+            # A residual stream changes slowly, so the next layer's own norm and router, applied one
+            # layer early, name most of its experts (benchmarks/read_ahead.py).
+            store.prefetch(layer_id + 1, parts.foresee(x, layer_id + 1).by_weight())
+        x = parts.mix(x, routing, layer_id, store)
+    return x

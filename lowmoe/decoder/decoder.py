@@ -1,7 +1,7 @@
 """The transformer: tokens in, logits out.
 
-Knows:        the order of a layer's parts, the cache, when to ask for the next layer's experts.
-Ignorant of:  how parts are computed, text, sampling, files, families, what the bits mean.
+Knows:        a pass from end to end, what is in the cache.
+Ignorant of:  how it is computed, text, sampling, files, families, what the bits mean.
 """
 
 from dataclasses import dataclass
@@ -33,13 +33,9 @@ class Decoder:
         The tokens follow those in the cache, and are in it afterwards.
         """
         x = self.computation.embed(ids)
-        for layer_id in range(len(self.spec.layers)):
-            x = self.computation.attend(x, layer_id, cache)
-            routing = self.computation.route(x, layer_id)
-            # What is sure is read before what is guessed.
-            self.store.want(layer_id, routing.wanted())
-            self._read_ahead(x, layer_id + 1)
-            x = self.computation.mix(x, routing, layer_id, self.store)
+        x = self.computation.run_layers(x, cache, self.store)
+        if not self.store.is_complete:
+            self.store.read_rest([layer.feed_forward.n_experts for layer in self.spec.layers])
         cache.n_tokens += ids.shape[0]
         return x
 
@@ -47,13 +43,3 @@ class Decoder:
     def logits(self, x: Tensor) -> Tensor:
         """The scores of the next token.  x: [T, H] from forward.  Returns [T, V] float32."""
         return self.computation.logits(x)
-
-    def _read_ahead(self, x: Tensor, layer_id: int) -> None:
-        """Start reading the experts that layer_id will likely want.  x: this layer's [T, H].
-
-        A residual stream changes slowly, so the next layer's own norm and router, applied one layer
-        early, name most of its experts (benchmarks/read_ahead.py).
-        """
-        if layer_id == len(self.spec.layers) or self.store.has_all:
-            return
-        self.store.prefetch(layer_id, self.computation.foresee(x, layer_id).by_weight())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowmoe.decoder.attention import attend
-from lowmoe.decoder.computation import Cache
+from lowmoe.decoder.computation import Cache, layer_by_layer
 from lowmoe.decoder.kv_cache import KvCache, cache_bytes
 from lowmoe.decoder.moe import Routing, mix_experts
 from lowmoe.decoder.norm import rms_norm
@@ -46,6 +46,9 @@ class TorchComputation:
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.kernels.embed(ids, self.weights.embedding, self.dtype)
+
+    def run_layers(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
+        return layer_by_layer(self, len(self.spec.layers), x, cache, store)
 
     def attend(self, x: Tensor, layer_id: int, cache: Cache) -> Tensor:
         assert isinstance(cache, KvCache)

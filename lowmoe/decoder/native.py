@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from lowmoe.decoder.computation import Cache
+from lowmoe.decoder.computation import Cache, layer_by_layer
 from lowmoe.decoder.moe import Routing
 from lowmoe.decoder.rope import rope_frequencies
 from lowmoe.decoder.weights import DenseWeights
@@ -69,6 +69,7 @@ class NativeComputation:
             norm_epsilon=spec.norm_epsilon,
             head=self._linear(weights.head),
         )
+        self._layers: tuple[ExpertStore, cpu.Layers] | None = None
         self._scratch_bytes = cpu.allocated_bytes() - before
 
     @property
@@ -100,14 +101,30 @@ class NativeComputation:
             self._ends.embed(part.data_ptr(), part.shape[0], x[first:].data_ptr())
         return x
 
+    def run_layers(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
+        """In place; in one call once every expert is in RAM."""
+        if not store.is_complete:
+            return layer_by_layer(self, len(self._spec.layers), x, cache, store)
+        pages = self._pages(cache, x.shape[0])
+        layers = self._layers_over(store)
+        store.count_used(layers.run(pages, cache.n_tokens, x.data_ptr(), x.shape[0]))
+        return x
+
+    def _layers_over(self, store: ExpertStore) -> cpu.Layers:
+        """All layers with the experts of a complete store."""
+        if self._layers is None or self._layers[0] is not store:
+            addresses = [
+                [[part.data_ptr() for part in parts] for parts in layer]
+                for layer in store.lend_all()
+            ]
+            self._layers = store, cpu.Layers(self._attention, self._experts, addresses)
+        return self._layers[1]
+
     def attend(self, x: Tensor, layer_id: int, cache: Cache) -> Tensor:
         """Adds to x in place."""
-        assert isinstance(cache, NativeCache)
-        first, end = cache.n_tokens, cache.n_tokens + x.shape[0]
-        assert end <= cache.capacity, (end, cache.capacity)
-        if end > cache.pages.n_reserved:
-            cache.pages.reserve(end)
-        self._attention.run(layer_id, cache.pages, first, x.data_ptr(), x.shape[0])
+        n_tokens = x.shape[0]
+        pages = self._pages(cache, n_tokens)
+        self._attention.run(layer_id, pages, cache.n_tokens, x.data_ptr(), n_tokens)
         return x
 
     def route(self, x: Tensor, layer_id: int) -> Routing:
@@ -131,6 +148,16 @@ class NativeComputation:
         for first, part in self._chunks(x.contiguous()):
             self._ends.logits(part.data_ptr(), part.shape[0], scores[first:].data_ptr())
         return scores
+
+    @staticmethod
+    def _pages(cache: Cache, n_tokens: int) -> cpu.KvPages:
+        """The pages of a cache, with room for n_tokens more."""
+        assert isinstance(cache, NativeCache)
+        end = cache.n_tokens + n_tokens
+        assert end <= cache.capacity, (end, cache.capacity)
+        if end > cache.pages.n_reserved:
+            cache.pages.reserve(end)
+        return cache.pages
 
     def _chunks(self, rows: Tensor) -> list[tuple[int, Tensor]]:
         step = self.max_tokens

@@ -61,6 +61,11 @@ class Ledger:
         self._guessed += not right
         self._guessed_right += right
 
+    @property
+    def n_reads_now(self) -> int:
+        """Reads under way."""
+        return self._reads
+
     def read_begins(self) -> None:
         """A read from disk is under way."""
         with self._lock:

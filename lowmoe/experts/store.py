@@ -5,7 +5,8 @@ Ignorant of:  tokens, routing, model families, what the bits mean.
 """
 
 import contextlib
-from collections.abc import Collection, Iterator
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from torch import Tensor
@@ -47,6 +48,8 @@ class ExpertStore:
         self._policy = UsePolicy()
         self._ledger = Ledger()
         self._wanted: list[Key] = []
+        self._is_complete = False
+        self._rest: Iterator[Key] | None = None  # what read_rest has not come to yet
         self._readers = ThreadPoolExecutor(N_READERS, thread_name_prefix="lowmoe-read")
 
     def __enter__(self) -> "ExpertStore":
@@ -74,6 +77,29 @@ class ExpertStore:
     def has_all(self) -> bool:
         """Whether every expert is in RAM or on its way there, so that none need be foreseen."""
         return len(self._tier.residents) == self._n_experts_total
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every expert is in RAM, where each then has a slot of its own for good."""
+        if not self._is_complete:
+            self._is_complete = self.has_all and all(map(self._is_ready, self._tier.residents))
+        return self._is_complete
+
+    def lend_all(self) -> list[list[tuple[Tensor, ...]]]:
+        """Every expert's buffers by layer and id, until the store closes; it must be complete."""
+        assert self.is_complete
+        layers: list[list[tuple[Tensor, ...]]] = []
+        for layer_id, expert_id in sorted(self._tier.residents):
+            if layer_id == len(layers):
+                layers.append([])
+            slot = self._tier.residents[layer_id, expert_id]
+            slot.lent += 1
+            layers[layer_id].append(tuple(slot.buffers))
+        return layers
+
+    def count_used(self, n_experts: int) -> None:
+        """Count experts that were used since `lend_all`."""
+        self._ledger.lent(in_ram=n_experts, on_disk=0, expert_bytes=self._tier.slot_bytes)
 
     def traffic(self) -> Traffic:
         """What was lent and read so far."""
@@ -173,6 +199,21 @@ class ExpertStore:
                 return
             slot.guessed = True
             self._ledger.guess(right=False)
+
+    def read_rest(self, n_experts: Sequence[int]) -> None:
+        """Read on towards a complete store beside what is wanted, where RAM will hold all of it.
+
+        n_experts: of each layer, the same at every call. An expert that nobody has asked for yet
+        would make someone wait later; and a complete store is computed from faster.
+        """
+        if self.n_slots < self._n_experts_total:
+            return
+        if self._rest is None:
+            self._rest = ((layer, e) for layer, n in enumerate(n_experts) for e in range(n))
+        n_more = N_READERS - self._ledger.n_reads_now
+        absent = (key for key in self._rest if key not in self._tier.residents)
+        for key in itertools.islice(absent, max(0, n_more)):
+            self._start_read(key, set())
 
     def close(self) -> None:
         """Wait for reads under way and give their threads back."""

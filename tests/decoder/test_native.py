@@ -36,6 +36,7 @@ from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.layout import Recipe
 from lowmoe.decoder.native import NativeCache
 from lowmoe.decoder.weights import DenseWeights
+from lowmoe.experts.store import ExpertStore
 from lowmoe.kernels import cpu
 from lowmoe.spec import ModelSpec, Rope
 from quant.trellis import WINDOW_6_TABLE, TrellisCode
@@ -268,6 +269,46 @@ def test_logits_are_the_same_bits_whatever_the_budget(golden: Golden, n_slots: i
         assert decoder.store.traffic().disk_requests > 0
 
 
+def fill(store: ExpertStore, spec: ModelSpec) -> None:
+    """Have every expert read."""
+    for layer_id, layer in enumerate(spec.layers):
+        store.want(layer_id, range(layer.feed_forward.n_experts))
+        for group in store.portions():
+            with store.borrow(layer_id, group):
+                pass
+
+
+@pytest.mark.parametrize("sizes", CHUNKS.values(), ids=CHUNKS.keys())
+def test_all_layers_in_one_call_give_the_bits_of_layer_by_layer(
+    golden: Golden, sizes: list[int]
+) -> None:
+    native = golden.model.native()
+    listener = Recording(native, LAYERS)  # which has to be asked layer by layer
+    found, used = [], []
+    for computation in (listener, native):
+        with golden.model.decoder(computation) as decoder:
+            fill(decoder.store, golden.model.spec)
+            assert decoder.store.is_complete
+            before = decoder.store.traffic()
+            found.append(in_chunks(decoder, golden.ids, sizes))
+            used.append(decoder.store.traffic() - before)
+    assert listener.passes[0], "nothing was routed layer by layer"
+    assert torch.equal(found[0], found[1])
+    assert used[0] == used[1]
+    assert used[0].ram_requests > 0
+    assert used[0].disk_requests == 0
+
+
+def test_a_computation_serves_one_store_after_another(plain: Golden) -> None:
+    native, found = plain.model.native(), []
+    for _ in range(2):
+        with plain.model.decoder(native) as decoder:
+            fill(decoder.store, plain.model.spec)
+            found.append(in_chunks(decoder, plain.ids, [N_TOKENS]))
+            assert decoder.store.traffic().ram_requests > 0
+    assert torch.equal(found[0], found[1])
+
+
 @pytest.mark.parametrize("isa", [isa for isa in cpu.isas() if isa != "scalar"])
 def test_instruction_sets_agree(golden: Golden, isa: str) -> None:
     # Sums of floating-point numbers in another order: now and then one moves an activation across
@@ -322,6 +363,10 @@ def test_forgetting_the_latest_tokens_leaves_no_trace_of_them(plain: Golden) -> 
 def test_a_pass_takes_no_native_memory_but_pages_of_the_cache(plain: Golden) -> None:
     native = plain.model.native(n_threads=2)
     with plain.model.decoder(native) as decoder:
+        # What all layers at once need, they take once, when every expert has come into RAM.
+        while not decoder.store.is_complete:
+            in_chunks(decoder, plain.ids, [N_TOKENS])
+        in_chunks(decoder, plain.ids, [N_TOKENS])
         before = cpu.allocated_bytes()
         cache = decoder.new_cache(600)
         assert cpu.allocated_bytes() == before  # nothing is taken before it is needed

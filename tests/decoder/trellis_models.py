@@ -17,6 +17,7 @@ from torch import Tensor
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.layout import Recipe
 from lowmoe.decoder.computation import Cache, Computation
+from lowmoe.decoder.computation import layer_by_layer as pass_by_layers
 from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.in_torch import TorchComputation
 from lowmoe.decoder.moe import Routing
@@ -222,12 +223,15 @@ class Answer:
 class Recording:
     """A computation that remembers its routings."""
 
-    def __init__(self, computation: Computation, n_layers: int) -> None:
+    def __init__(self, computation: Any, n_layers: int) -> None:
         self._computation = computation
         self.passes: list[list[Routing]] = [[] for _ in range(n_layers)]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._computation, name)
+
+    def run_layers(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
+        return pass_by_layers(self, len(self.passes), x, cache, store)
 
     def route(self, x: Tensor, layer_id: int) -> Routing:
         routing = self._computation.route(x, layer_id)
@@ -250,13 +254,16 @@ class Guided:
     agreed: of each token of each layer, whether it would have.
     """
 
-    def __init__(self, computation: Computation, routings: list[Routing]) -> None:
+    def __init__(self, computation: Any, routings: list[Routing]) -> None:
         self._computation, self._routings = computation, routings
         self._first = 0
         self.agreed: list[bool] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._computation, name)
+
+    def run_layers(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
+        return pass_by_layers(self, len(self._routings), x, cache, store)
 
     def attend(self, x: Tensor, layer_id: int, cache: Cache) -> Tensor:
         self._first = cache.n_tokens

@@ -364,3 +364,61 @@ def test_requests_and_bytes_add_up() -> None:
     assert after.ram_bytes == 2 * EXPERT_BYTES
     assert after.disk_bytes == 2 * EXPERT_BYTES  # of which one is a guess
     assert (after.guessed, after.guessed_right) == (1, 0)
+
+
+# --- everything in RAM
+
+
+def test_a_store_is_complete_once_every_expert_is_in_ram_and_lends_them_all() -> None:
+    source = FakeExperts()
+    with store_of(source, 4, n_experts_total=4) as store:
+        use(store, source, 0, [0, 1])
+        assert not store.is_complete
+        use(store, source, 1, [0, 1])
+        assert store.is_complete
+        layers = store.lend_all()
+        assert [len(layer) for layer in layers] == [2, 2]
+        for layer_id, layer in enumerate(layers):
+            for expert_id, buffers in enumerate(layer):
+                assert all(map(torch.equal, buffers, source.content((layer_id, expert_id))))
+        before = store.traffic()
+        store.count_used(3)
+        used = store.traffic() - before
+        assert (used.ram_requests, used.disk_requests) == (3, 0)
+        assert used.ram_bytes == 3 * EXPERT_BYTES
+        use(store, source, 0, [0, 1])  # what is lent for good can still be borrowed
+
+
+def test_a_store_with_an_expert_on_its_way_is_not_complete() -> None:
+    source = FakeExperts()
+    source.hold([(0, 1)])
+    with store_of(source, 2, n_experts_total=2) as store:
+        use(store, source, 0, [0])
+        store.prefetch(0, [1])
+        assert store.has_all
+        assert not store.is_complete
+        source.release()
+        use(store, source, 0, [1])
+        assert store.is_complete
+
+
+def test_the_rest_of_a_model_that_fits_is_read_though_nobody_asks_for_it() -> None:
+    source = FakeExperts()
+    with store_of(source, 6, n_experts_total=6) as store:
+        use(store, source, 0, [2])
+
+        def read_on() -> None:
+            while not store.is_complete:
+                store.read_rest([3, 3])
+
+        within_patience(read_on)
+        assert store.residents() == {0: [0, 1, 2], 1: [0, 1, 2]}
+        assert set(source.reads.values()) == {1}, "an expert was read twice"
+
+
+def test_no_expert_is_read_unasked_where_not_all_fit() -> None:
+    source = FakeExperts()
+    with store_of(source, 5, n_experts_total=6) as store:
+        store.read_rest([3, 3])
+        assert not source.reads
+        assert store.residents() == {}

@@ -81,6 +81,15 @@ class Experts:
     ) -> None: ...
     def add(self, layer_id: int, weights: int, n: int, x: int) -> None: ...
 
+class Layers:
+    def __init__(
+        self,
+        attention: Attention,
+        experts: Experts,
+        addresses: Sequence[Sequence[Sequence[int]]],
+    ) -> None: ...
+    def run(self, cache: KvPages, first: int, x: int, n: int) -> int: ...
+
 class Ends:
     def __init__(
         self,

@@ -15,6 +15,7 @@
 #include "lowmoe/kernels/cpu/experts.h"
 #include "lowmoe/kernels/cpu/kv_cache.h"
 #include "lowmoe/kernels/cpu/kv_pages.h"
+#include "lowmoe/kernels/cpu/layers.h"
 #include "lowmoe/kernels/cpu/pool.h"
 #include "lowmoe/kernels/cpu/probe.h"
 
@@ -71,6 +72,15 @@ struct Bound {
 struct BoundAttention : Bound<Attention, AttentionLayer> {
   const Engine& engine;
   size_t max_context;
+
+  void check(const KvPages& cache, size_t first, size_t n) const {
+    require(n > 0 && n <= engine.max_tokens(), "no tokens, or more than the engine was made for");
+    require(n <= max_context && first <= max_context - n, "too long a context");
+    require(first + n <= cache.n_reserved(), "the cache has no room");
+    const AttentionLayer& like = layers.front();
+    require(cache.fits(layers.size(), like.n_kv_heads, like.head_size),
+            "the cache is another model's");
+  }
 };
 struct BoundExperts : Bound<Experts, ExpertsLayer> {
   const Engine& engine;
@@ -87,6 +97,16 @@ void check_count(const Engine& engine, size_t n) {
   require(n > 0 && n <= engine.max_tokens(), "no tokens, or more than the engine was made for");
 }
 
+ExpertParts parts_of(size_t id, const std::vector<Address>& addresses) {
+  require(!addresses.empty() && addresses.size() <= layout::kMaxPlanes, "1 to 3 parts");
+  ExpertParts expert{static_cast<int64_t>(id), {}, static_cast<int>(addresses.size())};
+  for (size_t p = 0; p < addresses.size(); p++) {
+    require(addresses[p] % layout::kRegionAlignment == 0, "parts must be aligned to 64 bytes");
+    expert.parts[p] = at<const uint8_t>(addresses[p]);
+  }
+  return expert;
+}
+
 using GivenExpert = std::tuple<int64_t, std::vector<Address>>;
 
 void run_experts(BoundExperts& self, size_t layer_id, Address ids, size_t n,
@@ -99,13 +119,7 @@ void run_experts(BoundExperts& self, size_t layer_id, Address ids, size_t n,
     require(id >= 0 && static_cast<size_t>(id) < layer.n_experts, "no such expert");
     require(!seen[id], "an expert is given twice");
     seen[id] = true;
-    require(!parts.empty() && parts.size() <= layout::kMaxPlanes, "1 to 3 parts");
-    for (const Address part : parts) {
-      require(part % layout::kRegionAlignment == 0, "parts must be aligned to 64 bytes");
-    }
-    ExpertParts given{id, {}, static_cast<int>(parts.size())};
-    for (size_t p = 0; p < parts.size(); p++) given.parts[p] = at<const uint8_t>(parts[p]);
-    self.given.push_back(given);
+    self.given.push_back(parts_of(id, parts));
   }
   const int64_t* chosen = at<const int64_t>(ids);
   const size_t n_rows = std::count_if(chosen, chosen + n * layer.n_active, [&](int64_t id) {
@@ -115,6 +129,29 @@ void run_experts(BoundExperts& self, size_t layer_id, Address ids, size_t n,
   require(n_rows <= self.operation.rows_left(n, layer.n_active), "an expert has run already");
   nb::gil_scoped_release release;
   self.operation.run(layer, at<const int64_t>(ids), n, self.given.data(), self.given.size());
+}
+
+struct BoundLayers {
+  Layers operation;
+  const BoundAttention& attention;
+};
+
+using ExpertTable = std::vector<std::vector<std::vector<Address>>>;
+
+void make_layers(BoundLayers* self, BoundAttention& attention, BoundExperts& experts,
+                 const ExpertTable& addresses) {
+  const size_t n_layers = experts.layers.size(), n_experts = experts.layers.front().n_experts;
+  require(attention.layers.size() == n_layers && addresses.size() == n_layers,
+          "attention, experts and table of different layers");
+  require(&attention.engine == &experts.engine, "attention and experts of different engines");
+  std::vector<ExpertParts> table;
+  for (const auto& layer : addresses) {
+    require(layer.size() == n_experts, "a layer's table has other experts than the layer");
+    for (size_t id = 0; id < n_experts; id++) table.push_back(parts_of(id, layer[id]));
+  }
+  new (self) BoundLayers{Layers(attention.operation, attention.layers, experts.operation,
+                                experts.layers, std::move(table), attention.engine.max_tokens()),
+                         attention};
 }
 
 KvFormat kv_format(const std::string& name) {
@@ -246,12 +283,7 @@ void bind_layers(nb::module_& m) {
           "run",
           [](BoundAttention& self, size_t layer_id, KvPages& cache, size_t first, Address x,
              size_t n) {
-            check_count(self.engine, n);
-            require(n <= self.max_context && first <= self.max_context - n, "too long a context");
-            require(first + n <= cache.n_reserved(), "the cache has no room");
-            const AttentionLayer& like = self.layers.front();
-            require(cache.fits(self.layers.size(), like.n_kv_heads, like.head_size),
-                    "the cache is another model's");
+            self.check(cache, first, n);
             nb::gil_scoped_release unlocked;
             self.operation.run(self.layer(layer_id), layer_id, cache, first, at<float>(x), n);
           },
@@ -318,6 +350,19 @@ void bind_layers(nb::module_& m) {
             self.operation.add(self.layer(layer_id), at<const float>(weights), n, at<float>(x));
           },
           "layer_id"_a, "weights"_a, "n"_a, "x"_a, release());
+
+  nb::class_<BoundLayers>(m, "Layers", "layers.h")
+      .def("__init__", &make_layers, "attention"_a, "experts"_a, "addresses"_a,
+           nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(),
+           "addresses: of the parts of each expert of each layer")
+      .def(
+          "run",
+          [](BoundLayers& self, KvPages& cache, size_t first, Address x, size_t n) {
+            self.attention.check(cache, first, n);
+            nb::gil_scoped_release unlocked;
+            return self.operation.run(cache, first, at<float>(x), n);
+          },
+          "cache"_a, "first"_a, "x"_a, "n"_a);
 
   nb::class_<BoundEnds>(m, "Ends", "ends.h")
       .def(
