@@ -12,7 +12,7 @@ which a cache already has. The ceiling is 100 %.
 
 import argparse
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -37,7 +37,7 @@ class ListeningStore:
     guessed: dict[int, list[set[int]]] = field(default_factory=dict)
     wanted: dict[int, list[set[int]]] = field(default_factory=dict)
 
-    has_all = False  # so that every layer is guessed
+    has_all = is_complete = False  # so that every layer is guessed
 
     def want(self, layer_id: int, expert_ids: Collection[int]) -> None:
         self.wanted.setdefault(layer_id, []).append(set(expert_ids))
@@ -46,6 +46,9 @@ class ListeningStore:
     def prefetch(self, layer_id: int, expert_ids: Collection[int]) -> None:
         self.guessed.setdefault(layer_id, []).append(set(expert_ids))
         self.store.prefetch(layer_id, expert_ids)
+
+    def read_rest(self, n_experts: Sequence[int]) -> None:
+        self.store.read_rest(n_experts)
 
     def portions(self) -> Iterator[list[int]]:
         return self.store.portions()

@@ -4,12 +4,15 @@ Knows:        what a decoder asks for; what a pass that goes layer by layer asks
 Ignorant of:  how it is computed.
 """
 
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from lowmoe.decoder.moe import Routing
+from lowmoe.experts.lender import Lender
 from lowmoe.experts.store import ExpertStore
+
+L_contra = TypeVar("L_contra", bound=Lender, contravariant=True)
 
 
 class Cache(Protocol):
@@ -22,7 +25,7 @@ class Cache(Protocol):
     capacity: int
 
 
-class Computation(Protocol):
+class Computation(Protocol[L_contra]):
     """Bound to one model's dense weights at load; nothing here chooses again."""
 
     @property
@@ -42,7 +45,7 @@ class Computation(Protocol):
     def embed(self, ids: Tensor) -> Tensor:
         """ids: [T] int64.  Returns [T, H]."""
 
-    def run_layers(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
+    def run_layers(self, x: Tensor, cache: Cache, store: L_contra) -> Tensor:
         """All layers for tokens after those in the cache.  x: [T, H], T at most max_tokens, which
         may be reused.  Returns [T, H].
         """

@@ -5,22 +5,25 @@ Ignorant of:  how it is computed, text, sampling, files, families, what the bits
 """
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from lowmoe.decoder.computation import Cache, Computation
-from lowmoe.experts.store import ExpertStore
+from lowmoe.experts.lender import Lender
 from lowmoe.spec import ModelSpec
+
+L = TypeVar("L", bound=Lender)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decoder:
+class Decoder(Generic[L]):
     """A model ready to compute; it owns nothing."""
 
     spec: ModelSpec
-    store: ExpertStore
-    computation: Computation
+    store: L
+    computation: Computation[L]
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for at most `capacity` tokens."""

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 class Traffic:
     """Totals since the store was made; subtract two to get those of a span of time.
 
-    ram_requests, disk_requests: experts lent that were in RAM when asked for, or were not;
-    ram_bytes: bytes of all experts lent, which are all computed from RAM; disk_bytes: bytes read
-    from disk, guesses included; disk_busy_s: seconds with at least one read under way.
+    gpu_requests, ram_requests, disk_requests: experts lent that were on the GPU or in RAM when
+    asked for, or in neither; gpu_bytes, ram_bytes: bytes of all experts lent there; disk_bytes:
+    bytes read from disk, guesses included; disk_busy_s: seconds with at least one read under way.
     guessed, guessed_right: experts read ahead, and those of them that were then asked for.
     """
 
+    gpu_requests: int = 0
+    gpu_bytes: int = 0
     ram_requests: int = 0
     disk_requests: int = 0
     ram_bytes: int = 0
@@ -29,6 +31,8 @@ class Traffic:
 
     def __sub__(self, earlier: "Traffic") -> "Traffic":
         return Traffic(
+            gpu_requests=self.gpu_requests - earlier.gpu_requests,
+            gpu_bytes=self.gpu_bytes - earlier.gpu_bytes,
             ram_requests=self.ram_requests - earlier.ram_requests,
             disk_requests=self.disk_requests - earlier.disk_requests,
             ram_bytes=self.ram_bytes - earlier.ram_bytes,

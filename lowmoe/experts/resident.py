@@ -12,17 +12,22 @@ import torch
 from torch import Tensor
 
 from lowmoe.experts.ledger import Traffic
+from lowmoe.experts.lender import Tier
+from lowmoe.experts.policy import Key
 from lowmoe.experts.source import ExpertSource
 from lowmoe.experts.store import N_READERS
 from lowmoe.kernels.gpu import Gpu
 from quant.layout import MAX_PLANES, REGION_ALIGNMENT, round_up
 
 Progress = Callable[[int, int], None]  # bytes done and in all
+_ADDRESS_BYTES = 8
 
 
 class ResidentExperts:
-    """tables: of each layer, [E, 3] int64 on the GPU: the address of each expert's parts, 0 for
-    none; used: [] int64 on the GPU, to which a pass may add how many experts it used.
+    """Lends all of them at once, by their addresses.
+
+    n_parts: of each expert; tables: of each layer, [E, 3] int64 on the GPU, where each expert's
+    parts are, 0 for none; used: [] int64 on the GPU, to which a pass adds how many it used.
     """
 
     def __init__(
@@ -33,40 +38,35 @@ class ResidentExperts:
         gpu: Gpu,
         progress: Progress,
     ) -> None:
-        """part_bytes: of one expert; n_experts: of each layer.
-
-        Raises what reading raises.
-        """
-        self.expert_bytes = sum(part_bytes)
-        self._n_experts = tuple(n_experts)
-        offsets, stride = _offsets(part_bytes)
+        """part_bytes: of one expert; n_experts: of each layer.  Raises what reading raises."""
+        self.expert_bytes, self.n_parts = sum(part_bytes), len(part_bytes)
+        self._n_experts, self._part_bytes = tuple(n_experts), part_bytes
+        self._offsets, self._stride = _places(part_bytes)
         self._layers = [
-            torch.empty(n * stride, dtype=torch.uint8, device=gpu.place) for n in n_experts
+            torch.empty(n * self._stride, dtype=torch.uint8, device=gpu.place) for n in n_experts
         ]
-        self.tables = [
-            _table(memory, offsets, stride, n)
-            for memory, n in zip(self._layers, n_experts, strict=True)
-        ]
+        self.tables = [self._table(layer) for layer in self._layers]
         self.used = torch.zeros((), dtype=torch.int64, device=gpu.place)
-        self._n_counted = 0
-        self._used_is_news = False
-
-        def places(layer_id: int, expert_id: int) -> list[Tensor]:
-            first = expert_id * stride
-            memory = self._layers[layer_id]
-            return [
-                memory[first + at : first + at + n]
-                for at, n in zip(offsets, part_bytes, strict=True)
-            ]
-
-        keys = [(layer_id, e) for layer_id, n in enumerate(n_experts) for e in range(n)]
-        _copy_all(source, keys, places, gpu, progress)
+        self._n_counted, self._has_news = 0, False
+        self._fill(source, gpu, progress)
 
     @staticmethod
     def needed_bytes(part_bytes: tuple[int, ...], n_experts: Sequence[int]) -> int:
-        """GPU memory that so many experts of each layer take."""
-        _, stride = _offsets(part_bytes)
-        return sum(n * (stride + MAX_PLANES * 8) for n in n_experts)
+        """GPU memory that so many experts take."""
+        return sum(n_experts) * (_places(part_bytes)[1] + MAX_PLANES * _ADDRESS_BYTES)
+
+    @property
+    def tier(self) -> Tier:
+        """Experts are computed from the GPU's memory."""
+        return "gpu"
+
+    @property
+    def is_complete(self) -> bool:
+        """From the beginning."""
+        return True
+
+    def read_rest(self, n_experts: Sequence[int]) -> None:
+        """There is no rest."""
 
     def residents(self) -> dict[int, list[int]]:
         """Every expert, by layer."""
@@ -77,19 +77,51 @@ class ResidentExperts:
         self._n_counted += n_experts
 
     def expect_used(self) -> None:
-        """A pass has added to `used`; `traffic` will ask the GPU."""
-        self._used_is_news = True
+        """A pass adds to `used`: the GPU is to be asked, by whoever wants to know."""
+        self._has_news = True
 
     def traffic(self) -> Traffic:
-        """What was used so far; waits for the GPU if it has to be asked."""
-        if self._used_is_news:
+        """What was used so far; waits for passes under way if they count by themselves."""
+        if self._has_news:
             self._n_counted += int(self.used)
             self.used.zero_()
-            self._used_is_news = False
+            self._has_news = False
         return Traffic(gpu_requests=self._n_counted, gpu_bytes=self._n_counted * self.expert_bytes)
 
+    def _table(self, layer: Tensor) -> Tensor:
+        experts = layer.data_ptr() + torch.arange(0, layer.shape[0], self._stride)
+        table = torch.zeros(experts.shape[0], MAX_PLANES, dtype=torch.int64)
+        table[:, : self.n_parts] = experts[:, None] + torch.tensor(self._offsets)
+        return table.to(layer.device)
 
-def _offsets(part_bytes: tuple[int, ...]) -> tuple[list[int], int]:
+    def _put(self, key: Key, buffers: Sequence[Tensor]) -> None:
+        """Copy an expert's parts to their places."""
+        layer_id, expert_id = key
+        expert = self._layers[layer_id][expert_id * self._stride :]
+        for offset, n_bytes, buffer in zip(self._offsets, self._part_bytes, buffers, strict=True):
+            expert[offset : offset + n_bytes].copy_(buffer[:n_bytes])
+
+    def _fill(self, source: ExpertSource, gpu: Gpu, progress: Progress) -> None:
+        """Copy every expert, reads running ahead by as many as there are readers."""
+        left = deque((layer, e) for layer, n in enumerate(self._n_experts) for e in range(n))
+        done, total = 0, len(left) * self.expert_bytes
+        free = deque(_staging(source, gpu) for _ in range(N_READERS + 1))
+        reading: deque[tuple[Key, Sequence[Tensor], Future[int]]] = deque()
+        with ThreadPoolExecutor(N_READERS, thread_name_prefix="lowmoe-read") as readers:
+            while left or reading:
+                while left and free:
+                    key, buffers = left.popleft(), free.popleft()
+                    read = readers.submit(source.read, *key, buffers)
+                    reading.append((key, buffers, read))
+                key, buffers, read = reading.popleft()
+                read.result()
+                self._put(key, buffers)
+                free.append(buffers)
+                done += self.expert_bytes
+                progress(done, total)
+
+
+def _places(part_bytes: tuple[int, ...]) -> tuple[list[int], int]:
     """Where each part of an expert begins, and where the next expert does."""
     offsets, end = [], 0
     for n_bytes in part_bytes:
@@ -98,37 +130,6 @@ def _offsets(part_bytes: tuple[int, ...]) -> tuple[list[int], int]:
     return offsets, end
 
 
-def _table(memory: Tensor, offsets: list[int], stride: int, n_experts: int) -> Tensor:
-    table = torch.zeros(n_experts, MAX_PLANES, dtype=torch.int64)
-    first = memory.data_ptr() + stride * torch.arange(n_experts)[:, None]
-    table[:, : len(offsets)] = first + torch.tensor(offsets)
-    return table.to(memory.device)
-
-
-def _copy_all(
-    source: ExpertSource,
-    keys: list[tuple[int, int]],
-    places: Callable[[int, int], list[Tensor]],
-    gpu: Gpu,
-    progress: Progress,
-) -> None:
-    """Reads run ahead of copies by as many experts as there are readers."""
-    ends = torch.tensor(source.buffer_bytes).cumsum(0).tolist()
-    slots = deque(list(gpu.staging(ends[-1]).tensor_split(ends[:-1])) for _ in range(N_READERS + 1))
-    reading: deque[tuple[tuple[int, int], list[Tensor], Future[int]]] = deque()
-    left = deque(keys)
-    done, total = 0, len(keys)
-    with ThreadPoolExecutor(N_READERS, thread_name_prefix="lowmoe-read") as readers:
-        while left or reading:
-            while left and slots:
-                key, buffers = left.popleft(), slots.popleft()
-                reading.append((key, buffers, readers.submit(source.read, *key, buffers)))
-            key, buffers, read = reading.popleft()
-            read.result()
-            n_bytes = 0
-            for to, buffer in zip(places(*key), buffers, strict=True):
-                to.copy_(buffer[: to.shape[0]])
-                n_bytes = n_bytes + to.shape[0]
-            slots.append(buffers)
-            done += 1
-            progress(done * n_bytes, total * n_bytes)
+def _staging(source: ExpertSource, gpu: Gpu) -> list[Tensor]:
+    """Room for one expert, as the source fills it."""
+    return list(gpu.staging(sum(source.buffer_bytes)).split(list(source.buffer_bytes)))

@@ -12,7 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from torch import Tensor
 
 from lowmoe.errors import MemoryBudgetError
+from lowmoe.experts.foresight import Foresight
 from lowmoe.experts.ledger import Ledger, Traffic
+from lowmoe.experts.lender import Tier
 from lowmoe.experts.policy import Key, UsePolicy
 from lowmoe.experts.source import ExpertSource
 from lowmoe.experts.tier import RamTier, Slot
@@ -46,6 +48,8 @@ class ExpertStore:
         self._tier = RamTier(source.buffer_bytes, n_slots)
         self._source = source
         self._policy = UsePolicy()
+        self._foresight = Foresight()
+        self._guesses: list[tuple[int, Key]] = []  # of the latest prefetch, with their ranks
         self._ledger = Ledger()
         self._wanted: list[Key] = []
         self._is_complete = False
@@ -57,6 +61,11 @@ class ExpertStore:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def tier(self) -> Tier:
+        """Experts are computed from RAM."""
+        return "ram"
 
     @property
     def n_slots(self) -> int:
@@ -119,6 +128,7 @@ class ExpertStore:
         """
         wanted = sorted(set(expert_ids))
         self._policy.record(layer_id, wanted)
+        self._learn(layer_id, wanted)
         ready: list[Key] = []
         others: list[Key] = []
         for expert_id in wanted:
@@ -188,17 +198,28 @@ class ExpertStore:
                     self._tier.clear(slot)  # so that the next one who asks reads again
 
     def prefetch(self, layer_id: int, expert_ids: Collection[int]) -> None:
-        """Start reading experts that will likely be asked for next, where there is room."""
+        """Start reading experts that will likely be asked for next, where there is room.
+
+        The likeliest first; those whose rank has been wrong too often are not read.
+        """
         likely = [(layer_id, e) for e in expert_ids][: max(1, self.n_slots // 2)]
+        absent = [(rank, key) for rank, key in enumerate(likely) if key not in self._tier.residents]
+        self._guesses = absent
+        trusted = [key for rank, key in absent if self._foresight.trusts(rank)]
         keep = {*likely, *self._wanted}
-        for key in likely:
-            if key in self._tier.residents:
-                continue
+        for key in trusted:
             slot = self._start_read(key, keep)
             if slot is None:
                 return
             slot.guessed = True
             self._ledger.guess(right=False)
+
+    def _learn(self, layer_id: int, wanted: Collection[int]) -> None:
+        """Compare what was guessed with what a layer wants."""
+        for rank, (guessed_layer, expert_id) in self._guesses:
+            if guessed_layer == layer_id:
+                self._foresight.learn(rank, came_true=expert_id in wanted)
+        self._guesses = []
 
     def read_rest(self, n_experts: Sequence[int]) -> None:
         """Read on towards a complete store beside what is wanted, where RAM will hold all of it.

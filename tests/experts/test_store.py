@@ -422,3 +422,28 @@ def test_no_expert_is_read_unasked_where_not_all_fit() -> None:
         store.read_rest([3, 3])
         assert not source.reads
         assert store.residents() == {}
+
+
+# --- how far guesses are trusted
+
+
+def test_guesses_of_a_rank_that_never_comes_true_are_read_no_more() -> None:
+    source = FakeExperts()
+    with store_of(source, 6) as store:
+        for n in range(400):
+            layer_id = n % 50
+            store.prefetch(layer_id, [100 + n, 500])  # the second comes true, the first never
+            use(store, source, layer_id, [500])
+        wrong = sum(count for (_, e), count in source.reads.items() if e != 500)
+    assert 0 < wrong < 30, f"{wrong} of 400 wrong guesses were read"
+
+
+def test_a_guess_of_another_layer_than_the_one_that_wants_teaches_nothing() -> None:
+    source = FakeExperts()
+    with store_of(source, 6) as store:
+        for n in range(400):
+            store.prefetch(7, [n])
+            use(store, source, n % 5, [0])
+        before = store.traffic().guessed
+        store.prefetch(8, [1000])
+        assert store.traffic().guessed == before + 1

@@ -1,0 +1,37 @@
+"""What is asked of whoever has a model's experts, wherever they are.
+
+Knows:        the questions.
+Ignorant of:  how experts are lent: that is between a lender and the computation made for it.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, TypeAlias
+
+from lowmoe.experts.ledger import Traffic
+
+Tier: TypeAlias = Literal["gpu", "ram"]
+
+
+class Lender(Protocol):
+    """Lends experts to one computation."""
+
+    @property
+    def tier(self) -> Tier:
+        """Where experts are when they are computed with."""
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of one expert there."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every expert is there for good."""
+
+    def read_rest(self, n_experts: Sequence[int]) -> None:
+        """Go on reading those that are not there yet.  n_experts: of each layer."""
+
+    def residents(self) -> dict[int, list[int]]:
+        """The experts that are there now, by layer."""
+
+    def traffic(self) -> Traffic:
+        """What was lent and read so far."""
