@@ -21,7 +21,7 @@ import torch
 
 from lowmoe.checkpoint.files import ALIGNMENT
 from lowmoe.checkpoint.safetensors_file import build_header
-from lowmoe.spec import LayerSpec, ModelSpec
+from lowmoe.spec import ExpertsFeedForward, ModelSpec, Part, end_parts, layer_parts
 from quant.expert import ExpertFormat, Nf4Format, PlainFormat, TrellisFormat
 from quant.layout import MAX_PLANES, PlaneLayout, round_up
 from quant.nf4 import Nf4Layout
@@ -40,7 +40,7 @@ class Recipe:
 
     format: "trellis", planes everywhere, dense_planes of them for dense matrices; "nf4" for every
     matrix of the layers, as bitsandbytes does it, beside an embedding and a head in dense_planes;
-    or "bf16", "fp16", "fp32" for everything. Routers and norms are always float32.
+    or "bf16", "fp16", "fp32" for everything. Routers, norms and biases are always float32.
     """
 
     format: str = "trellis"
@@ -124,26 +124,29 @@ def dense_tensors(spec: ModelSpec, recipe: Recipe) -> Iterator[Described]:
     """Every tensor of dense.safetensors, in the order of the file."""
     yield from matrix_tensors("embedding", spec.n_vocab, spec.n_hidden, recipe, in_layer=False)
     for layer_id, layer in enumerate(spec.layers):
-        yield from layer_tensors(f"layers.{layer_id}.", layer, spec.n_hidden, recipe)
-    yield "final_norm", torch.float32, (spec.n_hidden,)
-    if not spec.tied_head:
-        yield from matrix_tensors("head", spec.n_vocab, spec.n_hidden, recipe, in_layer=False)
+        prefix = f"layers.{layer_id}."
+        for part in layer_parts(layer, spec):
+            yield from part_tensors(prefix, part, recipe)
+        yield from _transforms(prefix, layer.feed_forward, spec.n_hidden, recipe)
+    for part in end_parts(spec):
+        yield from part_tensors("", part, recipe)
 
 
-def layer_tensors(
-    prefix: str, layer: LayerSpec, n_hidden: int, recipe: Recipe
+def part_tensors(prefix: str, part: Part, recipe: Recipe) -> Iterator[Described]:
+    """The tensors of a folder that one part becomes.  prefix: of its layer, "" for none."""
+    if part.coded:
+        assert part.n_columns is not None
+        yield from matrix_tensors(
+            prefix + part.name, part.n_rows, part.n_columns, recipe, in_layer=prefix != ""
+        )
+    else:
+        yield prefix + part.name, torch.float32, part.shape
+
+
+def _transforms(
+    prefix: str, experts: ExpertsFeedForward, n_hidden: int, recipe: Recipe
 ) -> Iterator[Described]:
-    """The dense tensors of one layer: q, k and v are one matrix, experts bring their transforms."""
-    attention, experts = layer.attention, layer.feed_forward
-    yield prefix + "attention_norm", torch.float32, (n_hidden,)
-    qkv_size = attention.q_size + 2 * attention.kv_size
-    yield from matrix_tensors(prefix + "qkv", qkv_size, n_hidden, recipe, in_layer=True)
-    yield from matrix_tensors(
-        prefix + "attention_out", n_hidden, attention.q_size, recipe, in_layer=True
-    )
-    yield prefix + "experts_norm", torch.float32, (n_hidden,)
-    yield prefix + "router", torch.float32, (experts.n_experts, n_hidden)
-    if recipe.format == "trellis":
+    if recipe.format == "trellis" and experts.n_experts:
         yield prefix + "experts.d_in", torch.float16, (n_hidden,)
         yield prefix + "experts.d_inner", torch.float16, (experts.n_experts, experts.n_inner)
 

@@ -73,17 +73,28 @@ class SafetensorsFile:
 
     def read(self, name: str) -> Tensor:
         """One tensor, in a buffer of its own."""
+        shape = self.tensors[name].shape
+        return self.read_rows(name, 0, shape[0]) if shape else self._read(name, 0, ())
+
+    def read_rows(self, name: str, first: int, count: int) -> Tensor:
+        """Some of a tensor's first axis, in a buffer of its own; nothing else is read."""
+        entry = self.tensors[name]
+        assert 0 <= first <= first + count <= entry.shape[0], (name, first, count, entry.shape)
+        row_bytes = entry.n_bytes // max(entry.shape[0], 1)
+        return self._read(name, first * row_bytes, (count, *entry.shape[1:]))
+
+    def _read(self, name: str, offset: int, shape: tuple[int, ...]) -> Tensor:
         entry = self.tensors[name]
         if entry.dtype not in DTYPES:
             raise CheckpointError(
                 f"{self.path}: {name} has dtype {entry.dtype}, but {', '.join(DTYPES)} are "
                 "implemented. Look for a checkpoint in bfloat16."
             )
-        tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
-        if entry.n_bytes:
+        tensor = torch.empty(shape, dtype=DTYPES[entry.dtype])
+        if tensor.numel():
             buffer = tensor.flatten().view(torch.uint8).numpy().data
             with files.opened(self.path) as descriptor:
-                files.read_at(descriptor, buffer, entry.offset, self.path)
+                files.read_at(descriptor, buffer, entry.offset + offset, self.path)
         return tensor
 
     def samples(self, n_bytes: int) -> Iterator[tuple[str, bytes]]:

@@ -1,6 +1,6 @@
 """Attention over the cache.
 
-Knows:        grouped heads, causal and sliding masks.
+Knows:        grouped heads, causal, sliding and chunked masks.
 Ignorant of:  layers before and after, weight formats.
 """
 
@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowmoe.decoder.kv_cache import LayerCache
+from lowmoe.decoder.norm import rms_norm
 from lowmoe.decoder.rope import rope_angles, rotate
 from lowmoe.decoder.weights import LayerWeights
 from lowmoe.kernels import Kernels
-from lowmoe.spec import GroupedQueryAttention
+from lowmoe.spec import GroupedQueryAttention, QueryTemperature
 
 
 def attend(
@@ -27,28 +28,129 @@ def attend(
 
     Source: arXiv 2305.13245.
     """
-    n_tokens, d = x.shape[0], spec.head_size
-    sizes = [spec.q_size, spec.kv_size, spec.kv_size]
-    parts = torch.split(kernels.linear(x, weights.qkv), sizes, dim=1)
-    q = parts[0].view(n_tokens, spec.n_heads, d)  # [T, A, D]
-    k, v = (p.view(n_tokens, spec.n_kv_heads, d) for p in parts[1:])  # [T, B, D] each
-    cos, sin = rope_angles(spec.rope, d, first, n_tokens)
-    keys, values = cache.append(rotate(k, cos, sin), v, first)  # [S, B, D] each
+    n_tokens = x.shape[0]
+    q, k, v = _projected(x, weights, spec, kernels)
+    q, k = _placed(q, k, weights, spec, first, cache.capacity)
+    keys, values = cache.append(k, v, first)  # [S, B, D] each
+    mask = visible(n_tokens, first, spec.window, spec.chunk)
+    out = _weighed(q, keys, values, mask, spec, weights.optional("sinks"))  # [T, A, D]
+    return plus_bias(
+        kernels.linear(out.reshape(n_tokens, -1), weights.attention_out),
+        weights.optional("attention_out_bias"),
+    )
+
+
+def _projected(
+    x: Tensor, weights: LayerWeights, spec: GroupedQueryAttention, kernels: Kernels
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [T, A, D], keys and values [T, B, D], before any of their positions is known."""
+    qkv = plus_bias(kernels.linear(x, weights.qkv), weights.optional("qkv_bias"))
+    if spec.clamp is not None:
+        qkv = qkv.clamp(-spec.clamp, spec.clamp)
+    q, k, v = torch.split(qkv, [spec.q_size, spec.kv_size, spec.kv_size], dim=1)
+    if spec.norm is not None and not spec.norm.after_rope and spec.norm.over == "all":
+        q = rms_norm(q, weights.optional("q_norm"), spec.norm.epsilon)
+        k = rms_norm(k, weights.optional("k_norm"), spec.norm.epsilon)
+    shape = (x.shape[0], -1, spec.head_size)
+    return q.view(shape), k.view(shape), v.view(shape)
+
+
+def _placed(
+    q: Tensor,
+    k: Tensor,
+    weights: LayerWeights,
+    spec: GroupedQueryAttention,
+    first: int,
+    capacity: int,
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys normed and turned to their positions.  capacity: tokens there may be."""
+    by_head = spec.norm is not None and spec.norm.over == "head"
+    if by_head and spec.norm is not None and not spec.norm.after_rope:
+        q, k = _heads_normed(q, k, weights, spec.norm.epsilon)
+    if spec.rope is not None:
+        cos, sin = rope_angles(spec.rope, spec.head_size, first, q.shape[0], capacity)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    if by_head and spec.norm is not None and spec.norm.after_rope:
+        q, k = _heads_normed(q, k, weights, spec.norm.epsilon)
+    if spec.temperature is not None:
+        q = q * _temperatures(spec.temperature, first, q.shape[0])[:, None, None].to(q.dtype)
+    return q, k
+
+
+def _heads_normed(
+    q: Tensor, k: Tensor, weights: LayerWeights, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    return (
+        rms_norm(q, weights.optional("q_norm"), epsilon),
+        rms_norm(k, weights.optional("k_norm"), epsilon),
+    )
+
+
+def _temperatures(temperature: QueryTemperature, first: int, count: int) -> Tensor:
+    """[T] float32."""
+    positions = torch.arange(first, first + count).float()
+    return 1 + temperature.scale * torch.log1p(((positions + 1) / temperature.step).floor())
+
+
+def _weighed(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    spec: GroupedQueryAttention,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Values weighed by the softmax of scores, [T, A, D].  q: [T, A, D], keys, values: [S, B, D]."""
+    if sinks is not None:
+        return _weighed_with_sinks(q, keys, values, mask, spec, sinks)
     out = F.scaled_dot_product_attention(
-        rotate(q, cos, sin).transpose(0, 1)[None],
+        q.transpose(0, 1)[None],
         keys.transpose(0, 1)[None],
         values.transpose(0, 1)[None],
-        attn_mask=visible(n_tokens, first, spec.window),
+        attn_mask=mask,
+        scale=spec.score_scale,
         enable_gqa=spec.n_kv_heads != spec.n_heads,
     )  # [1, A, T, D]
-    return kernels.linear(out[0].transpose(0, 1).reshape(n_tokens, -1), weights.attention_out)
+    return out[0].transpose(0, 1)
 
 
-def visible(n_tokens: int, first: int, window: int | None) -> Tensor | None:
+def _weighed_with_sinks(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    spec: GroupedQueryAttention,
+    sinks: Tensor,
+) -> Tensor:
+    """A sink's score takes part in the softmax, and weighs nothing.  sinks: [A] float32."""
+    groups = spec.n_heads // spec.n_kv_heads
+    grouped = q.view(q.shape[0], spec.n_kv_heads, groups, -1)
+    scale = spec.score_scale or spec.head_size**-0.5
+    scores = torch.einsum("tbgd,sbd->bgts", grouped, keys).float() * scale
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    sink = sinks.view(spec.n_kv_heads, groups, 1, 1).expand(*scores.shape[:3], 1)
+    chances = torch.softmax(torch.cat([scores, sink], -1), -1)[..., :-1].to(q.dtype)
+    return torch.einsum("bgts,sbd->tbgd", chances, values).reshape(q.shape)
+
+
+def plus_bias(x: Tensor, bias: Tensor | None) -> Tensor:
+    """x: [T, n], bias: [n] or None."""
+    return x if bias is None else x + bias.to(x.dtype)
+
+
+def visible(
+    n_tokens: int, first: int, window: int | None, chunk: int | None = None
+) -> Tensor | None:
     """Which cached token each new one sees, [T, S] bool; None where it is all of them."""
-    if n_tokens == 1 and (window is None or first < window):
+    sees_all = (window is None or first < window) and (chunk is None or first < chunk)
+    if n_tokens == 1 and sees_all:
         return None
     asking = torch.arange(first, first + n_tokens)[:, None]
     asked = torch.arange(first + n_tokens)[None]
     mask = asked <= asking
-    return mask if window is None else mask & (asked > asking - window)
+    if window is not None:
+        mask &= asked > asking - window
+    if chunk is not None:
+        mask &= asked // chunk == asking // chunk
+    return mask

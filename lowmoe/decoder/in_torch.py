@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowmoe.decoder.attention import attend
+from lowmoe.decoder.attention import attend, plus_bias
 from lowmoe.decoder.computation import Cache, layer_by_layer
 from lowmoe.decoder.kv_cache import KvCache, cache_bytes
-from lowmoe.decoder.moe import Routing, mix_experts
-from lowmoe.decoder.norm import rms_norm
+from lowmoe.decoder.moe import Routing, mix_experts, shared_output
+from lowmoe.decoder.norm import norm
 from lowmoe.decoder.weights import DenseWeights
 from lowmoe.decoder.working import working_bytes
 from lowmoe.experts.store import ExpertStore
@@ -45,7 +45,8 @@ class TorchComputation:
         return cache_bytes(self.spec, n_tokens, self.dtype)
 
     def embed(self, ids: Tensor) -> Tensor:
-        return self.kernels.embed(ids, self.weights.embedding, self.dtype)
+        x = self.kernels.embed(ids, self.weights.embedding, self.dtype)
+        return _scaled(x, self.spec.embedding_scale)
 
     def run_layers(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
         return layer_by_layer(self, len(self.spec.layers), x, cache, store)
@@ -53,30 +54,40 @@ class TorchComputation:
     def attend(self, x: Tensor, layer_id: int, cache: Cache) -> Tensor:
         assert isinstance(cache, KvCache)
         weights, spec = self.weights.layers[layer_id], self.spec.layers[layer_id].attention
-        normed = rms_norm(x, weights.attention_norm, self.spec.norm_epsilon)
+        bias = weights.optional("attention_norm_bias")
+        normed = norm(x, weights.attention_norm, bias, self.spec)
         out = attend(normed, weights, spec, cache.layers[layer_id], cache.n_tokens, self.kernels)
-        return x + out
+        return x + _scaled(out, self.spec.residual_scale)
 
     def route(self, x: Tensor, layer_id: int) -> Routing:
         weights, spec = self.weights.layers[layer_id], self.spec.layers[layer_id].feed_forward
-        normed = rms_norm(x, weights.experts_norm, self.spec.norm_epsilon)
-        return Routing.of(normed, weights.router, spec.router)
+        bias = weights.optional("experts_norm_bias")
+        normed = norm(x, weights.experts_norm, bias, self.spec)
+        return Routing.of(normed, weights, spec.router)
 
     def foresee(self, x: Tensor, layer_id: int) -> Routing:
         return self.route(x, layer_id)
 
     def mix(self, x: Tensor, routing: Routing, layer_id: int, store: ExpertStore) -> Tensor:
         assert routing.given is not None
-        return x + mix_experts(
-            routing.given,
+        weights, spec = self.weights.layers[layer_id], self.spec.layers[layer_id].feed_forward
+        mixed = mix_experts(
             routing,
             layer_id,
+            spec,
             store=store,
             format=self.format,
-            transforms=self.weights.layers[layer_id].transforms,
+            weights=weights,
             kernels=self.kernels,
         )
+        shared = shared_output(routing.given, spec, weights, self.kernels)
+        return x + _scaled(mixed if shared is None else mixed + shared, self.spec.residual_scale)
 
     def logits(self, x: Tensor) -> Tensor:
-        x = rms_norm(x, self.weights.final_norm, self.spec.norm_epsilon)
-        return self.kernels.linear(x, self.weights.head).float()
+        x = norm(x, self.weights.final_norm, self.weights.final_norm_bias, self.spec)
+        scores = plus_bias(self.kernels.linear(x, self.weights.head), self.weights.head_bias)
+        return _scaled(scores.float(), self.spec.logit_scale)
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else x * factor

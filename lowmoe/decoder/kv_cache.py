@@ -13,11 +13,11 @@ FIRST_ROOM = 256  # tokens
 
 
 class LayerCache:
-    """The keys and values of one layer, [S, B, D] each."""
+    """The keys and values of one layer, [S, B, D] each.  capacity: tokens that may be held."""
 
     def __init__(self, layer: LayerSpec, capacity: int, dtype: torch.dtype) -> None:
         self._shape = (layer.attention.n_kv_heads, layer.attention.head_size)
-        self._capacity, self._dtype = capacity, dtype
+        self.capacity, self._dtype = capacity, dtype
         self._keys = self._values = torch.empty(0, *self._shape, dtype=dtype)
 
     def append(self, keys: Tensor, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
@@ -26,14 +26,14 @@ class LayerCache:
         Returns those of all positions up to them, [S, B, D] each.
         """
         end = first + keys.shape[0]
-        assert end <= self._capacity, (end, self._capacity)
+        assert end <= self.capacity, (end, self.capacity)
         if end > self._keys.shape[0]:
             self._grow(end)
         self._keys[first:end], self._values[first:end] = keys, values
         return self._keys[:end], self._values[:end]
 
     def _grow(self, end: int) -> None:
-        room = min(self._capacity, max(end, FIRST_ROOM, 2 * self._keys.shape[0]))
+        room = min(self.capacity, max(end, FIRST_ROOM, 2 * self._keys.shape[0]))
         self._keys, self._values = self._moved(self._keys, room), self._moved(self._values, room)
 
     def _moved(self, old: Tensor, room: int) -> Tensor:

@@ -17,7 +17,7 @@ from lowmoe.decoder.rope import rope_frequencies
 from lowmoe.decoder.weights import DenseWeights
 from lowmoe.experts.store import ExpertStore
 from lowmoe.kernels import cpu
-from lowmoe.spec import GroupedQueryAttention, ModelSpec
+from lowmoe.spec import GroupedQueryAttention, ModelSpec, SoftmaxRouter
 from quant.matrix import Matrix, TrellisMatrix
 from quant.trellis import TrellisCode
 
@@ -75,7 +75,7 @@ class NativeComputation:
     @property
     def working_bytes(self) -> int:
         """Scratch, and the few tensors that go from call to call."""
-        experts = self._spec.layers[0].feed_forward
+        experts = self._spec.uniform_experts()
         per_token = 4 * (2 * self._spec.n_hidden + 3 * experts.router.n_active) + 8
         return self._scratch_bytes + per_token * self.max_tokens + 4 * self._spec.n_vocab
 
@@ -192,6 +192,7 @@ class NativeComputation:
 
     def _frequencies_of(self, spec: GroupedQueryAttention) -> Tensor:
         """Shared by layers that turn alike, which native code knows by the address."""
+        assert spec.rope is not None
         key = (spec.rope, spec.head_size)
         if key not in self._frequencies:
             self._frequencies[key] = rope_frequencies(spec.rope, spec.head_size)
@@ -199,6 +200,8 @@ class NativeComputation:
 
     def _experts_layer(self, layer_id: int) -> cpu.ExpertsLayer:
         weights, spec = self.weights.layers[layer_id], self._spec.layers[layer_id].feed_forward
+        router = spec.router
+        assert isinstance(router, SoftmaxRouter)
         return cpu.ExpertsLayer(
             norm=weights.experts_norm.data_ptr(),
             norm_epsilon=self._spec.norm_epsilon,
@@ -208,6 +211,6 @@ class NativeComputation:
             n_hidden=self._spec.n_hidden,
             n_experts=spec.n_experts,
             n_inner=spec.n_inner,
-            n_active=spec.router.n_active,
-            renormalize=spec.router.renormalize,
+            n_active=router.n_active,
+            renormalize=router.renormalize,
         )

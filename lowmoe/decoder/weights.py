@@ -5,7 +5,7 @@ Ignorant of:  what is computed with them.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from lowmoe.checkpoint.layout import dense_tensors
 from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.errors import CheckpointError, UnsupportedModelError
 from lowmoe.families import Family
-from lowmoe.spec import ModelSpec, Role, checkpoint_tensors
+from lowmoe.spec import ModelSpec, Part, Role, end_parts, layer_parts
 from quant import nf4
 from quant.layout import REGION_ALIGNMENT, PlaneLayout, round_up
 from quant.matrix import Matrix, Nf4Matrix, TrellisMatrix
@@ -38,24 +38,59 @@ class ExpertTransforms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWeights:
-    """One layer.  qkv: [q + k + v rows, H]; attention_out: [H, q rows]; router: [E, H]."""
+    """One layer.  parts: by name, what lowmoe/spec/parts.py lists for it."""
 
-    attention_norm: Tensor
-    qkv: Matrix
-    attention_out: Matrix
-    experts_norm: Tensor
-    router: Tensor
+    parts: Mapping[str, Matrix]
     transforms: ExpertTransforms
+
+    def vector(self, name: str) -> Tensor:
+        """A part that is not coded."""
+        found = self.parts[name]
+        assert isinstance(found, Tensor), name
+        return found
+
+    def optional(self, name: str) -> Tensor | None:
+        """The same, None where this kind of layer has no such part."""
+        return self.vector(name) if name in self.parts else None
+
+    @property
+    def attention_norm(self) -> Tensor:
+        """[H]."""
+        return self.vector("attention_norm")
+
+    @property
+    def qkv(self) -> Matrix:
+        """[q + k + v rows, H]."""
+        return self.parts["qkv"]
+
+    @property
+    def attention_out(self) -> Matrix:
+        """[H, q rows]."""
+        return self.parts["attention_out"]
+
+    @property
+    def experts_norm(self) -> Tensor:
+        """[H]."""
+        return self.vector("experts_norm")
+
+    @property
+    def router(self) -> Tensor:
+        """[E, H]."""
+        return self.vector("router")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseWeights:
-    """embedding and head: [V, H], the same object where they are tied; final_norm: [H]."""
+    """embedding and head: [V, H], the same object where they are tied; final_norm: [H] and its
+    bias; head_bias: [V].
+    """
 
     embedding: Matrix
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor
     head: Matrix
+    final_norm_bias: Tensor | None = None
+    head_bias: Tensor | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -72,10 +107,10 @@ class DenseWeights:
 
     def _tensors(self) -> list[Tensor]:
         found = [self.final_norm, *_matrix_tensors(self.embedding), *_matrix_tensors(self.head)]
+        found += [t for t in (self.final_norm_bias, self.head_bias) if t is not None]
         for layer in self.layers:
-            found += [layer.attention_norm, layer.experts_norm, layer.router]
             found += [layer.transforms.d_in, layer.transforms.d_inner]
-            found += [*_matrix_tensors(layer.qkv), *_matrix_tensors(layer.attention_out)]
+            found += [t for part in layer.parts.values() for t in _matrix_tensors(part)]
         return found
 
 
@@ -111,32 +146,47 @@ def from_folder(folder: ModelFolder, spec: ModelSpec) -> DenseWeights:
         d = vector(f"{name}.d", torch.float16)
         return TrellisMatrix(PlaneLayout(n_out, n_in), recipe.code, planes, d)
 
+    def kept(prefix: str, part: Part) -> Matrix:
+        if not part.coded:
+            return vector(prefix + part.name).view(part.shape)
+        assert part.n_columns is not None
+        return matrix(prefix + part.name, part.n_rows, part.n_columns)
+
     def layer(layer_id: int) -> LayerWeights:
-        attention, experts = spec.layers[layer_id].attention, spec.layers[layer_id].feed_forward
-        prefix = f"layers.{layer_id}."
-        qkv_size = attention.q_size + 2 * attention.kv_size
+        experts, prefix = spec.layers[layer_id].feed_forward, f"layers.{layer_id}."
+        parts = {p.name: kept(prefix, p) for p in layer_parts(spec.layers[layer_id], spec)}
         transforms = no_transforms(spec.n_hidden, experts.n_experts, experts.n_inner)
-        if recipe.format == "trellis":
+        if recipe.format == "trellis" and experts.n_experts:
             d_inner = vector(prefix + "experts.d_inner", torch.float16)
             transforms = ExpertTransforms(
                 d_in=vector(prefix + "experts.d_in", torch.float16),
                 d_inner=d_inner.view(experts.n_experts, experts.n_inner),
             )
-        return LayerWeights(
-            attention_norm=vector(prefix + "attention_norm"),
-            qkv=matrix(prefix + "qkv", qkv_size, spec.n_hidden),
-            attention_out=matrix(prefix + "attention_out", spec.n_hidden, attention.q_size),
-            experts_norm=vector(prefix + "experts_norm"),
-            router=vector(prefix + "router").view(experts.n_experts, spec.n_hidden),
-            transforms=transforms,
-        )
+        return LayerWeights(parts=parts, transforms=transforms)
 
-    embedding = matrix("embedding", spec.n_vocab, spec.n_hidden)
+    return _dense(
+        spec,
+        embedding=matrix("embedding", spec.n_vocab, spec.n_hidden),
+        layers=tuple(layer(i) for i in range(len(spec.layers))),
+        ends={part.name: kept("", part) for part in end_parts(spec)},
+    )
+
+
+def _dense(
+    spec: ModelSpec,
+    *,
+    embedding: Matrix,
+    layers: tuple[LayerWeights, ...],
+    ends: Mapping[str, Matrix],
+) -> DenseWeights:
+    vectors = {name: part for name, part in ends.items() if isinstance(part, Tensor)}
     return DenseWeights(
         embedding=embedding,
-        layers=tuple(layer(i) for i in range(len(spec.layers))),
-        final_norm=vector("final_norm"),
-        head=embedding if spec.tied_head else matrix("head", spec.n_vocab, spec.n_hidden),
+        layers=layers,
+        final_norm=vectors["final_norm"],
+        final_norm_bias=vectors.get("final_norm_bias"),
+        head=embedding if spec.tied_head else ends["head"],
+        head_bias=vectors.get("head_bias"),
     )
 
 
@@ -162,13 +212,12 @@ class CheckpointTensors:
     def __init__(self, checkpoint: Checkpoint, family: Family) -> None:
         """Raises CheckpointError where the names of the tensors contradict the config."""
         self.checkpoint, self.family = checkpoint, family
-        self._shapes = dict(checkpoint_tensors(family.spec))
         self._check_names()
-        named = {family.tensor_name(role): shape for role, shape in self._shapes.items()}
-        checkpoint.check_shapes(named)
+        pieces = (family.piece(role) for role in family.shapes)
+        checkpoint.check_shapes({piece.name: piece.shape for piece in pieces})
 
     def _check_names(self) -> None:
-        wanted = {self.family.tensor_name(role) for role in self._shapes}
+        wanted = {self.family.tensor_name(role) for role in self.family.shapes}
         found = self.checkpoint.names()
         if missing := sorted(wanted - found):
             raise CheckpointError(
@@ -178,7 +227,11 @@ class CheckpointTensors:
             )
         # A tied head may be stored all the same; older conversions stored rope's constants.
         harmless = {self.family.tensor_name(Role("head"))}
-        extra = sorted(n for n in found - wanted - harmless if not n.endswith(HARMLESS_SUFFIX))
+        extra = sorted(
+            n
+            for n in found - wanted - harmless
+            if not n.endswith(HARMLESS_SUFFIX) and not n.startswith(self.family.ignored)
+        )
         if extra:
             model_type = self.family.spec.model_type
             raise UnsupportedModelError(
@@ -186,35 +239,36 @@ class CheckpointTensors:
                 f"have, {extra[0]} among them. This variant is not implemented."
             )
 
-    def read(self, name: str, layer_id: int | None = None) -> Tensor:
-        """The tensor of a role that is not an expert's, in the dtype of the file."""
-        role = Role(name, layer_id)
-        return self.checkpoint.read(self.family.tensor_name(role), self._shapes[role])
+    def read(self, name: str) -> Tensor:
+        """The tensor of a role that is no layer's, in the dtype of the file."""
+        return self._read(Role(name))
+
+    def _read(self, role: Role) -> Tensor:
+        return self.checkpoint.read_piece(self.family.piece(role))
+
+    def part(self, part: Part, layer_id: int | None, dtype: torch.dtype) -> Tensor:
+        """A part, unquantized: of dtype where a folder would code it, else float32."""
+        dtype = dtype if part.coded else torch.float32
+        rows = torch.cat([self._read(role).to(dtype) for role, _ in part.roles(layer_id)])
+        return rows.view(part.shape)
 
     def layer(self, layer_id: int, dtype: torch.dtype) -> LayerWeights:
         """One layer, unquantized."""
-        experts = self.family.spec.layers[layer_id].feed_forward
-
-        def read(name: str) -> Tensor:
-            return self.read(name, layer_id)
-
+        spec = self.family.spec
+        layer = spec.layers[layer_id]
+        experts = layer.feed_forward
         return LayerWeights(
-            attention_norm=read("attention_norm").float(),
-            qkv=torch.cat([read(name).to(dtype) for name in ("q", "k", "v")]),
-            attention_out=read("attention_out").to(dtype),
-            experts_norm=read("experts_norm").float(),
-            router=read("router").float(),
-            transforms=no_transforms(self.family.spec.n_hidden, experts.n_experts, experts.n_inner),
+            parts={p.name: self.part(p, layer_id, dtype) for p in layer_parts(layer, spec)},
+            transforms=no_transforms(spec.n_hidden, experts.n_experts, experts.n_inner),
         )
 
 
 def from_checkpoint(tensors: CheckpointTensors, dtype: torch.dtype) -> DenseWeights:
     """Read a checkpoint's dense weights into RAM, unquantized."""
     spec = tensors.family.spec
-    embedding = tensors.read("embedding").to(dtype)
-    return DenseWeights(
-        embedding=embedding,
+    return _dense(
+        spec,
+        embedding=tensors.read("embedding").to(dtype),
         layers=tuple(tensors.layer(i, dtype) for i in range(len(spec.layers))),
-        final_norm=tensors.read("final_norm").float(),
-        head=embedding if spec.tied_head else tensors.read("head").to(dtype),
+        ends={part.name: tensors.part(part, None, dtype) for part in end_parts(spec)},
     )

@@ -5,7 +5,7 @@ Ignorant of:  how much there is, what it is divided among.
 """
 
 from lowmoe.kernels import Kernels
-from lowmoe.spec import LayerSpec, ModelSpec
+from lowmoe.spec import LayerSpec, ModelSpec, layer_parts
 
 FLOAT_BYTES = 4  # products of transformed activations are float32, whatever theirs is
 
@@ -25,13 +25,11 @@ def working_bytes(spec: ModelSpec, max_tokens: int, n_context: int, kernels: Ker
 def _shapes(spec: ModelSpec) -> list[tuple[int, int]]:
     shapes = [(spec.n_vocab, spec.n_hidden)]
     for layer in spec.layers:
-        attention, n_inner = layer.attention, layer.feed_forward.n_inner
-        shapes += [
-            (attention.q_size + 2 * attention.kv_size, spec.n_hidden),
-            (spec.n_hidden, attention.q_size),
-            (2 * n_inner, spec.n_hidden),
-            (spec.n_hidden, n_inner),
-        ]
+        for part in layer_parts(layer, spec):
+            if part.coded and part.n_columns is not None:
+                shapes.append((part.n_rows, part.n_columns))
+        n_inner = layer.feed_forward.n_inner
+        shapes += [(2 * n_inner, spec.n_hidden), (spec.n_hidden, n_inner)]
     return shapes
 
 
@@ -39,5 +37,6 @@ def _floats_of_a_token(n_hidden: int, layer: LayerSpec) -> int:
     """Activations alive at once: the residual stream, and attention's or those of the experts."""
     attention, experts = layer.attention, layer.feed_forward
     attending = 4 * n_hidden + 6 * (attention.q_size + attention.kv_size)
-    mixing = 4 * n_hidden + 8 * experts.n_inner + 2 * experts.router.n_active * n_hidden
+    inner = max(experts.n_inner, 0 if experts.shared is None else experts.shared.n_inner)
+    mixing = 4 * n_hidden + 8 * inner + 2 * experts.router.n_active * n_hidden
     return 4 * n_hidden + max(attending, mixing)

@@ -54,10 +54,9 @@ class CheckpointExperts:
 
     def read_matrices(self, layer_id: int, expert_id: int) -> tuple[Tensor, Tensor, Tensor]:
         """gate [I, H], up [I, H] and down [H, I], in the dtype of the file."""
-        wide = (self.format.n_inner, self.format.n_hidden)
         gate, up, down = (
-            self._checkpoint.read(self._family.tensor_name(Role(name, layer_id, expert_id)), shape)
-            for name, shape in (("gate", wide), ("up", wide), ("down", wide[::-1]))
+            self._checkpoint.read_piece(self._family.piece(Role(name, layer_id, expert_id)))
+            for name in ("gate", "up", "down")
         )
         return gate, up, down
 

@@ -4,6 +4,7 @@ Knows:        which model_type is which family, what each calls its tensors.
 Ignorant of:  what any of the tensors is for at run time.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -11,9 +12,9 @@ from typing import Any
 
 from lowmoe.errors import CheckpointError, UnsupportedModelError
 from lowmoe.families import mixtral
-from lowmoe.spec import HfConfig, ModelSpec, Role
+from lowmoe.spec import HfConfig, ModelSpec, Piece, Role, Stored, checkpoint_tensors
 
-FAMILIES: Mapping[str, ModuleType] = {mixtral.MODEL_TYPE: mixtral}
+FAMILIES: Mapping[str, ModuleType] = {"mixtral": mixtral}
 
 # Keys by which a config asks for code of its own to be run, or reaches into transformers' loader.
 _DANGEROUS = ("auto_map", "trust_remote_code", "_attn_implementation_internal")
@@ -21,14 +22,77 @@ _DANGEROUS = ("auto_map", "trust_remote_code", "_attn_implementation_internal")
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A model's spec, and the names its checkpoint gives to every role."""
+    """A model's spec, and where its checkpoint keeps every role."""
 
     spec: ModelSpec
-    templates: Mapping[str, str]
+    table: Mapping[str, str | Stored]
+    shapes: Mapping[Role, tuple[int, ...]]
+    ignored: tuple[str, ...]  # beginnings of names that no role needs
 
     def tensor_name(self, role: Role) -> str:
-        """The checkpoint's name for a role."""
-        return self.templates[role.name].format(layer=role.layer_id, expert=role.expert_id)
+        """The checkpoint's name for the tensor a role is in."""
+        entry = self.table[role.name]
+        template = entry if isinstance(entry, str) else entry.name
+        return template.format(layer=role.layer_id, expert=role.expert_id)
+
+    def piece(self, role: Role) -> Piece:
+        """Which part of which tensor a role is."""
+        entry, wanted = self.table[role.name], self.shapes[role]
+        if isinstance(entry, str):
+            entry = Stored(name=entry)
+        start, end, all_rows = self._rows(entry, role)
+        step = len(entry.holds) if entry.interleaved else 1
+        if entry.interleaved:
+            start, end = entry.holds.index(role.name), all_rows
+        one = (all_rows, *wanted[1:])
+        whole = one[::-1] if entry.transposed else one
+        first, count = 0, whole[0]
+        shape = whole
+        if entry.experts is not None:
+            assert role.expert_id is not None and role.layer_id is not None
+            n = self.spec.layers[role.layer_id].feed_forward.n_experts
+            if entry.experts == "axis":
+                shape, first, count = (n, *whole), role.expert_id, 1
+            else:
+                shape, first = (n * whole[0], *whole[1:]), role.expert_id * whole[0]
+        elif not entry.transposed and not entry.interleaved:
+            # What is contiguous in the file is all that is read.
+            first, count, start, end = start, end - start, 0, end - start
+        if entry.leading_one:
+            shape, first, count = (1, *shape), 0, 1
+        return Piece(
+            name=self.tensor_name(role),
+            shape=shape,
+            first=first,
+            count=count,
+            transposed=entry.transposed,
+            rows=slice(start, end, step),
+            wanted=wanted,
+            pairs=self._pairs(role) if entry.pairs else None,
+        )
+
+    def _rows(self, entry: Stored, role: Role) -> tuple[int, int, int]:
+        """Where a role's rows begin and end in the tensor that holds them, and how many there are."""
+        sizes = {role.name: self.shapes[role][0]}
+        if entry.holds:
+            sizes = {
+                name: self.shapes[Role(name, role.layer_id, role.expert_id)][0]
+                for name in entry.holds
+            }
+        before = 0
+        for name, size in sizes.items():
+            if name == role.name:
+                break
+            before += size
+        return before, before + sizes[role.name], sum(sizes.values())
+
+    def _pairs(self, role: Role) -> tuple[int, int, int]:
+        assert role.layer_id is not None
+        attention = self.spec.layers[role.layer_id].attention
+        rope = attention.rope
+        if rope is None:
+            return attention.head_size, 0, 0
+        return attention.head_size, 0, rope.size or attention.head_size
 
 
 def read_config(config: Mapping[str, Any]) -> Family:
@@ -51,4 +115,5 @@ def read_config(config: Mapping[str, Any]) -> Family:
             f"{', '.join(sorted(FAMILIES))}."
         )
     module = FAMILIES[model_type]
-    return Family(module.spec(HfConfig(config)), module.NAMES)
+    spec: ModelSpec = module.spec(HfConfig(config))
+    return Family(spec, module.NAMES, dict(checkpoint_tensors(spec)), ())

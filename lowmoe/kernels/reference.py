@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowmoe.kernels.row_chunks import most_chunk_weights, row_chunks
+from lowmoe.spec import SILU, Activation
 from quant.expert import Expert
 from quant.matrix import Matrix, TrellisMatrix, dequantize
 from quant.transform import transform_activations
@@ -45,14 +46,35 @@ class ReferenceKernels:
             return matrix.rows(ids).to(dtype)
         return dequantize(matrix)[ids].to(dtype)
 
-    def expert(self, x: Tensor, expert: Expert) -> Tensor:
-        """y = down (silu(gate x) * (up x)).  x: [T, H].  Returns [T, H]."""
+    def expert(
+        self,
+        x: Tensor,
+        expert: Expert,
+        activation: Activation = SILU,
+        gate_up_bias: Tensor | None = None,
+        down_bias: Tensor | None = None,
+    ) -> Tensor:
+        """y = down act(gate x, up x), silu(gate x) * (up x) for one.  x: [T, H].  Returns [T, H]."""
         gate, up = expert.split(self.linear(x, expert.gate_up))  # [T, I] each
-        return self.linear(F.silu(gate) * up, expert.down)
+        if gate_up_bias is not None:
+            n_inner = expert.n_inner
+            gate = gate + gate_up_bias[:n_inner].to(x.dtype)
+            up = up + gate_up_bias[n_inner:].to(x.dtype)
+        out = self.linear(_activated(gate, up, activation), expert.down)
+        return out if down_bias is None else out + down_bias.to(x.dtype)
 
     def working_bytes(self, n_out: int, n_in: int) -> int:
         """The most memory that `linear` takes for weights of such a matrix in any format."""
         return DECODING_BYTES * most_chunk_weights(n_out, n_in)
+
+
+def _activated(gate: Tensor, up: Tensor, kind: Activation) -> Tensor:
+    """What down multiplies, [T, I]."""
+    if kind == SILU:
+        return F.silu(gate) * up
+    if kind.limit is not None:
+        gate, up = gate.clamp(max=kind.limit), up.clamp(-kind.limit, kind.limit)
+    return gate * torch.sigmoid(kind.steepness * gate) * (up + kind.shift)
 
 
 def _decoded(matrix: Matrix, dtype: torch.dtype) -> Tensor:

@@ -18,7 +18,7 @@ from lowmoe.families import Family
 from lowmoe.library.calibration import calibration_tokens
 from lowmoe.library.options import MakeOptions, Reporter
 from lowmoe.loader.hub import HubRepository
-from lowmoe.spec import ModelSpec, Role, checkpoint_tensors
+from lowmoe.spec import ModelSpec, Role
 
 # Working memory of a conversion beside experts and hidden states: the interpreter, torch and one
 # layer's dense weights in float32.
@@ -92,7 +92,7 @@ def _shard_of(folder: Path, family: Family) -> Mapping[str, str]:
     if (folder / INDEX).is_file():
         weight_map: Mapping[str, str] = read_json(folder / INDEX)["weight_map"]
         return weight_map
-    return {family.tensor_name(role): SINGLE for role, _ in checkpoint_tensors(family.spec)}
+    return {family.tensor_name(role): SINGLE for role in family.shapes}
 
 
 def most_shard_bytes(
@@ -104,7 +104,7 @@ def most_shard_bytes(
     at the end of the last that does, so one that holds both ends of the model stays throughout.
     """
     steps: dict[str, list[int]] = {}
-    for role, _ in checkpoint_tensors(family.spec):
+    for role in family.shapes:
         # A tensor or shard that is missing is complained of where tensors are read.
         shard = shard_of.get(family.tensor_name(role))
         if shard is not None and shard in shard_bytes:
@@ -119,6 +119,6 @@ def _step(role: Role, spec: ModelSpec) -> int:
     """When a conversion reads a tensor: embedding, layer by layer, final norm, head."""
     if role.layer_id is not None:
         return 1 + role.layer_id
-    return {"embedding": 0, "final_norm": len(spec.layers) + 1, "head": len(spec.layers) + 2}[
-        role.name
-    ]
+    if role.name == "embedding":
+        return 0
+    return len(spec.layers) + (2 if role.name in ("head", "head_bias") else 1)

@@ -7,6 +7,7 @@ Knows:        hidden states of the calibration text, second moments of activatio
 Ignorant of:  how weights are coded, files, text.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,11 +16,11 @@ from torch import Tensor
 
 from lowmoe.decoder.attention import attend
 from lowmoe.decoder.kv_cache import LayerCache
-from lowmoe.decoder.moe import Routing
-from lowmoe.decoder.norm import rms_norm
+from lowmoe.decoder.moe import Routing, expert_output, shared_output
+from lowmoe.decoder.norm import norm
 from lowmoe.decoder.weights import LayerWeights
 from lowmoe.kernels.reference import ReferenceKernels
-from lowmoe.spec import LayerSpec
+from lowmoe.spec import ExpertsFeedForward, LayerSpec, ModelSpec, layer_parts
 from quant.expert import Expert
 from quant.matrix import Matrix
 from quant.transform import hadamard_size
@@ -87,12 +88,12 @@ class LayerExperts(Protocol):
 class LayerMoments:
     """What was heard at a layer's matrices: covariances [blocks, h, h] of their inputs.
 
-    experts_in: at gate and up, shared by all experts; inner: at each expert's down.
+    dense: at matrices that are no routed expert's, by part; experts_in: at gate and up, shared by
+    all experts; inner: at each expert's down.
     gate_up_columns: [H] rms of the columns of gate and up over all experts; down_columns: [E, I].
     """
 
-    qkv: Tensor
-    attention_out: Tensor
+    dense: Mapping[str, Tensor]
     experts_in: Tensor
     inner: list[Tensor]
     gate_up_columns: Tensor
@@ -100,45 +101,52 @@ class LayerMoments:
 
     def are_finite(self) -> bool:
         """Whether no activation was so large that its square overflowed, or NaN."""
-        heard = (self.qkv, self.attention_out, self.experts_in, *self.inner)
+        heard = (*self.dense.values(), self.experts_in, *self.inner)
         return all(bool(covariance.isfinite().all()) for covariance in heard)
 
 
 class CalibrationRun:
     """Calibration tokens on their way through the layers, in float32."""
 
-    def __init__(self, hidden: Tensor, lengths: list[int], norm_epsilon: float) -> None:
+    def __init__(self, hidden: Tensor, lengths: list[int], spec: ModelSpec) -> None:
         """hidden: [T, H] float32, sequences of these lengths one after the other."""
-        self.hidden, self._lengths, self._epsilon = hidden, lengths, norm_epsilon
+        self.hidden, self._lengths, self._spec = hidden, lengths, spec
         self._kernels = ListeningKernels()
 
     @torch.inference_mode()
     def through_layer(
-        self, spec: LayerSpec, weights: LayerWeights, experts: LayerExperts
+        self, layer_id: int, weights: LayerWeights, experts: LayerExperts
     ) -> LayerMoments:
         """Take all tokens through one layer; returns what was heard on the way.
 
         Raises ValueError where activations overflow, before anything is made from them.
         """
-        hidden = self.hidden
-        hidden = hidden + self._attention(spec, weights)
-        normed = rms_norm(hidden, weights.experts_norm, self._epsilon)
-        routing = Routing.of(normed, weights.router, spec.feed_forward.router)
+        model, spec = self._spec, self._spec.layers[layer_id]
+        hidden = self.hidden + model.residual_scale * self._attention(spec, weights)
+        bias = weights.optional("experts_norm_bias")
+        normed = norm(hidden, weights.experts_norm, bias, model)
+        routing = Routing.of(normed, weights, spec.feed_forward.router)
         inputs = Moments(normed.shape[1])
         inputs.add(normed)
-        mixed, inner, columns = self._experts(normed, routing, spec, experts)
-        self.hidden = hidden + mixed
+        mixed, inner, columns = self._experts(routing, spec.feed_forward, weights, experts)
+        shared = shared_output(normed, spec.feed_forward, weights, self._kernels)
+        if shared is not None:
+            mixed += shared
+        self.hidden = hidden + model.residual_scale * mixed
         layer_inner = Moments(spec.feed_forward.n_inner)
         for moments in inner:
             layer_inner.total += moments.total
             layer_inner.count += moments.count
         heard = LayerMoments(
-            qkv=self._heard(weights.qkv),
-            attention_out=self._heard(weights.attention_out),
+            dense={
+                part.name: self._heard(weights.parts[part.name])
+                for part in layer_parts(spec, model)
+                if part.coded
+            },
             experts_in=inputs.covariance(),
             inner=[m.shrunk_towards(layer_inner) for m in inner],
             gate_up_columns=columns.gate_up_rms(),
-            down_columns=torch.stack(columns.down),
+            down_columns=columns.down_rms(),
         )
         if not (heard.are_finite() and self.hidden.isfinite().all()):
             raise ValueError("the calibration text's activations are not finite")
@@ -149,36 +157,44 @@ class CalibrationRun:
         assert moments is not None, "a matrix every token passes through"
         return moments.covariance()
 
-    def head_covariance(self, weight: Tensor) -> Tensor:
-        """The covariance of the output head's input, [blocks, h, h].  weight: the final norm's."""
+    def head_covariance(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The covariance of the output head's input, [blocks, h, h].  weight, bias: of the norm."""
         moments = Moments(self.hidden.shape[1])
-        moments.add(rms_norm(self.hidden, weight, self._epsilon))
+        moments.add(norm(self.hidden, weight, bias, self._spec))
         return moments.covariance()
 
     def _attention(self, spec: LayerSpec, weights: LayerWeights) -> Tensor:
-        outputs = []
+        outputs, bias = [], weights.optional("attention_norm_bias")
         for sequence in torch.split(self.hidden, self._lengths):
             cache = LayerCache(spec, sequence.shape[0], torch.float32)
-            normed = rms_norm(sequence, weights.attention_norm, self._epsilon)
+            normed = norm(sequence, weights.attention_norm, bias, self._spec)
             outputs.append(attend(normed, weights, spec.attention, cache, 0, self._kernels))
         return torch.cat(outputs)
 
     def _experts(
-        self, x: Tensor, routing: Routing, spec: LayerSpec, experts: LayerExperts
+        self,
+        routing: Routing,
+        spec: ExpertsFeedForward,
+        weights: LayerWeights,
+        experts: LayerExperts,
     ) -> tuple[Tensor, list[Moments], "_Columns"]:
         """The sum of the experts' outputs [T, H], and the moments inside each of them."""
-        mixed = torch.zeros_like(x)
-        inner, columns = [], _Columns(torch.zeros(x.shape[1], dtype=torch.float64), 0, [])
-        for expert_id in range(spec.feed_forward.n_experts):
-            inner.append(self._expert(x, routing, experts, expert_id, mixed, columns))
+        assert routing.given is not None
+        mixed = torch.zeros_like(routing.given)
+        inner, columns = [], _Columns(torch.zeros(mixed.shape[1], dtype=torch.float64), 0, [])
+        for expert_id in range(spec.n_experts):
+            inner.append(
+                self._expert(routing, experts, expert_id, spec, weights, mixed, columns)
+            )
         return mixed, inner, columns
 
     def _expert(
         self,
-        x: Tensor,
         routing: Routing,
         experts: LayerExperts,
         expert_id: int,
+        spec: ExpertsFeedForward,
+        weights: LayerWeights,
         mixed: Tensor,
         columns: "_Columns",
     ) -> Moments:
@@ -192,9 +208,12 @@ class CalibrationRun:
         whole = Expert(torch.cat([gate, up]), down, n_inner, blocked=False)
         del gate, up
         token, rank = torch.where(routing.expert_ids == expert_id)
-        if token.numel():
-            output = self._kernels.expert(x[token], whole)
-            mixed.index_add_(0, token, output * routing.weights[token, rank][:, None])
+        if token.numel() and routing.given is not None:
+            heard = routing.weights[token, rank][:, None]
+            output = expert_output(
+                routing.given[token], heard, whole, expert_id, spec, weights, self._kernels
+            )
+            mixed.index_add_(0, token, output)
         self._kernels.heard(whole.gate_up)  # the layer's own input is counted once, by itself
         return self._kernels.heard(whole.down) or Moments(n_inner)
 
@@ -213,7 +232,11 @@ class _Columns:
         self.down.append(column_rms(down))
 
     def gate_up_rms(self) -> Tensor:
-        return (self.gate_up / self.n_rows).sqrt().float()
+        return (self.gate_up / max(self.n_rows, 1)).sqrt().float()
+
+    def down_rms(self) -> Tensor:
+        """[E, I]."""
+        return torch.stack(self.down) if self.down else torch.empty(0, 0)
 
 
 def column_squares(weights: Tensor) -> Tensor:

@@ -23,12 +23,15 @@ from lowmoe.decoder.weights import CheckpointTensors, LayerWeights
 from lowmoe.errors import CheckpointError
 from lowmoe.experts.source import CheckpointExperts
 from lowmoe.loader.calibrate import CalibrationRun, LayerMoments, column_rms, rms_of
-from lowmoe.spec import Role, checkpoint_tensors
+from lowmoe.spec import Role, end_parts, layer_parts
 from quant import nf4
 from quant.encode import Encode
 from quant.expert import NO_COVARIANCES, InputCovariances
 from quant.layout import PlaneLayout
 from quant.transform import channel_factors
+
+
+ROUTERS = ("router", "shared_router")  # matrices that are kept in float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +79,7 @@ class Conversion:
             source = replace(source, sample=tensors.checkpoint.sample_hash())
         self._source, self._small_files, self._calibration = source, small_files, calibration
         self._encode, self._progress = encode, progress
-        self._done, self._total = 0, _coded_weights(dict(checkpoint_tensors(self._spec)))
+        self._done, self._total = 0, _coded_weights(self._family.shapes)
         self._experts = CheckpointExperts(tensors.checkpoint, self._family, torch.float32)
         self._format = recipe.expert_format(self._spec)
         self._run: CalibrationRun | None = None
@@ -149,14 +152,14 @@ class Conversion:
         if state is None:
             embedding = self._tensors.read("embedding")
             ids = torch.cat(list(self._calibration.sequences))
-            hidden, first = embedding[ids].float(), 0
+            hidden, first = embedding[ids].float() * self._spec.embedding_scale, 0
             self._save_state(0, hidden)  # the embedding's shard may go before layer 0 is done
         else:
             first, data = state
             # Copied to where torch aligns it: the same kernels must see it as in an unbroken run.
             hidden = torch.frombuffer(bytearray(data), dtype=torch.float32).clone()
             hidden = hidden.view(-1, self._spec.n_hidden)
-        self._run = CalibrationRun(hidden, lengths, self._spec.norm_epsilon)
+        self._run = CalibrationRun(hidden, lengths, self._spec)
         return first
 
     # --- the steps
@@ -180,7 +183,7 @@ class Conversion:
         if self._run is not None:
             experts = _Experts(self._experts, layer_id)
             with self._naming(f"layers.{layer_id}"):
-                moments = self._run.through_layer(self._spec.layers[layer_id], weights, experts)
+                moments = self._run.through_layer(layer_id, weights, experts)
         self._dense_spans(layer_id, weights, moments)
         return moments
 
@@ -192,25 +195,26 @@ class Conversion:
     ) -> None:
         """Everything of a layer but its experts, in one commit."""
         prefix = f"layers.{layer_id}."
+        layer = self._spec.layers[layer_id]
         names = [n for n in self._layer_spans(layer_id) if not n.startswith(prefix + "experts.")]
-        if self._recipe.format == "trellis":
-            names += [prefix + "experts.d_in", prefix + "experts.d_inner"]
-        n_dense = _n_weights(weights.qkv, weights.attention_out)
+        transforms = [prefix + "experts.d_in", prefix + "experts.d_inner"]
+        transformed = self._recipe.format == "trellis" and layer.feed_forward.n_experts > 0
+        names += transforms if transformed else []
+        parts = list(layer_parts(layer, self._spec))
+        n_dense = _n_weights(weights.parts[p.name] for p in parts if p.coded)
         if self._writer.has(*names):
             self._tick(n_dense)
             return
-        qkv, out = weights.qkv, weights.attention_out
-        assert isinstance(qkv, Tensor)
-        assert isinstance(out, Tensor)
-        spans = {
-            prefix + "attention_norm": weights.attention_norm,
-            prefix + "experts_norm": weights.experts_norm,
-            prefix + "router": weights.router,
-        }
-        heard = (moments.qkv, moments.attention_out) if moments else (None, None)
-        spans |= self._matrix_spans(prefix + "qkv", qkv, heard[0])
-        spans |= self._matrix_spans(prefix + "attention_out", out, heard[1])
-        if self._recipe.format == "trellis":
+        spans: dict[str, Tensor] = {}
+        for part in parts:
+            matrix = weights.parts[part.name]
+            assert isinstance(matrix, Tensor)
+            if part.coded:
+                heard = moments.dense[part.name] if moments else None
+                spans |= self._matrix_spans(prefix + part.name, matrix, heard)
+            else:
+                spans[prefix + part.name] = matrix
+        if transformed:
             spans |= self._transform_spans(layer_id, moments)
         self._writer.commit(spans)
         self._tick(n_dense)
@@ -236,7 +240,7 @@ class Conversion:
     def _expert_transforms(self, layer_id: int) -> tuple[Tensor, Tensor]:
         """What was committed, so that a resumed run codes all experts of a layer alike."""
         experts = self._spec.layers[layer_id].feed_forward
-        if self._recipe.format != "trellis":
+        if self._recipe.format != "trellis" or not experts.n_experts:
             none = torch.ones(1, dtype=torch.float16)
             return none, none.expand(experts.n_experts, 1)
         prefix = f"layers.{layer_id}.experts."
@@ -265,15 +269,23 @@ class Conversion:
         self._tick(3 * self._spec.n_hidden * self._spec.uniform_experts().n_inner)
 
     def _ends(self) -> None:
-        """The final norm, and the head where it is not the embedding."""
-        if not self._writer.has("final_norm"):
-            self._writer.commit({"final_norm": self._tensors.read("final_norm").float()})
-        self._forget([Role("final_norm")])
-        if self._spec.tied_head:
-            return
-        final_norm = self._writer.read("final_norm", torch.float32)
-        heard = None if self._run is None else self._run.head_covariance(final_norm)
-        self._whole_matrix("head", heard)
+        """What comes after the layers: the final norm, and the head where it is not the embedding."""
+        for part in end_parts(self._spec):
+            if part.coded:
+                self._whole_matrix(part.name, self._head_covariance())
+                continue
+            if not self._writer.has(part.name):
+                self._writer.commit({part.name: self._tensors.part(part, None, torch.float32)})
+            self._forget(role for role, _ in part.roles(None))
+
+    def _head_covariance(self) -> Tensor | None:
+        if self._run is None:
+            return None
+        weight = self._writer.read("final_norm", torch.float32)
+        bias = None
+        if self._spec.norm_bias:
+            bias = self._writer.read("final_norm_bias", torch.float32)
+        return self._run.head_covariance(weight, bias)
 
     def _whole_matrix(self, name: str, covariance: Tensor | None) -> None:
         """An embedding or a head."""
@@ -314,14 +326,13 @@ class Conversion:
 
     def _forget_layer(self, layer_id: int) -> int:
         """Let shards go that held only this layer and earlier ones; returns its weights."""
-        roles = {r: s for r, s in checkpoint_tensors(self._spec) if r.layer_id == layer_id}
+        roles = {r: s for r, s in self._family.shapes.items() if r.layer_id == layer_id}
         self._forget(roles)
         return _coded_weights(roles)
 
     def _forget_all_but_roles(self) -> None:
         """Tensors nobody reads, such as a tied head that is stored all the same."""
-        roles = (role for role, _ in checkpoint_tensors(self._spec))
-        wanted = {self._family.tensor_name(role) for role in roles}
+        wanted = {self._family.tensor_name(role) for role in self._family.shapes}
         self._tensors.checkpoint.forget(self._tensors.checkpoint.names() - wanted)
 
     def _forget(self, roles: Iterable[Role]) -> None:
@@ -345,10 +356,10 @@ class _Experts:
 
 def _coded_weights(shapes: Mapping[Role, tuple[int, ...]]) -> int:
     """Weights of these tensors that are coded: those of matrices, but for routers."""
-    return sum(s[0] * s[1] for role, s in shapes.items() if len(s) == 2 and role.name != "router")
+    return sum(s[0] * s[1] for r, s in shapes.items() if len(s) == 2 and r.name not in ROUTERS)
 
 
-def _n_weights(*matrices: object) -> int:
+def _n_weights(matrices: Iterable[object]) -> int:
     return sum(m.numel() for m in matrices if isinstance(m, Tensor))
 
 

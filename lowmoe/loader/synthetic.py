@@ -7,7 +7,8 @@ Knows:        a model's shape, which bytes make sane weights.
 Ignorant of:  any real weights.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from lowmoe.checkpoint.layout import Recipe, folder_layout
 from lowmoe.checkpoint.manifest import Manifest, Source, Span
 from lowmoe.checkpoint.writer import FolderWriter
 from lowmoe.families import Family
+from lowmoe.spec import ModelSpec, Part, end_parts, layer_parts
 from quant.expert import TrellisFormat
-from quant.layout import PlaneLayout
+from quant.layout import MAX_PLANES, PlaneLayout
 
 # Each plane codes about a twelfth of the energy of the one before it.
 PLANE_RATIO = 0.28
@@ -55,19 +57,16 @@ def write_synthetic(
         if w.finished:
             w.require_same_model(identity)
             return
-        makers = _makers(family, recipe)
+        makers = _makers(family)
+        expert = recipe.expert_format(family.spec)
+        assert isinstance(expert, TrellisFormat)
         total = len(layout.places)
         for done, span in enumerate(layout.places, start=1):
             if not w.has(span):
-                w.commit({span: makers[_kind(span)](span)})
+                make = makers.get(span, lambda s: _random_planes([expert.gate_up, expert.down], s))
+                w.commit({span: make(span)})
             progress(done, total)
         w.finish(manifest(w.spans()), {})
-
-
-def _kind(span: str) -> str:
-    """The name of a span without its layer, expert and plane."""
-    words = [w for w in span.split(".") if not w.isdigit() and w != "layers"]
-    return ".".join(w for w in words if not w.startswith("plane"))
 
 
 def _random(span: str) -> np.random.Generator:
@@ -75,54 +74,66 @@ def _random(span: str) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(xxhash.xxh3_64_intdigest(span.encode())))
 
 
-def _makers(family: Family, recipe: Recipe) -> dict[str, Callable[[str], Tensor]]:
+def _makers(family: Family) -> dict[str, Callable[[str], Tensor]]:
+    """What makes each span that is no expert's plane, by its name."""
     spec = family.spec
-    layer = spec.layers[0]
-    attention, experts = layer.attention, layer.feed_forward
-    expert = recipe.expert_format(spec)
-    assert isinstance(expert, TrellisFormat)
-
-    def plane(*layouts: PlaneLayout, spread: float = 1.0) -> Callable[[str], Tensor]:
-        def make(span: str) -> Tensor:
-            random = _random(span)
-            return torch.cat(
-                [_random_plane(layout, int(span[-1]), random, spread) for layout in layouts]
+    makers = _matrix_makers("embedding", spec.n_vocab, spec.n_hidden, spread=_spread(spec))
+    for layer_id, layer in enumerate(spec.layers):
+        prefix, experts = f"layers.{layer_id}.", layer.feed_forward
+        for part in layer_parts(layer, spec):
+            makers |= _part_makers(prefix, part)
+        if experts.n_experts:
+            makers[prefix + "experts.d_in"] = _constant(spec.n_hidden, torch.float16)
+            makers[prefix + "experts.d_inner"] = _constant(
+                experts.n_experts * experts.n_inner, torch.float16
             )
-
-        return make
-
-    def ones(count: int, dtype: torch.dtype) -> Callable[[str], Tensor]:
-        return lambda span: torch.ones(count, dtype=dtype)
-
-    def router(span: str) -> Tensor:
-        shape = (experts.n_experts, spec.n_hidden)
-        scores = _random(span).standard_normal(shape, dtype=np.float32)
-        return torch.from_numpy(scores)
-
-    qkv = PlaneLayout(attention.q_size + 2 * attention.kv_size, spec.n_hidden)
-    out = PlaneLayout(spec.n_hidden, attention.q_size)
-    words = PlaneLayout(spec.n_vocab, spec.n_hidden)
-    makers: dict[str, Callable[[str], Tensor]] = {
-        "experts": plane(expert.gate_up, expert.down),
-        "experts.d_in": ones(spec.n_hidden, torch.float16),
-        "experts.d_inner": ones(experts.n_experts * experts.n_inner, torch.float16),
-        "router": router,
-    }
-    for name in ("attention_norm", "experts_norm", "final_norm"):
-        makers[name] = ones(spec.n_hidden, torch.float32)
-    for name, layout in (
-        ("qkv", qkv),
-        ("attention_out", out),
-        ("embedding", words),
-        ("head", words),
-    ):
-        # Embeddings of spread 1, as layers' outputs have: what attention adds is alike for all
-        # tokens, and would send them to the same experts if they differed by less. Not where the
-        # embedding is the head too, whose scores would be as much too large.
-        alone = name == "embedding" and not spec.tied_head
-        makers[name] = plane(layout, spread=layout.n_in**0.5 if alone else 1.0)
-        makers[f"{name}.d"] = ones(layout.n_in, torch.float16)
+    for part in end_parts(spec):
+        makers |= _part_makers("", part)
     return makers
+
+
+def _spread(spec: ModelSpec) -> float:
+    """Embeddings of spread 1, as layers' outputs have: what attention adds is alike for all tokens,
+    and would send them to the same experts if they differed by less. Not where the embedding is the
+    head too, whose scores would be as much too large.
+    """
+    return 1.0 if spec.tied_head else spec.n_hidden**0.5
+
+
+def _part_makers(prefix: str, part: Part) -> dict[str, Callable[[str], Tensor]]:
+    name = prefix + part.name
+    if part.coded:
+        assert part.n_columns is not None
+        return _matrix_makers(name, part.n_rows, part.n_columns)
+    if part.n_columns is not None:
+        return {name: lambda span: _normal(span, part.shape)}
+    is_norm = part.name.endswith("norm")
+    return {name: _constant(math.prod(part.shape), torch.float32, 1.0 if is_norm else 0.0)}
+
+
+def _matrix_makers(
+    name: str, n_out: int, n_in: int, *, spread: float = 1.0
+) -> dict[str, Callable[[str], Tensor]]:
+    layout = PlaneLayout(n_out, n_in)
+    makers: dict[str, Callable[[str], Tensor]] = {
+        f"{name}.plane{p}": lambda span: _random_planes([layout], span, spread)
+        for p in range(MAX_PLANES)
+    }
+    return makers | {f"{name}.d": _constant(n_in, torch.float16)}
+
+
+def _constant(count: int, dtype: torch.dtype, value: float = 1.0) -> Callable[[str], Tensor]:
+    return lambda span: torch.full((count,), value, dtype=dtype)
+
+
+def _normal(span: str, shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(_random(span).standard_normal(shape, dtype=np.float32))
+
+
+def _random_planes(layouts: Iterable[PlaneLayout], span: str, spread: float = 1.0) -> Tensor:
+    """One plane of several matrices, one after the other; which one, the span's name ends in."""
+    random = _random(span)
+    return torch.cat([_random_plane(layout, int(span[-1]), random, spread) for layout in layouts])
 
 
 def _random_plane(

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,14 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowmoe.decoder.moe import Routing, mix_experts
-from lowmoe.decoder.weights import no_transforms
+from lowmoe.decoder.weights import LayerWeights, no_transforms
 from lowmoe.experts.store import ExpertStore
 from lowmoe.kernels.reference import ReferenceKernels
-from lowmoe.spec import SoftmaxRouter
+from lowmoe.spec import EveryToken, ExpertsFeedForward, SoftmaxRouter
 from quant.expert import PlainFormat
 
 T, H, I, E = 9, 16, 12, 5  # noqa: E741 - the house's letters
 FORMAT = PlainFormat(H, I, torch.float32)
+SPEC = ExpertsFeedForward(n_experts=E, n_inner=I, router=EveryToken(n_active=E))
 
 
 class RandomExperts:
@@ -45,12 +47,12 @@ def mixed(source: RandomExperts) -> Iterator[Callable[[Tensor, Routing], Tensor]
         def mix(x: Tensor, routing: Routing) -> Tensor:
             store.want(0, routing.wanted())
             return mix_experts(
-                x,
-                routing,
+                replace(routing, given=x),
                 0,
+                SPEC,
                 store=store,
                 format=FORMAT,
-                transforms=no_transforms(H, E, I),
+                weights=LayerWeights(parts={}, transforms=no_transforms(H, E, I)),
                 kernels=ReferenceKernels(),
             )
 
@@ -62,13 +64,14 @@ def test_every_token_gets_the_weighted_sum_of_its_own_experts(
 ) -> None:
     generator = torch.Generator().manual_seed(1)
     x, router = torch.randn(T, H, generator=generator), torch.randn(E, H, generator=generator)
-    routing = Routing.of(x, router, SoftmaxRouter(n_active=3, renormalize=True))
+    weights = LayerWeights(parts={"router": router}, transforms=no_transforms(H, E, I))
+    routing = Routing.of(x, weights, SoftmaxRouter(n_active=3, renormalize=True))
     inner = F.silu(torch.einsum("th,eih->tei", x, source.gate))  # [T, E, I]
     inner = inner * torch.einsum("th,eih->tei", x, source.up)
     outputs = torch.einsum("tei,ehi->teh", inner, source.down)  # [T, E, H]: all experts of all
-    weights = torch.zeros(T, E).scatter(1, routing.expert_ids, routing.weights)
+    heard = torch.zeros(T, E).scatter(1, routing.expert_ids, routing.weights)
     # Sums of 16, 12 and 3 products of size up to 300, in another order.
-    wanted = torch.einsum("teh,te->th", outputs, weights)
+    wanted = torch.einsum("teh,te->th", outputs, heard)
     torch.testing.assert_close(mixed(x, routing), wanted, rtol=1e-5, atol=1e-3)
 
 

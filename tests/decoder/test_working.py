@@ -100,11 +100,13 @@ def weights_without_bytes(spec: ModelSpec) -> DenseWeights:
         attention, experts = layer.attention, layer.feed_forward
         layers.append(
             LayerWeights(
-                attention_norm=vector(spec.n_hidden),
-                qkv=matrix(attention.q_size + 2 * attention.kv_size, spec.n_hidden),
-                attention_out=matrix(spec.n_hidden, attention.q_size),
-                experts_norm=vector(spec.n_hidden),
-                router=vector(experts.n_experts, spec.n_hidden),
+                parts={
+                    "attention_norm": vector(spec.n_hidden),
+                    "qkv": matrix(attention.q_size + 2 * attention.kv_size, spec.n_hidden),
+                    "attention_out": matrix(spec.n_hidden, attention.q_size),
+                    "experts_norm": vector(spec.n_hidden),
+                    "router": vector(experts.n_experts, spec.n_hidden),
+                },
                 transforms=ExpertTransforms(
                     d_in=vector(spec.n_hidden), d_inner=vector(experts.n_experts, experts.n_inner)
                 ),

@@ -161,11 +161,11 @@ def calibrate(folder: Path, sequences: list[Tensor], model: MixtralForCausalLM) 
     spec = tensors.family.spec
     source = CheckpointExperts(checkpoint, tensors.family, torch.float32)
     hidden = tensors.read("embedding")[torch.cat(sequences)].float()
-    run = CalibrationRun(hidden, list(LENGTHS), spec.norm_epsilon)
+    run = CalibrationRun(hidden, list(LENGTHS), spec)
     ours, behind = [], []
     for layer_id, layer in enumerate(spec.layers):
         weights = tensors.layer(layer_id, torch.float32)
-        ours.append(run.through_layer(layer, weights, Experts(source, layer_id)))
+        ours.append(run.through_layer(layer_id, weights, Experts(source, layer_id)))
         behind.append(run.hidden)
     theirs = run_theirs(model, sequences)
     return Both(model, theirs, ours, behind, run, tensors.read("final_norm").float())
@@ -202,7 +202,8 @@ def test_every_shared_input_is_that_of_transformers_module(
     for layer_id, moments in enumerate(both.ours):
         given = torch.cat(getattr(both.theirs, module)[layer_id])
         assert given.shape[0] == sum(LENGTHS)
-        assert_same(getattr(moments, name).double(), covariance_of(given))
+        ours = moments.experts_in if name == "experts_in" else moments.dense[name]
+        assert_same(ours.double(), covariance_of(given))
 
 
 def inner_of(both: Both, layer_id: int) -> Iterator[Tensor]:

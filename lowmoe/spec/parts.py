@@ -1,0 +1,133 @@
+"""The tensors a model needs: a checkpoint's, by role, and those that a decoder keeps, by part.
+
+A part is a role's tensor, or several that are used at once, one above the other: q, k and v.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lowmoe.spec.attention import GroupedQueryAttention
+from lowmoe.spec.feed_forward import (
+    ExpertsFeedForward,
+    SigmoidRouter,
+    SoftmaxRouter,
+    SparseMixerRouter,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a checkpoint's tensor is for; a family's table gives its name there."""
+
+    name: str
+    layer_id: int | None = None
+    expert_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A tensor of a layer, or of the model's ends, that is kept in RAM.
+
+    rows: the roles it is made of, with the rows of each; n_columns: None for vectors; coded: a
+    matrix that takes the folder's format, else float32; of_experts: rows are [E, rows].
+    """
+
+    name: str
+    rows: tuple[tuple[str, int], ...]
+    n_columns: int | None = None
+    coded: bool = False
+    of_experts: int | None = None
+
+    @property
+    def n_rows(self) -> int:
+        return sum(count for _, count in self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        experts = () if self.of_experts is None else (self.of_experts,)
+        return (*experts, *self.role_shape(self.n_rows))
+
+    def role_shape(self, n_rows: int) -> tuple[int, ...]:
+        """The shape of one role's tensor."""
+        return (n_rows,) if self.n_columns is None else (n_rows, self.n_columns)
+
+    def roles(self, layer_id: int | None) -> Iterator[tuple[Role, tuple[int, ...]]]:
+        """What a checkpoint must have for it, in order: expert by expert where they have theirs."""
+        for expert_id in [None] if self.of_experts is None else range(self.of_experts):
+            for name, n_rows in self.rows:
+                yield Role(name, layer_id, expert_id), self.role_shape(n_rows)
+
+
+def vector(name: str, n_rows: int) -> Part:
+    """A float32 vector that is one role's."""
+    return Part(name=name, rows=((name, n_rows),))
+
+
+def matrix(name: str, n_columns: int, *rows: tuple[str, int]) -> Part:
+    """A matrix that takes the folder's format."""
+    return Part(name=name, rows=rows, n_columns=n_columns, coded=True)
+
+
+def norm_parts(name: str, n_hidden: int, *, bias: bool) -> Iterator[Part]:
+    """A norm before attention, feed-forward or head."""
+    yield vector(name, n_hidden)
+    if bias:
+        yield vector(f"{name}_bias", n_hidden)
+
+
+def attention_parts(attention: GroupedQueryAttention, n_hidden: int) -> Iterator[Part]:
+    """What attention keeps."""
+    q, kv = attention.q_size, attention.kv_size
+    yield matrix("qkv", n_hidden, ("q", q), ("k", kv), ("v", kv))
+    if attention.qkv_bias:
+        yield Part(name="qkv_bias", rows=(("q_bias", q), ("k_bias", kv), ("v_bias", kv)))
+    if attention.norm is not None and attention.norm.weighted:
+        alone = attention.norm.over == "head"
+        yield vector("q_norm", attention.head_size if alone else q)
+        yield vector("k_norm", attention.head_size if alone else kv)
+    if attention.sinks:
+        yield vector("sinks", attention.n_heads)
+    yield matrix("attention_out", q, ("attention_out", n_hidden))
+    if attention.out_bias:
+        yield vector("attention_out_bias", n_hidden)
+
+
+def feed_forward_parts(experts: ExpertsFeedForward, n_hidden: int) -> Iterator[Part]:
+    """What a feed-forward keeps in RAM, whatever experts are there."""
+    yield from _router(experts, n_hidden)
+    yield from _shared(experts, n_hidden)
+    yield from _expert_biases(experts, n_hidden)
+
+
+def _router(experts: ExpertsFeedForward, n_hidden: int) -> Iterator[Part]:
+    router, n = experts.router, experts.n_experts
+    if isinstance(router, SoftmaxRouter | SigmoidRouter | SparseMixerRouter):
+        yield Part(name="router", rows=(("router", n),), n_columns=n_hidden)
+    if isinstance(router, SoftmaxRouter) and router.bias:
+        yield vector("router_bias", n)
+    if isinstance(router, SoftmaxRouter | SigmoidRouter) and router.choice_bias:
+        yield vector("choice_bias", n)
+
+
+def _shared(experts: ExpertsFeedForward, n_hidden: int) -> Iterator[Part]:
+    """The shared expert; where it is alone a checkpoint has another name for it."""
+    if (shared := experts.shared) is None:
+        return
+    of, n = ("shared" if experts.n_experts else "only"), shared.n_inner
+    yield matrix("shared_gate_up", n_hidden, (f"{of}_gate", n), (f"{of}_up", n))
+    yield matrix("shared_down", n, (f"{of}_down", n_hidden))
+    if shared.weighed:
+        yield Part(name="shared_router", rows=(("shared_router", 1),), n_columns=n_hidden)
+
+
+def _expert_biases(experts: ExpertsFeedForward, n_hidden: int) -> Iterator[Part]:
+    if experts.bias:
+        n, both = experts.n_experts, (("gate_bias", experts.n_inner), ("up_bias", experts.n_inner))
+        yield Part(name="gate_up_bias", rows=both, of_experts=n)
+        yield Part(name="down_bias", rows=(("down_bias", n_hidden),), of_experts=n)
+
+
+def expert_shapes(experts: ExpertsFeedForward, n_hidden: int) -> dict[str, tuple[int, int]]:
+    """An expert's own matrices."""
+    wide = (experts.n_inner, n_hidden)
+    return {"gate": wide, "up": wide, "down": wide[::-1]}

@@ -1,0 +1,47 @@
+"""How a checkpoint may keep tensors otherwise than one by one, rows out and columns in.
+
+Knows:        several in one, experts in one, columns for rows, pairs of channels for halves.
+Ignorant of:  which family keeps which tensor how.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """A tensor that holds several roles' or lies otherwise.
+
+    name: its template; holds: the roles in it, one above the other, () for one role alone;
+    interleaved: their rows take turns instead; experts: None for a tensor of each expert, "axis" for
+    a first axis [E, ...], "rows" for one above the other; transposed: columns in, rows out;
+    leading_one: vectors are [1, n]; pairs: channels that rope turns against each other stand side
+    by side within a head, where the decoder wants halves.
+    """
+
+    name: str
+    holds: tuple[str, ...] = ()
+    interleaved: bool = False
+    experts: Literal["axis", "rows"] | None = None
+    transposed: bool = False
+    leading_one: bool = False
+    pairs: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What to read for one role, and how to make it a tensor [rows out, columns in].
+
+    name, shape: of the whole tensor; first, count: of its first axis, what is read; transposed: to
+    be turned over then; start, stop, step: the rows that are the role's then; wanted: its shape;
+    pairs: (head size, first channel, channels) where pairs are to become halves.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    first: int
+    count: int
+    transposed: bool
+    rows: slice
+    wanted: tuple[int, ...]
+    pairs: tuple[int, int, int] | None
