@@ -222,7 +222,7 @@ def open_model(name: str, options: LoadOptions, report: Reporter) -> Model:
     bits = MakeOptions().bits if isinstance(options.bits, str) else options.bits
     making = MakeOptions(bits=bits, threads=options.threads)
     folder = prepare(located, settings, making, report)
-    return Model(load_folder(folder, options))
+    return Model(load_folder(folder, options, report))
 
 
 def quantize(

@@ -94,8 +94,7 @@ def _shown(key: str, value: Any) -> str:
 
 
 def _shape(spec: ModelSpec) -> Mapping[str, Any]:
-    layer = spec.layers[0]
-    attention, experts = layer.attention, layer.feed_forward
+    attention, experts = spec.layers[0].attention, spec.uniform_experts()
     return {
         "family": spec.model_type,
         "parameters": spec.n_parameters,

@@ -45,14 +45,14 @@ def _projected(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries [T, A, D], keys and values [T, B, D], before any of their positions is known."""
     qkv = plus_bias(kernels.linear(x, weights.qkv), weights.optional("qkv_bias"))
+    parts = torch.split(qkv, [spec.q_size, spec.kv_size, spec.kv_size], dim=1)
+    if spec.norm is not None and spec.norm.over == "all":
+        parts = (*_normed(parts[0], parts[1], weights, spec.norm.epsilon), parts[2])
     if spec.clamp is not None:
-        qkv = qkv.clamp(-spec.clamp, spec.clamp)
-    q, k, v = torch.split(qkv, [spec.q_size, spec.kv_size, spec.kv_size], dim=1)
-    if spec.norm is not None and not spec.norm.after_rope and spec.norm.over == "all":
-        q = rms_norm(q, weights.optional("q_norm"), spec.norm.epsilon)
-        k = rms_norm(k, weights.optional("k_norm"), spec.norm.epsilon)
-    shape = (x.shape[0], -1, spec.head_size)
-    return q.view(shape), k.view(shape), v.view(shape)
+        limit = spec.clamp
+        parts = tuple(p.clamp(-limit, limit) for p in parts)
+    q, k, v = (p.view(x.shape[0], -1, spec.head_size) for p in parts)
+    return q, k, v
 
 
 def _placed(
@@ -64,22 +64,20 @@ def _placed(
     capacity: int,
 ) -> tuple[Tensor, Tensor]:
     """Queries and keys normed and turned to their positions.  capacity: tokens there may be."""
-    by_head = spec.norm is not None and spec.norm.over == "head"
-    if by_head and spec.norm is not None and not spec.norm.after_rope:
-        q, k = _heads_normed(q, k, weights, spec.norm.epsilon)
+    by_head = spec.norm if spec.norm is not None and spec.norm.over == "head" else None
+    if by_head is not None and not by_head.after_rope:
+        q, k = _normed(q, k, weights, by_head.epsilon)
     if spec.rope is not None:
         cos, sin = rope_angles(spec.rope, spec.head_size, first, q.shape[0], capacity)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    if by_head and spec.norm is not None and spec.norm.after_rope:
-        q, k = _heads_normed(q, k, weights, spec.norm.epsilon)
+    if by_head is not None and by_head.after_rope:
+        q, k = _normed(q, k, weights, by_head.epsilon)
     if spec.temperature is not None:
         q = q * _temperatures(spec.temperature, first, q.shape[0])[:, None, None].to(q.dtype)
     return q, k
 
 
-def _heads_normed(
-    q: Tensor, k: Tensor, weights: LayerWeights, epsilon: float
-) -> tuple[Tensor, Tensor]:
+def _normed(q: Tensor, k: Tensor, weights: LayerWeights, epsilon: float) -> tuple[Tensor, Tensor]:
     return (
         rms_norm(q, weights.optional("q_norm"), epsilon),
         rms_norm(k, weights.optional("k_norm"), epsilon),

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from lowmoe.decoder.abilities import lacking
 from lowmoe.decoder.computation import Cache, layer_by_layer
 from lowmoe.decoder.moe import Routing
 from lowmoe.decoder.rope import rope_frequencies
@@ -21,6 +22,8 @@ from lowmoe.spec import GroupedQueryAttention, ModelSpec, SoftmaxRouter
 from quant.matrix import Matrix, TrellisMatrix
 from quant.trellis import TrellisCode
 
+# What it computes beyond a plain decoder, see lowmoe/decoder/abilities.py.
+ABLE = frozenset({"experts without a choice"})
 _Route: TypeAlias = Callable[[int, int, int, int, int], None]
 
 
@@ -31,6 +34,9 @@ class NativeCache:
     pages: cpu.KvPages
     capacity: int
     n_tokens: int = 0
+
+
+_ANY_ROUTER = SoftmaxRouter(n_active=1, renormalize=True)
 
 
 class NativeComputation:
@@ -49,11 +55,13 @@ class NativeComputation:
         n_context: int,
     ) -> None:
         """kv: how keys and values are kept; max_tokens: of one pass; n_context: of a cache."""
+        assert not lacking(spec, ABLE), lacking(spec, ABLE)
         before = cpu.allocated_bytes()
         self._spec, self.weights, self._kv = spec, weights, kv
         self.max_tokens = max_tokens
         self._engine = cpu.engine(isa, pool, code, max_tokens=max_tokens)
         self._frequencies: dict[object, Tensor] = {}
+        self._no_choice = torch.zeros(1, spec.n_hidden)
         self._attention = cpu.Attention(
             self._engine,
             [self._attention_layer(i) for i in range(len(spec.layers))],
@@ -200,12 +208,14 @@ class NativeComputation:
 
     def _experts_layer(self, layer_id: int) -> cpu.ExpertsLayer:
         weights, spec = self.weights.layers[layer_id], self._spec.layers[layer_id].feed_forward
-        router = spec.router
-        assert isinstance(router, SoftmaxRouter)
+        # One expert that every token uses is chosen by any router; one of zeros serves.
+        router, scores = _ANY_ROUTER, self._no_choice
+        if isinstance(spec.router, SoftmaxRouter):
+            router, scores = spec.router, weights.router
         return cpu.ExpertsLayer(
             norm=weights.experts_norm.data_ptr(),
             norm_epsilon=self._spec.norm_epsilon,
-            router=weights.router.data_ptr(),
+            router=scores.data_ptr(),
             d_in=weights.transforms.d_in.data_ptr(),
             d_inner=weights.transforms.d_inner.data_ptr(),
             n_hidden=self._spec.n_hidden,

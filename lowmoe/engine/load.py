@@ -13,13 +13,15 @@ import torch
 from lowmoe.checkpoint.files import ALIGNMENT
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.reader import Checkpoint
+from lowmoe.decoder.abilities import lacking
 from lowmoe.decoder.computation import Computation
 from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.in_torch import TorchComputation
-from lowmoe.decoder.native import NativeComputation
+from lowmoe.decoder.native import ABLE, NativeComputation
 from lowmoe.decoder.weights import CheckpointTensors, DenseWeights, from_checkpoint, from_folder
 from lowmoe.engine.machine import PROBE_BYTES, new_pool, physical_cores
 from lowmoe.engine.memory import available_ram_bytes, parse_budget, total_ram_bytes
+from lowmoe.engine.report import Reporter, SilentReporter
 from lowmoe.engine.text_parts import TextParts
 from lowmoe.errors import UsageError
 from lowmoe.experts.source import CheckpointExperts, ExpertSource, FolderExperts
@@ -124,8 +126,9 @@ class Runtime:
         self._closing.close()
 
 
-def load_folder(path: Path, options: LoadOptions) -> Runtime:
-    """A model folder, ready to run."""
+def load_folder(path: Path, options: LoadOptions, report: Reporter | None = None) -> Runtime:
+    """A model folder, ready to run.  report: hears what computes it where that is slow."""
+    report = report or SilentReporter()
     if options.dtype is not None:
         raise UsageError(
             f"dtype is for checkpoints, but {path} is a quantized model folder. Leave it out."
@@ -135,7 +138,7 @@ def load_folder(path: Path, options: LoadOptions) -> Runtime:
         family = read_config(folder.manifest.config)
         weights = from_folder(folder, family.spec)
         context = _context(family.spec, options)
-        how = _choose_computation(folder, family.spec, weights, context, options)
+        how = _choose_computation(folder, family.spec, weights, context, options, report)
         division = _divide(weights, context, how.computation, options)
         format, parts = _choose_planes(folder, family.spec, division.experts, options)
         return _assemble(
@@ -194,10 +197,17 @@ def _choose_computation(
     weights: DenseWeights,
     context: int,
     options: LoadOptions,
+    report: Reporter,
 ) -> _How:
-    """Native code where all matrices are planes that it reads; else torch."""
+    """Native code where it can compute such a model and reads its planes; else torch."""
     recipe, forced = folder.recipe, read_settings().isa
-    if recipe.format != "trellis" or forced == TORCH:
+    lacks = lacking(spec, ABLE)
+    if lacks:
+        report.note(
+            f"torch computes this model, many times slower than native code, which has no "
+            f"{', '.join(lacks)} yet"
+        )
+    if recipe.format != "trellis" or forced == TORCH or lacks:
         format = recipe.expert_format(spec)
         return _in_torch(spec, weights, format, FOLDER_DTYPE, context, options)
     if recipe.code.window_bits > cpu.WINDOW_BITS:

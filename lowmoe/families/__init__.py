@@ -4,17 +4,54 @@ Knows:        which model_type is which family, what each calls its tensors.
 Ignorant of:  what any of the tensors is for at run time.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from lowmoe.errors import CheckpointError, UnsupportedModelError
-from lowmoe.families import mixtral
+from lowmoe.families import (
+    dbrx,
+    ernie4_5_moe,
+    gpt_oss,
+    granitemoe,
+    grouped_sigmoid,
+    hunyuan_v1_moe,
+    llama,
+    llama4,
+    llama4_whole,
+    minimax_m2,
+    mistral,
+    mixtral,
+    olmoe,
+    phimoe,
+    qwen,
+    qwen2,
+    qwen_moe,
+)
 from lowmoe.spec import HfConfig, ModelSpec, Piece, Role, Stored, checkpoint_tensors
 
-FAMILIES: Mapping[str, ModuleType] = {"mixtral": mixtral}
+FAMILIES: Mapping[str, ModuleType] = {
+    "dbrx": dbrx,
+    "dots1": grouped_sigmoid,
+    "ernie4_5_moe": ernie4_5_moe,
+    "glm4_moe": grouped_sigmoid,
+    "gpt_oss": gpt_oss,
+    "granitemoe": granitemoe,
+    "hunyuan_v1_moe": hunyuan_v1_moe,
+    "llama": llama,
+    "llama4": llama4_whole,
+    "llama4_text": llama4,
+    "minimax_m2": minimax_m2,
+    "mistral": mistral,
+    "mixtral": mixtral,
+    "olmoe": olmoe,
+    "phimoe": phimoe,
+    "qwen": qwen,
+    "qwen2": qwen2,
+    "qwen2_moe": qwen_moe,
+    "qwen3_moe": qwen_moe,
+}
 
 # Keys by which a config asks for code of its own to be run, or reaches into transformers' loader.
 _DANGEROUS = ("auto_map", "trust_remote_code", "_attn_implementation_internal")
@@ -97,23 +134,34 @@ class Family:
 
 def read_config(config: Mapping[str, Any]) -> Family:
     """The family of a config.json.  Raises UnsupportedModelError for what nobody implemented."""
-    dangerous = [key for key in _DANGEROUS if key in config]
-    if dangerous:
-        raise UnsupportedModelError(
-            f"config.json has {', '.join(dangerous)}: it wants code of its own to run, and lowmoe "
-            "never runs a checkpoint's code. Look for a conversion of the model without it."
-        )
     model_type = config.get("model_type")
+    module = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    _refuse_code(config, getattr(module, "REMOTE_CLASSES", ()))
     if not isinstance(model_type, str):
         raise CheckpointError(
             f"config.json: model_type is {model_type!r}, but must name a model family. "
             "Is this a model's config.json?"
         )
-    if model_type not in FAMILIES:
+    if module is None:
         raise UnsupportedModelError(
             f"config.json: model_type is {model_type!r}, but implemented are "
             f"{', '.join(sorted(FAMILIES))}."
         )
-    module = FAMILIES[model_type]
     spec: ModelSpec = module.spec(HfConfig(config))
-    return Family(spec, module.NAMES, dict(checkpoint_tensors(spec)), ())
+    shapes = dict(checkpoint_tensors(spec))
+    return Family(spec, module.NAMES, shapes, getattr(module, "IGNORED", ()))
+
+
+def _refuse_code(config: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """known: classes of a checkpoint's own code that do what we implement; ours runs instead."""
+    dangerous = [key for key in _DANGEROUS if key in config]
+    table = config.get("auto_map")
+    if isinstance(table, dict) and known:
+        wanted = str(table.get("AutoModelForCausalLM", "")).rpartition(".")[2]
+        if wanted in known:
+            dangerous.remove("auto_map")
+    if dangerous:
+        raise UnsupportedModelError(
+            f"config.json has {', '.join(dangerous)}: it wants code of its own to run, and lowmoe "
+            "never runs a checkpoint's code. Look for a conversion of the model without it."
+        )

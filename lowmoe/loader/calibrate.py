@@ -183,9 +183,7 @@ class CalibrationRun:
         mixed = torch.zeros_like(routing.given)
         inner, columns = [], _Columns(torch.zeros(mixed.shape[1], dtype=torch.float64), 0, [])
         for expert_id in range(spec.n_experts):
-            inner.append(
-                self._expert(routing, experts, expert_id, spec, weights, mixed, columns)
-            )
+            inner.append(self._expert(routing, experts, expert_id, spec, weights, mixed, columns))
         return mixed, inner, columns
 
     def _expert(

@@ -30,7 +30,6 @@ from quant.expert import NO_COVARIANCES, InputCovariances
 from quant.layout import PlaneLayout
 from quant.transform import channel_factors
 
-
 ROUTERS = ("router", "shared_router")  # matrices that are kept in float32
 
 

@@ -60,10 +60,15 @@ def write_synthetic(
         makers = _makers(family)
         expert = recipe.expert_format(family.spec)
         assert isinstance(expert, TrellisFormat)
+        matrices = [expert.gate_up, expert.down]
+
+        def plane(span: str) -> Tensor:
+            return _random_planes(matrices, span)
+
         total = len(layout.places)
         for done, span in enumerate(layout.places, start=1):
             if not w.has(span):
-                make = makers.get(span, lambda s: _random_planes([expert.gate_up, expert.down], s))
+                make = makers.get(span, plane)
                 w.commit({span: make(span)})
             progress(done, total)
         w.finish(manifest(w.spans()), {})

@@ -75,8 +75,8 @@ class Rope:
 class HeadNorm:
     """RMS norms of queries and of keys.
 
-    over: "head", each head by itself, or "all", all heads together; after_rope: or before;
-    weighted: whether channels have weights, of a head or of all of them.
+    over: "head", each head by itself, or "all", all heads together, before rope; after_rope: those
+    of single heads; weighted: whether channels have weights, of a head or of all of them.
     """
 
     over: Literal["head", "all"]
@@ -99,8 +99,8 @@ class GroupedQueryAttention:
 
     rope: None for no positions; window: how many of the latest tokens, itself included, a token
     sees; chunk: it sees those of its own chunk of so many; None for all.
-    qkv_bias, out_bias: of the linear maps; clamp: queries, keys and values are kept within
-    +-clamp; score_scale: what scores are multiplied by, None for head_size ** -0.5; sinks: each
+    qkv_bias, out_bias: of the linear maps; clamp: queries, keys and values, after norms of all
+    heads, are kept within +-clamp; score_scale: what scores are multiplied by, None for head_size ** -0.5; sinks: each
     head has a learned score of nothing.
     """
 

@@ -1,6 +1,7 @@
 """Tiny random checkpoints that transformers itself saves, and decoders over them."""
 
 import contextlib
+import copy
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.decoder.decoder import Decoder
@@ -29,7 +30,7 @@ LAYERS = 3
 class TinyModel:
     """What sets a checkpoint apart.
 
-    config: keys of config.json, beside or instead of those in MIXTRAL; old_spelling: as
+    config: keys of config.json, beside or instead of those of FAMILY_CONFIGS; old_spelling: as
     transformers 4 wrote that file.
     """
 
@@ -38,39 +39,120 @@ class TinyModel:
     shard_size: str = "1GB"
     old_spelling: bool = False
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, family: str = "mixtral") -> None:
         """Make the checkpoint."""
         torch.manual_seed(7)
-        model: Any = MixtralForCausalLM(MixtralConfig(**(MIXTRAL | self.config)))
-        _weigh_norms(model)
+        model_type = SAME_MODEL.get(family, family)
+        # transformers writes into the tables it is given.
+        keys = copy.deepcopy(FAMILY_CONFIGS[family] | self.config)
+        config = AutoConfig.for_model(model_type, **keys)
+        model: Any = AutoModelForCausalLM.from_config(config)
+        _weigh_vectors(model)
         model.to(self.saved_dtype).save_pretrained(folder, max_shard_size=self.shard_size)
         if self.old_spelling:
             _spell_as_before(folder / "config.json")
 
 
-MIXTRAL: dict[str, Any] = {
+USUAL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
     "intermediate_size": 40,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "num_local_experts": 4,
-    "num_experts_per_tok": 2,
     "max_position_embeddings": 128,
     # Large enough for logits that differ and routers that choose, small enough that a rounding at
     # the first layer is not ten roundings at the last.
     "initializer_range": 0.15,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
 }
+MIXTRAL: dict[str, Any] = {**USUAL, "num_local_experts": 4, "num_experts_per_tok": 2}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+LOCAL = {"num_local_experts": 6, "num_experts_per_tok": 2}
+ROUTED = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "head_dim": 16,
+    "norm_topk_prob": True,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 1,
+}
+FAMILY_CONFIGS: dict[str, dict[str, Any]] = {
+    "dbrx": {
+        "d_model": 48,
+        "n_heads": 4,
+        "n_layers": LAYERS,
+        "max_seq_len": 128,
+        "vocab_size": VOCABULARY,
+        "initializer_range": 0.15,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e4},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 1.5, "rope_theta": 5e4},
+        "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 6, "moe_top_k": 3},
+    },
+    "dots1": {**USUAL, **ROUTED, "sliding_window": None, "routed_scaling_factor": 2.5},
+    "ernie4_5_moe": {
+        **USUAL,
+        "moe_num_experts": 6,
+        "moe_k": 2,
+        "moe_intermediate_size": 24,
+    },
+    "glm4_moe": {**USUAL, **ROUTED, "use_qk_norm": True, "attention_bias": True},
+    "gpt_oss": {**USUAL, **LOCAL, "head_dim": 16, "sliding_window": 7},
+    "granitemoe": {
+        **USUAL,
+        **LOCAL,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.6,
+        "attention_multiplier": 0.4,
+        "logits_scaling": 0.7,
+    },
+    "hunyuan_v1_moe": {**USUAL, "num_experts": 6, "moe_topk": 2, "head_dim": 16},
+    "llama": USUAL,
+    "llama4": {
+        **USUAL,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 1,
+        "num_hidden_layers": 4,
+        "head_dim": 16,
+        "attention_chunk_size": 8,
+        "intermediate_size_mlp": 32,
+        "floor_scale": 8,
+        "attn_scale": 0.5,
+    },
+    "minimax_m2": {**USUAL, **LOCAL, "head_dim": 16, "rotary_dim": 8},
+    "mistral": {**USUAL, "sliding_window": None},
+    "mixtral": MIXTRAL,
+    "olmoe": {**USUAL, "num_experts": 6, "num_experts_per_tok": 2},
+    "phimoe": {**USUAL, **LOCAL, "attention_bias": True, "lm_head_bias": True},
+    "qwen2": USUAL,
+    "qwen2_moe": {**USUAL, **EXPERTS, "shared_expert_intermediate_size": 32},
+    "qwen3_moe": {**USUAL, **EXPERTS, "head_dim": 16, "norm_topk_prob": True},
+}
+FAMILY_CONFIGS["llama4_text"] = FAMILY_CONFIGS["llama4"]
+FAMILY_CONFIGS["qwen"] = {**USUAL, "num_key_value_heads": 4}
+# What transformers calls the class that computes the same.
+SAME_MODEL = {"llama4": "llama4_text", "qwen": "qwen2"}
 
 
 @torch.no_grad()
-def _weigh_norms(model: torch.nn.Module) -> None:
-    """Norms with weights that show when they are left out; transformers begins with ones."""
-    for name, weight in model.named_parameters():
-        if name.endswith("norm.weight"):
+def _weigh_vectors(model: torch.nn.Module) -> None:
+    """Norms, biases and sinks that show when they are left out; transformers begins with ones and
+    zeros. And routers that choose where it begins with zeros.
+    """
+    for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+        if name.endswith("e_score_correction_bias"):
+            weight.uniform_(-0.15, 0.15)  # more would choose the same experts for all tokens
+        elif name.endswith(("bias", "sinks")):
+            weight.uniform_(-0.5, 0.5)
+        elif name.endswith("weight") and weight.dim() == 1:
             weight.uniform_(0.5, 1.5)
+        elif weight.dim() > 1 and not weight.any():
+            weight.normal_(0, 0.15)
 
 
 def _spell_as_before(path: Path) -> None:
@@ -81,51 +163,13 @@ def _spell_as_before(path: Path) -> None:
     path.write_text(json.dumps(config))
 
 
-# Of each family, what its checkpoints can differ in.
-GOLDENS: dict[str, dict[str, TinyModel]] = {
-    "mixtral": {
-        "4 experts, top 2": TinyModel(config={}),
-        "4 experts, top 1": TinyModel(config={"num_experts_per_tok": 1}),
-        "4 experts, top 3": TinyModel(config={"num_experts_per_tok": 3}),
-        "8 experts, top 2": TinyModel(config={"num_local_experts": 8}),
-        "8 experts, top 3, fp16, shards": TinyModel(
-            config={"num_local_experts": 8, "num_experts_per_tok": 3},
-            saved_dtype=torch.float16,
-            shard_size="20KB",
-        ),
-        "tied head": TinyModel(config={"tie_word_embeddings": True}),
-        "tied head, bf16, shards": TinyModel(
-            config={"tie_word_embeddings": True}, saved_dtype=torch.bfloat16, shard_size="30KB"
-        ),
-        "3 heads of 10 over 1": TinyModel(
-            config={"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 10}
-        ),
-        "6 heads over 3": TinyModel(config={"num_attention_heads": 6, "num_key_value_heads": 3}),
-        "5 heads of their own, odd sizes": TinyModel(
-            config={
-                "hidden_size": 50,
-                "intermediate_size": 33,
-                "num_attention_heads": 5,
-                "num_key_value_heads": 5,
-            }
-        ),
-        "sliding window": TinyModel(config={"sliding_window": 7}),
-        "old spelling, bf16": TinyModel(
-            config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
-            saved_dtype=torch.bfloat16,
-            old_spelling=True,
-        ),
-        "old spelling, window, shards": TinyModel(
-            config={"sliding_window": 16}, shard_size="50KB", old_spelling=True
-        ),
-    },
-}
-
-
 def reference(folder: Path) -> Any:
     """The same checkpoint in transformers, computing in float32, experts in the plainest way."""
-    return MixtralForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, experts_implementation="eager"
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",
     )
 
 

@@ -163,7 +163,7 @@ def calibrate(folder: Path, sequences: list[Tensor], model: MixtralForCausalLM) 
     hidden = tensors.read("embedding")[torch.cat(sequences)].float()
     run = CalibrationRun(hidden, list(LENGTHS), spec)
     ours, behind = [], []
-    for layer_id, layer in enumerate(spec.layers):
+    for layer_id in range(len(spec.layers)):
         weights = tensors.layer(layer_id, torch.float32)
         ours.append(run.through_layer(layer_id, weights, Experts(source, layer_id)))
         behind.append(run.hidden)

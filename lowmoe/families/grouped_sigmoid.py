@@ -1,0 +1,92 @@
+"""The experts that DeepSeek-V3 began with: a sigmoid of each, a bias for the choice, groups.
+
+Of other attention: GLM-4.5 to 4.7, dots.llm1.
+Source: arXiv 2412.19437; transformers' Glm4MoeForCausalLM and Dots1ForCausalLM.
+"""
+
+from dataclasses import replace
+
+from lowmoe.families.names import decoder_names, expert_names
+from lowmoe.families.reading import (
+    epsilon,
+    n_layers,
+    read_attention,
+    read_model,
+    require_plain,
+    windows,
+    without_experts,
+)
+from lowmoe.spec import (
+    ExpertsFeedForward,
+    HeadNorm,
+    HfConfig,
+    ModelSpec,
+    SharedExpert,
+    SigmoidRouter,
+)
+
+NAMES = {**decoder_names(), **expert_names(shared="shared_experts")}
+REMOTE_CLASSES = ("Dots1ForCausalLM",)
+
+
+def spec(hf: HfConfig) -> ModelSpec:
+    """The model that a GLM-4.5's or a dots.llm1's config.json describes."""
+    require_plain(hf)
+    return _with_half_rope(hf) if hf.values["model_type"] == "glm4_moe" else _with_windows(hf)
+
+
+def _with_half_rope(hf: HfConfig) -> ModelSpec:
+    eps = epsilon(hf, default=1e-5)
+    normed = hf.boolean("use_qk_norm", default=False)
+    attention = read_attention(
+        hf,
+        theta=1e4,
+        head_size=128,
+        rotated=0.5,
+        norm=HeadNorm(over="head", epsilon=eps) if normed else None,
+        qkv_bias=hf.boolean("attention_bias", default=False),
+    )
+    return read_model(hf, attention, feed_forwards(hf, renormalize=True), norm_epsilon=eps)
+
+
+def _with_windows(hf: HfConfig) -> ModelSpec:
+    eps = epsilon(hf, default=1e-6)
+    bias = hf.boolean("attention_bias", default=False)
+    norm = HeadNorm(over="head", epsilon=eps)
+    attention = read_attention(hf, theta=1e4, norm=norm, qkv_bias=bias, out_bias=bias)
+    count, window = n_layers(hf), hf.optional_integer("sliding_window")
+    first = count
+    if window is not None:
+        first = min(hf.integer("max_window_layers", default=count), count)
+    sizes = windows(hf, [None] * first + [window] * (count - first))
+    layers = [replace(attention, window=size) for size in sizes]
+    return read_model(hf, layers, feed_forwards(hf, renormalize=False), norm_epsilon=eps)
+
+
+def feed_forwards(hf: HfConfig, *, renormalize: bool) -> list[ExpertsFeedForward]:
+    """A few plain ones first, then experts beside shared ones.
+
+    renormalize: where the config does not say.
+    """
+    n_experts = hf.integer("n_routed_experts", default=hf.optional_integer("num_experts"))
+    n_inner = hf.integer("moe_intermediate_size")
+    n_groups = hf.integer("n_group", default=1, maximum=n_experts)
+    experts = ExpertsFeedForward(
+        n_experts=n_experts,
+        n_inner=n_inner,
+        router=SigmoidRouter(
+            n_active=hf.integer("num_experts_per_tok", maximum=n_experts),
+            renormalize=hf.boolean("norm_topk_prob", default=renormalize),
+            choice_bias=True,
+            n_groups=n_groups,
+            n_groups_active=hf.integer("topk_group", default=1, maximum=n_groups),
+            scale=hf.number("routed_scaling_factor", default=1.0),
+        ),
+        shared=SharedExpert(n_inner=n_inner * hf.integer("n_shared_experts", default=1)),
+    )
+    plain = without_experts(experts, hf.integer("intermediate_size"))
+    count = n_layers(hf)
+    n_plain = 0
+    if hf.values.get("first_k_dense_replace") != 0:
+        n_plain = hf.integer("first_k_dense_replace", default=1, maximum=count)
+    return [plain] * n_plain + [experts] * (count - n_plain)

@@ -1,0 +1,328 @@
+"""Of each family, what its checkpoints can differ in."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import TinyModel
+from torch import Tensor
+
+THETA = 10_000.0
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": THETA,
+    "factor": 8.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+}
+BY_WAVELENGTH = {
+    "rope_type": "llama3",
+    "rope_theta": THETA,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": THETA,
+    "short_factor": [1.0, 1.1, 1.3, 1.7, 2.0, 3.0],
+    "long_factor": [2.0, 2.5, 3.0, 4.0, 5.0, 6.0],
+    "short_mscale": 1.2,
+    "long_mscale": 1.3,
+    "original_max_position_embeddings": 64,
+}
+ALPHA = {
+    "rope_type": "dynamic",
+    "type": "dynamic",
+    "rope_theta": THETA,
+    "alpha": 1000.0,
+    "factor": 1.0,
+}
+
+_MIXTRAL = {
+    "4 experts, top 2": TinyModel(config={}),
+    "4 experts, top 1": TinyModel(config={"num_experts_per_tok": 1}),
+    "4 experts, top 3": TinyModel(config={"num_experts_per_tok": 3}),
+    "8 experts, top 2": TinyModel(config={"num_local_experts": 8}),
+    "8 experts, top 3, fp16, shards": TinyModel(
+        config={"num_local_experts": 8, "num_experts_per_tok": 3},
+        saved_dtype=torch.float16,
+        shard_size="20KB",
+    ),
+    "tied head": TinyModel(config={"tie_word_embeddings": True}),
+    "tied head, bf16, shards": TinyModel(
+        config={"tie_word_embeddings": True}, saved_dtype=torch.bfloat16, shard_size="30KB"
+    ),
+    "3 heads of 10 over 1": TinyModel(
+        config={"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 10}
+    ),
+    "6 heads over 3": TinyModel(config={"num_attention_heads": 6, "num_key_value_heads": 3}),
+    "5 heads of their own, odd sizes": TinyModel(
+        config={
+            "hidden_size": 50,
+            "intermediate_size": 33,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 5,
+        }
+    ),
+    "sliding window": TinyModel(config={"sliding_window": 7}),
+    "old spelling, bf16": TinyModel(
+        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        saved_dtype=torch.bfloat16,
+        old_spelling=True,
+    ),
+    "old spelling, window, shards": TinyModel(
+        config={"sliding_window": 16}, shard_size="50KB", old_spelling=True
+    ),
+}
+
+_SIX_HEADS = {"num_attention_heads": 6, "num_key_value_heads": 3}
+_ODD = {
+    "hidden_size": 50,
+    "intermediate_size": 33,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 5,
+}
+
+GOLDENS: Mapping[str, Mapping[str, TinyModel]] = {
+    "dbrx": {
+        "top 3 of 6": TinyModel(config={}),
+        "one key-value head, clamped more": TinyModel(
+            config={"attn_config": {"kv_n_heads": 1, "clip_qkv": 0.7, "rope_theta": 5e4}}
+        ),
+        "top 1 of 4, shards": TinyModel(
+            config={
+                "ffn_config": {"ffn_hidden_size": 33, "moe_num_experts": 4, "moe_top_k": 1},
+                "attn_config": {"kv_n_heads": 4, "clip_qkv": 0.4, "rope_theta": 5e4},
+            },
+            shard_size="30KB",
+        ),
+    },
+    "dots1": {
+        "one plain layer": TinyModel(config={}),
+        "two shared, not renormalized": TinyModel(
+            config={"n_shared_experts": 2, "norm_topk_prob": False, "first_k_dense_replace": 2}
+        ),
+        "biases, groups": TinyModel(
+            config={"attention_bias": True, "n_group": 4, "topk_group": 2}, shard_size="30KB"
+        ),
+        "a window in the last layers": TinyModel(
+            config={"sliding_window": 7, "max_window_layers": 1, "first_k_dense_replace": 0}
+        ),
+    },
+    "ernie4_5_moe": {
+        "tied": TinyModel(config={"tie_word_embeddings": True}),
+        "no shared": TinyModel(config={"moe_num_shared_experts": 0, "moe_k": 3}),
+        "every second layer, bf16": TinyModel(
+            config={"moe_layer_interval": 2, "moe_layer_start_index": 0, **_SIX_HEADS},
+            saved_dtype=torch.bfloat16,
+        ),
+    },
+    "glm4_moe": {
+        "normed heads, biases": TinyModel(config={"partial_rotary_factor": 0.5}),
+        "no norms, groups": TinyModel(
+            config={"use_qk_norm": False, "n_group": 4, "topk_group": 2, "n_shared_experts": 2}
+        ),
+        "no biases, no plain layers, scaled": TinyModel(
+            config={
+                "attention_bias": False,
+                "first_k_dense_replace": 0,
+                "routed_scaling_factor": 2.5,
+                "norm_topk_prob": False,
+            },
+            shard_size="30KB",
+        ),
+    },
+    "gpt_oss": {
+        "window of 7": TinyModel(config={}),
+        "scaled, top 3": TinyModel(
+            config={"num_experts_per_tok": 3, "rope_parameters": {**YARN, "truncate": False}}
+        ),
+        "all layers whole, low limit": TinyModel(
+            config={"layer_types": ["full_attention"] * 3, "swiglu_limit": 0.5}, shard_size="30KB"
+        ),
+    },
+    "granitemoe": {
+        "top 2 of 6": TinyModel(config={}),
+        "tied": TinyModel(config={"tie_word_embeddings": True, "num_experts_per_tok": 4}),
+        "biases, odd sizes": TinyModel(config={"attention_bias": True, **_ODD}),
+    },
+    "hunyuan_v1_moe": {
+        "top 2 of 6": TinyModel(config={}),
+        "alpha": TinyModel(config={"rope_parameters": ALPHA}),
+        "lists, tied, biases": TinyModel(
+            config={"moe_topk": [3, 3, 3], "tie_word_embeddings": True, "attention_bias": True}
+        ),
+    },
+    "llama": {
+        "plain": TinyModel(config={}),
+        "wavelengths": TinyModel(config={"rope_parameters": BY_WAVELENGTH}),
+        "linear, tied, biases": TinyModel(
+            config={
+                "rope_parameters": {"rope_type": "linear", "rope_theta": THETA, "factor": 4.0},
+                "tie_word_embeddings": True,
+                "attention_bias": True,
+            }
+        ),
+        "yarn, odd sizes, fp16": TinyModel(
+            config={"rope_parameters": YARN, **_ODD}, saved_dtype=torch.float16
+        ),
+        "old spelling": TinyModel(config={}, old_spelling=True),
+    },
+    "llama4": {"within a model that sees": TinyModel(config={})},
+    "llama4_text": {
+        "experts everywhere": TinyModel(config={}),
+        "every second layer, no norms": TinyModel(
+            config={"interleave_moe_layer_step": 2, "use_qk_norm": False}
+        ),
+        "wavelengths without a ramp, top 2": TinyModel(
+            config={
+                "rope_parameters": {**BY_WAVELENGTH, "high_freq_factor": 1.0},
+                "num_experts_per_tok": 2,
+                "attn_temperature_tuning": False,
+            },
+            shard_size="30KB",
+        ),
+        "biases": TinyModel(config={"attention_bias": True, "attention_chunk_size": 16}),
+    },
+    "minimax_m2": {
+        "half turns": TinyModel(config={}),
+        "a quarter turns, top 3": TinyModel(config={"rotary_dim": 4, "num_experts_per_tok": 3}),
+        "all turns, 6 heads": TinyModel(config={"rotary_dim": 16, **_SIX_HEADS}, shard_size="30KB"),
+    },
+    "mistral": {
+        "plain": TinyModel(config={}),
+        "window": TinyModel(config={"sliding_window": 7}),
+        "3 heads of 10 over 1, bf16": TinyModel(
+            config={"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 10},
+            saved_dtype=torch.bfloat16,
+        ),
+    },
+    "mixtral": _MIXTRAL,
+    "olmoe": {
+        "top 2 of 6": TinyModel(config={}),
+        "clamped, renormalized": TinyModel(config={"clip_qkv": 0.8, "norm_topk_prob": True}),
+        "biases, heads of their own": TinyModel(
+            config={"attention_bias": True, "num_key_value_heads": 4}, shard_size="30KB"
+        ),
+    },
+    "phimoe": {
+        "plain rope": TinyModel(config={}),
+        "long rope": TinyModel(config={"rope_parameters": LONG}),
+        "no biases, wide jitter": TinyModel(
+            config={"attention_bias": False, "lm_head_bias": False, "router_jitter_noise": 0.3}
+        ),
+    },
+    "qwen": {
+        "plain": TinyModel(config={}),
+        "6 heads": TinyModel(config={"num_attention_heads": 6, "num_key_value_heads": 6}),
+        "bf16, shards": TinyModel(config={}, saved_dtype=torch.bfloat16),
+    },
+    "qwen2": {
+        "plain": TinyModel(config={}),
+        "tied": TinyModel(config={"tie_word_embeddings": True, **_SIX_HEADS}),
+        "a window in the last layers": TinyModel(
+            config={"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
+        ),
+        "yarn": TinyModel(config={"rope_parameters": YARN}),
+    },
+    "qwen2_moe": {
+        "experts everywhere": TinyModel(config={}),
+        "a plain layer, renormalized": TinyModel(
+            config={"mlp_only_layers": [1], "norm_topk_prob": True}
+        ),
+        "every second layer, no biases": TinyModel(
+            config={"decoder_sparse_step": 2, "qkv_bias": False}, shard_size="30KB"
+        ),
+    },
+    "qwen3_moe": {
+        "experts everywhere": TinyModel(config={}),
+        "plain layers, not renormalized, biases": TinyModel(
+            config={"mlp_only_layers": [0, 2], "norm_topk_prob": False, "attention_bias": True}
+        ),
+        "window, tied, top 4": TinyModel(
+            config={
+                "use_sliding_window": True,
+                "sliding_window": 7,
+                "tie_word_embeddings": True,
+                "num_experts_per_tok": 4,
+            }
+        ),
+    },
+}
+
+
+def spell_as_the_family_does(folder: Path, family: str) -> None:
+    """Names and config.json of a checkpoint that transformers' class of the same maths saved."""
+    if family in SPELLINGS:
+        SPELLINGS[family](folder)
+
+
+def _rewrite(
+    folder: Path,
+    tensors: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    config: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:
+    found = load_file(folder / "model.safetensors")
+    save_file({n: t.contiguous() for n, t in tensors(found).items()}, folder / "model.safetensors")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config(values)))
+
+
+def _within_a_model_that_sees(folder: Path) -> None:
+    vision = {"vision_model.class_embedding": torch.ones(3)}
+    _rewrite(
+        folder,
+        lambda tensors: {f"language_model.{n}": t for n, t in tensors.items()} | vision,
+        lambda values: {"model_type": "llama4", "text_config": values},
+    )
+
+
+def _as_the_first(folder: Path) -> None:
+    """QwenLM/Qwen's names: gate and up are w2 and w1, and counted together."""
+
+    def named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = {
+            "transformer.wte.weight": tensors["model.embed_tokens.weight"],
+            "transformer.ln_f.weight": tensors["model.norm.weight"],
+            "lm_head.weight": tensors["lm_head.weight"],
+        }
+        for i in range(3):
+            old, new = f"model.layers.{i}.", f"transformer.h.{i}."
+            for kind in ("weight", "bias"):
+                qkv = [tensors[f"{old}self_attn.{p}_proj.{kind}"] for p in "qkv"]
+                found[f"{new}attn.c_attn.{kind}"] = torch.cat(qkv)
+            found[f"{new}attn.c_proj.weight"] = tensors[f"{old}self_attn.o_proj.weight"]
+            found[f"{new}ln_1.weight"] = tensors[f"{old}input_layernorm.weight"]
+            found[f"{new}ln_2.weight"] = tensors[f"{old}post_attention_layernorm.weight"]
+            for ours, theirs in (("w2", "gate_proj"), ("w1", "up_proj"), ("c_proj", "down_proj")):
+                found[f"{new}mlp.{ours}.weight"] = tensors[f"{old}mlp.{theirs}.weight"]
+        return found
+
+    def config(values: dict[str, Any]) -> dict[str, Any]:
+        keys = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        return {
+            **{key: values[key] for key in keys},
+            "model_type": "qwen",
+            "auto_map": {"AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"},
+            "intermediate_size": 2 * values["intermediate_size"],
+            "layer_norm_epsilon": values["rms_norm_eps"],
+            "rotary_emb_base": values["rope_parameters"]["rope_theta"],
+            "seq_length": 128,
+            "no_bias": True,
+            "use_dynamic_ntk": True,
+            "use_logn_attn": True,
+        }
+
+    _rewrite(folder, named, config)
+
+
+SPELLINGS: Mapping[str, Callable[[Path], None]] = {
+    "llama4": _within_a_model_that_sees,
+    "qwen": _as_the_first,
+}
