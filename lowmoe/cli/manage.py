@@ -36,7 +36,7 @@ from lowmoe.library import (
     verify,
 )
 from lowmoe.settings import read_settings
-from lowmoe.spec import ModelSpec
+from lowmoe.spec import Attention, LatentAttention, ModelSpec
 
 
 def list_command(*, json: bool) -> None:
@@ -101,11 +101,18 @@ def _shape(spec: ModelSpec) -> Mapping[str, Any]:
         "active_parameters": spec.n_active_parameters,
         "layers": len(spec.layers),
         "hidden": spec.n_hidden,
-        "heads": f"{attention.n_heads} of {attention.head_size}, {attention.n_kv_heads} key-value",
+        "heads": _heads(attention),
         "experts": f"{experts.n_experts} of {experts.n_inner}, {experts.router.n_active} a token",
         "vocabulary": spec.n_vocab,
         "context": spec.context_length,
     }
+
+
+def _heads(attention: Attention) -> str:
+    if isinstance(attention, LatentAttention):
+        kept = attention.kv_rank + attention.rope_size
+        return f"{attention.n_heads} of {attention.key_size}, {kept} latent key-value channels"
+    return f"{attention.n_heads} of {attention.head_size}, {attention.n_kv_heads} key-value"
 
 
 def _contents(folder: ModelFolder) -> Mapping[str, Any]:

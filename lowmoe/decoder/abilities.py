@@ -63,7 +63,8 @@ _OF_FEED_FORWARDS: Mapping[str, Callable[[ExpertsFeedForward], bool]] = {
     "biases of experts": lambda f: f.bias,
     "weights on what experts are given": lambda f: f.weigh_input,
 }
-ALL = frozenset({*_OF_MODELS, *_OF_ATTENTION, *_OF_FEED_FORWARDS})
+LATENT = "latent attention"
+ALL = frozenset({LATENT, *_OF_MODELS, *_OF_ATTENTION, *_OF_FEED_FORWARDS})
 
 
 def _has(norm: HeadNorm | None, test: Callable[[HeadNorm], bool]) -> bool:
@@ -76,10 +77,12 @@ def _turns(rope: Rope | None, test: Callable[[Rope], bool]) -> bool:
 
 def needs(spec: ModelSpec) -> list[str]:
     """What a model asks beyond a plain decoder."""
-    attentions = {layer.attention for layer in spec.layers}
+    kinds = {layer.attention for layer in spec.layers}
+    attentions = [kind for kind in kinds if isinstance(kind, GroupedQueryAttention)]
     feed_forwards = {layer.feed_forward for layer in spec.layers}
     return [
         *(name for name, test in _OF_MODELS.items() if test(spec)),
+        *([LATENT] if len(attentions) < len(kinds) else []),
         *(name for name, test in _OF_ATTENTION.items() if any(map(test, attentions))),
         *(name for name, test in _OF_FEED_FORWARDS.items() if any(map(test, feed_forwards))),
     ]

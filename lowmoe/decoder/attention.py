@@ -1,6 +1,6 @@
 """Attention over the cache.
 
-Knows:        grouped heads, causal, sliding and chunked masks.
+Knows:        grouped heads, what is done to queries and keys before they meet.
 Ignorant of:  layers before and after, weight formats.
 """
 
@@ -9,14 +9,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowmoe.decoder.kv_cache import LayerCache
+from lowmoe.decoder.latent import latent_values
+from lowmoe.decoder.mask import visible
 from lowmoe.decoder.norm import rms_norm
 from lowmoe.decoder.rope import rope_angles, rotate
 from lowmoe.decoder.weights import LayerWeights
 from lowmoe.kernels import Kernels
-from lowmoe.spec import GroupedQueryAttention, QueryTemperature
+from lowmoe.spec import Attention, GroupedQueryAttention, LatentAttention, QueryTemperature
 
 
 def attend(
+    x: Tensor,
+    weights: LayerWeights,
+    spec: Attention,
+    cache: LayerCache,
+    first: int,
+    kernels: Kernels,
+) -> Tensor:
+    """Attention of either kind.  x: [T, H], tokens at positions first on.  Returns [T, H]."""
+    if isinstance(spec, LatentAttention):
+        out = latent_values(x, weights, spec, cache, first, kernels)
+    else:
+        out = _grouped_values(x, weights, spec, cache, first, kernels)
+    return plus_bias(
+        kernels.linear(out.reshape(x.shape[0], -1), weights.attention_out),
+        weights.optional("attention_out_bias"),
+    )
+
+
+def _grouped_values(
     x: Tensor,
     weights: LayerWeights,
     spec: GroupedQueryAttention,
@@ -24,20 +45,12 @@ def attend(
     first: int,
     kernels: Kernels,
 ) -> Tensor:
-    """Grouped-query attention.  x: [T, H], tokens at positions first on.  Returns [T, H].
-
-    Source: arXiv 2305.13245.
-    """
-    n_tokens = x.shape[0]
+    """Grouped-query attention, [T, A, D].  Source: arXiv 2305.13245."""
     q, k, v = _projected(x, weights, spec, kernels)
     q, k = _placed(q, k, weights, spec, first, cache.capacity)
     keys, values = cache.append(k, v, first)  # [S, B, D] each
-    mask = visible(n_tokens, first, spec.window, spec.chunk)
-    out = _weighed(q, keys, values, mask, spec, weights.optional("sinks"))  # [T, A, D]
-    return plus_bias(
-        kernels.linear(out.reshape(n_tokens, -1), weights.attention_out),
-        weights.optional("attention_out_bias"),
-    )
+    mask = visible(x.shape[0], first, spec.window, spec.chunk)
+    return _weighed(q, keys, values, mask, spec, weights.optional("sinks"))
 
 
 def _projected(
@@ -98,7 +111,10 @@ def _weighed(
     spec: GroupedQueryAttention,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Values weighed by the softmax of scores, [T, A, D].  q: [T, A, D], keys, values: [S, B, D]."""
+    """Values weighed by the softmax of scores, [T, A, D].
+
+    q: [T, A, D], keys, values: [S, B, D].
+    """
     if sinks is not None:
         return _weighed_with_sinks(q, keys, values, mask, spec, sinks)
     out = F.scaled_dot_product_attention(
@@ -135,20 +151,3 @@ def _weighed_with_sinks(
 def plus_bias(x: Tensor, bias: Tensor | None) -> Tensor:
     """x: [T, n], bias: [n] or None."""
     return x if bias is None else x + bias.to(x.dtype)
-
-
-def visible(
-    n_tokens: int, first: int, window: int | None, chunk: int | None = None
-) -> Tensor | None:
-    """Which cached token each new one sees, [T, S] bool; None where it is all of them."""
-    sees_all = (window is None or first < window) and (chunk is None or first < chunk)
-    if n_tokens == 1 and sees_all:
-        return None
-    asking = torch.arange(first, first + n_tokens)[:, None]
-    asked = torch.arange(first + n_tokens)[None]
-    mask = asked <= asking
-    if window is not None:
-        mask &= asked > asking - window
-    if chunk is not None:
-        mask &= asked // chunk == asking // chunk
-    return mask

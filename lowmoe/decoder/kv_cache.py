@@ -13,12 +13,16 @@ FIRST_ROOM = 256  # tokens
 
 
 class LayerCache:
-    """The keys and values of one layer, [S, B, D] each.  capacity: tokens that may be held."""
+    """What one layer keeps of tokens: keys and values, [S, B, D] each, or what they come from.
+
+    capacity: tokens that may be held.
+    """
 
     def __init__(self, layer: LayerSpec, capacity: int, dtype: torch.dtype) -> None:
-        self._shape = (layer.attention.n_kv_heads, layer.attention.head_size)
         self.capacity, self._dtype = capacity, dtype
-        self._keys = self._values = torch.empty(0, *self._shape, dtype=dtype)
+        of_keys, of_values = layer.attention.kept_shapes
+        self._keys = torch.empty(0, *of_keys, dtype=dtype)
+        self._values = torch.empty(0, *of_values, dtype=dtype)
 
     def append(self, keys: Tensor, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Store keys and values of positions first on, [T, B, D] each.
@@ -37,7 +41,7 @@ class LayerCache:
         self._keys, self._values = self._moved(self._keys, room), self._moved(self._values, room)
 
     def _moved(self, old: Tensor, room: int) -> Tensor:
-        new = torch.empty(room, *self._shape, dtype=self._dtype)
+        new = torch.empty(room, *old.shape[1:], dtype=self._dtype)
         new[: old.shape[0]] = old
         return new
 
@@ -54,5 +58,6 @@ class KvCache:
 
 def cache_bytes(spec: ModelSpec, n_tokens: int, dtype: torch.dtype) -> int:
     """Bytes that keys and values of n_tokens take."""
-    per_token = sum(2 * layer.attention.kv_size for layer in spec.layers)
+    shapes = (shape for layer in spec.layers for shape in layer.attention.kept_shapes)
+    per_token = sum(n * size for n, size in shapes)
     return per_token * n_tokens * dtype.itemsize

@@ -18,7 +18,7 @@ from lowmoe.decoder.rope import rope_frequencies
 from lowmoe.decoder.weights import DenseWeights
 from lowmoe.experts.store import ExpertStore
 from lowmoe.kernels import cpu
-from lowmoe.spec import GroupedQueryAttention, ModelSpec, SoftmaxRouter
+from lowmoe.spec import GroupedQueryAttention, ModelSpec, SoftmaxRouter, grouped
 from quant.matrix import Matrix, TrellisMatrix
 from quant.trellis import TrellisCode
 
@@ -88,7 +88,7 @@ class NativeComputation:
         return self._scratch_bytes + per_token * self.max_tokens + 4 * self._spec.n_vocab
 
     def new_cache(self, capacity: int) -> NativeCache:
-        attention = self._spec.layers[0].attention
+        attention = grouped(self._spec.layers[0].attention)
         pages = cpu.KvPages(
             n_layers=len(self._spec.layers),
             n_kv_heads=attention.n_kv_heads,
@@ -98,7 +98,7 @@ class NativeComputation:
         return NativeCache(pages=pages, capacity=capacity)
 
     def cache_bytes(self, n_tokens: int) -> int:
-        attention = self._spec.layers[0].attention
+        attention = grouped(self._spec.layers[0].attention)
         pages = -(-n_tokens // cpu.PAGE_TOKENS) * cpu.PAGE_TOKENS
         per_head = cpu.kv_head_bytes(self._kv, attention.head_size)
         return 2 * per_head * attention.n_kv_heads * len(self._spec.layers) * pages
@@ -185,7 +185,10 @@ class NativeComputation:
         return cpu.Linear(self._engine, layout.n_out, layout.n_in, planes, matrix.d.data_ptr())
 
     def _attention_layer(self, layer_id: int) -> cpu.AttentionLayer:
-        weights, spec = self.weights.layers[layer_id], self._spec.layers[layer_id].attention
+        weights, spec = (
+            self.weights.layers[layer_id],
+            grouped(self._spec.layers[layer_id].attention),
+        )
         return cpu.AttentionLayer(
             norm=weights.attention_norm.data_ptr(),
             norm_epsilon=self._spec.norm_epsilon,

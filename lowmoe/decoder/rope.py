@@ -83,7 +83,7 @@ def rope_angles(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each head's first channels to its position.  x: [T, heads, D], cos and sin: [T, some]."""
+    """Turn each head's first channels to its position.  x: [T, heads, D], cos, sin: [T, some]."""
     size = cos.shape[-1]
     turning, still = x[..., :size], x[..., size:]
     first, second = turning.chunk(2, dim=-1)

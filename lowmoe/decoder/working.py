@@ -5,7 +5,7 @@ Ignorant of:  how much there is, what it is divided among.
 """
 
 from lowmoe.kernels import Kernels
-from lowmoe.spec import LayerSpec, ModelSpec, layer_parts
+from lowmoe.spec import LatentAttention, LayerSpec, ModelSpec, layer_parts
 
 FLOAT_BYTES = 4  # products of transformed activations are float32, whatever theirs is
 
@@ -18,8 +18,10 @@ def working_bytes(spec: ModelSpec, max_tokens: int, n_context: int, kernels: Ker
     decoding = max(kernels.working_bytes(*shape) for shape in _shapes(spec))
     n_tokens = min(max_tokens, n_context)
     floats = max(_floats_of_a_token(spec.n_hidden, layer) for layer in spec.layers)
+    unfolded = n_context * max(_floats_of_a_cached_token(layer) for layer in spec.layers)
     mask = n_tokens * n_context * (1 + 2 * FLOAT_BYTES)  # which token sees which, also as numbers
-    return decoding + FLOAT_BYTES * n_tokens * floats + mask + FLOAT_BYTES * spec.n_vocab
+    activations = FLOAT_BYTES * (n_tokens * floats + unfolded)
+    return decoding + activations + mask + FLOAT_BYTES * spec.n_vocab
 
 
 def _shapes(spec: ModelSpec) -> list[tuple[int, int]]:
@@ -33,10 +35,24 @@ def _shapes(spec: ModelSpec) -> list[tuple[int, int]]:
     return shapes
 
 
+def _floats_of_a_cached_token(layer: LayerSpec) -> int:
+    """Keys and values that are made of latents for every pass, as one and apart."""
+    attention = layer.attention
+    if not isinstance(attention, LatentAttention):
+        return 0
+    of_head = 2 * attention.plain_size + 2 * attention.value_size + attention.rope_size
+    return 2 * attention.n_heads * of_head
+
+
 def _floats_of_a_token(n_hidden: int, layer: LayerSpec) -> int:
     """Activations alive at once: the residual stream, and attention's or those of the experts."""
     attention, experts = layer.attention, layer.feed_forward
-    attending = 4 * n_hidden + 6 * (attention.q_size + attention.kv_size)
+    wide = attention.q_size
+    if isinstance(attention, LatentAttention):
+        wide += attention.n_heads * attention.key_size
+    else:
+        wide += attention.kv_size
+    attending = 4 * n_hidden + 6 * wide
     inner = max(experts.n_inner, 0 if experts.shared is None else experts.shared.n_inner)
     mixing = 4 * n_hidden + 8 * inner + 2 * experts.router.n_active * n_hidden
     return 4 * n_hidden + max(attending, mixing)

@@ -12,6 +12,7 @@ from typing import Any
 from lowmoe.errors import CheckpointError, UnsupportedModelError
 from lowmoe.families import (
     dbrx,
+    deepseek_v3,
     ernie4_5_moe,
     gpt_oss,
     granitemoe,
@@ -29,16 +30,27 @@ from lowmoe.families import (
     qwen2,
     qwen_moe,
 )
-from lowmoe.spec import HfConfig, ModelSpec, Piece, Role, Stored, checkpoint_tensors
+from lowmoe.spec import (
+    HfConfig,
+    LatentAttention,
+    ModelSpec,
+    Piece,
+    Role,
+    Stored,
+    checkpoint_tensors,
+)
 
 FAMILIES: Mapping[str, ModuleType] = {
     "dbrx": dbrx,
+    "deepseek_v3": deepseek_v3,
     "dots1": grouped_sigmoid,
     "ernie4_5_moe": ernie4_5_moe,
     "glm4_moe": grouped_sigmoid,
+    "glm4_moe_lite": deepseek_v3,
     "gpt_oss": gpt_oss,
     "granitemoe": granitemoe,
     "hunyuan_v1_moe": hunyuan_v1_moe,
+    "kimi_k2": deepseek_v3,
     "llama": llama,
     "llama4": llama4_whole,
     "llama4_text": llama4,
@@ -86,7 +98,8 @@ class Family:
         first, count = 0, whole[0]
         shape = whole
         if entry.experts is not None:
-            assert role.expert_id is not None and role.layer_id is not None
+            assert role.expert_id is not None
+            assert role.layer_id is not None
             n = self.spec.layers[role.layer_id].feed_forward.n_experts
             if entry.experts == "axis":
                 shape, first, count = (n, *whole), role.expert_id, 1
@@ -109,7 +122,7 @@ class Family:
         )
 
     def _rows(self, entry: Stored, role: Role) -> tuple[int, int, int]:
-        """Where a role's rows begin and end in the tensor that holds them, and how many there are."""
+        """Where a role's rows begin and end in the tensor that holds them, and all rows of it."""
         sizes = {role.name: self.shapes[role][0]}
         if entry.holds:
             sizes = {
@@ -126,6 +139,10 @@ class Family:
     def _pairs(self, role: Role) -> tuple[int, int, int]:
         assert role.layer_id is not None
         attention = self.spec.layers[role.layer_id].attention
+        if isinstance(attention, LatentAttention):
+            # Those that turn come last, in every query head as in what is kept of a token.
+            before = attention.kv_rank if role.name == "kv_down" else attention.plain_size
+            return before + attention.rope_size, before, attention.rope_size
         rope = attention.rope
         if rope is None:
             return attention.head_size, 0, 0
@@ -149,7 +166,8 @@ def read_config(config: Mapping[str, Any]) -> Family:
         )
     spec: ModelSpec = module.spec(HfConfig(config))
     shapes = dict(checkpoint_tensors(spec))
-    return Family(spec, module.NAMES, shapes, getattr(module, "IGNORED", ()))
+    ignored = (name.format(n_layers=len(spec.layers)) for name in getattr(module, "IGNORED", ()))
+    return Family(spec, module.NAMES, shapes, tuple(ignored))
 
 
 def _refuse_code(config: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from lowmoe.families.names import decoder_names, expert_names
 from lowmoe.families.reading import (
     epsilon,
+    layer_list,
     n_layers,
     read_attention,
     read_model,
@@ -26,6 +27,7 @@ from lowmoe.spec import (
 )
 
 NAMES = {**decoder_names(), **expert_names(shared="shared_experts")}
+IGNORED = ("model.layers.{n_layers}.",)  # a layer that guesses further tokens
 REMOTE_CLASSES = ("Dots1ForCausalLM",)
 
 
@@ -86,6 +88,9 @@ def feed_forwards(hf: HfConfig, *, renormalize: bool) -> list[ExpertsFeedForward
     )
     plain = without_experts(experts, hf.integer("intermediate_size"))
     count = n_layers(hf)
+    kinds = layer_list(hf, "mlp_layer_types", ("dense", "sparse"))
+    if kinds is not None:
+        return [plain if kind == "dense" else experts for kind in kinds]
     n_plain = 0
     if hf.values.get("first_k_dense_replace") != 0:
         n_plain = hf.integer("first_k_dense_replace", default=1, maximum=count)

@@ -225,9 +225,54 @@ def _llama4(*, experts: int, step: int, normed: bool, context: int) -> Config:
 _SCOUT = _llama4(experts=16, step=1, normed=True, context=10485760)
 _MAVERICK = _llama4(experts=128, step=2, normed=False, context=1048576)
 
+
+def _latent(model_type: str, *, ranks: tuple[int, int], head: tuple[int, int, int], heads: int,
+    **keys: Any,
+) -> Config:  # fmt: skip
+    """ranks: of queries and of keys and values; head: channels that stay, that turn, of values."""
+    return _decoder(
+        model_type, heads=(heads, heads, head[1]), q_lora_rank=ranks[0], kv_lora_rank=ranks[1],
+        qk_nope_head_dim=head[0], qk_rope_head_dim=head[1], v_head_dim=head[2],
+        n_shared_experts=1, norm_topk_prob=True, **keys,
+    )  # fmt: skip
+
+
+def _yarn(factor: float, fast: float) -> Config:
+    return {
+        "type": "yarn",
+        "factor": factor,
+        "beta_fast": fast,
+        "beta_slow": 1,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 4096,
+    }
+
+
+_DEEPSEEK = _latent(
+    "deepseek_v3", layers=61, hidden=7168, inner=18432, heads=128, ranks=(1536, 512),
+    head=(128, 64, 128), vocab=129280, context=163840, theta=1e4, epsilon=1e-6,
+    moe_intermediate_size=2048, n_routed_experts=256, num_experts_per_tok=8, n_group=8,
+    topk_group=4, first_k_dense_replace=3, routed_scaling_factor=2.5, rope_scaling=_yarn(40, 32),
+)  # fmt: skip
+_KIMI = _latent(
+    "kimi_k2", layers=61, hidden=7168, inner=18432, heads=64, ranks=(1536, 512),
+    head=(128, 64, 128), vocab=163840, context=131072, theta=5e4, epsilon=1e-6,
+    moe_intermediate_size=2048, n_routed_experts=384, num_experts_per_tok=8, n_group=1,
+    topk_group=1, first_k_dense_replace=1, routed_scaling_factor=2.827, rope_scaling=_yarn(32, 1),
+)  # fmt: skip
+_GLM_FLASH = _latent(
+    "glm4_moe_lite", layers=47, hidden=2048, inner=10240, heads=20, ranks=(768, 512),
+    head=(192, 64, 256), vocab=154880, context=202752, theta=1e6,
+    moe_intermediate_size=1536, n_routed_experts=64, num_experts_per_tok=4, n_group=1,
+    topk_group=1, first_k_dense_replace=1, routed_scaling_factor=1.8,
+)  # fmt: skip
+
 HUB_MODELS: Mapping[str, tuple[str, Config]] = {
     "apus-xdan-4.0": ("xDAN2099/APUS-xDAN-4.0-MoE-v2", _APUS),
     "dbrx": ("databricks/dbrx-instruct", _DBRX),
+    "deepseek-r1": ("deepseek-ai/DeepSeek-R1", _DEEPSEEK),
+    "deepseek-v3": ("deepseek-ai/DeepSeek-V3-0324", _DEEPSEEK),
     "dots.llm1": ("rednote-hilab/dots.llm1.inst", _DOTS),
     "ernie-4.5-21b-a3b": ("baidu/ERNIE-4.5-21B-A3B-PT", _ERNIE_21B),
     "ernie-4.5-300b-a47b": ("baidu/ERNIE-4.5-300B-A47B-PT", _ERNIE_300B),
@@ -235,10 +280,12 @@ HUB_MODELS: Mapping[str, tuple[str, Config]] = {
     "glm-4.5-air": ("zai-org/GLM-4.5-Air", _GLM_AIR),
     "glm-4.6": ("zai-org/GLM-4.6", _glm(**_GLM, context=202752)),
     "glm-4.7": ("zai-org/GLM-4.7", _glm(**_GLM, context=202752)),
+    "glm-4.7-flash": ("zai-org/GLM-4.7-Flash", _GLM_FLASH),
     "gpt-oss-120b": ("openai/gpt-oss-120b", _gpt_oss(36, 128)),
     "gpt-oss-20b": ("openai/gpt-oss-20b", _gpt_oss(24, 32)),
     "granite-3.1-3b-a800m": ("ibm-granite/granite-3.1-3b-a800m-instruct", _GRANITE_3B),
     "hunyuan-a13b": ("tencent/Hunyuan-A13B-Instruct", _HUNYUAN),
+    "kimi-k2": ("moonshotai/Kimi-K2-Instruct-0905", _KIMI),
     "llama-2-70b": ("meta-llama/Llama-2-70b-chat-hf", _LLAMA2_70B),
     "llama-3.1-405b": ("meta-llama/Llama-3.1-405B-Instruct", _LLAMA31_405B),
     "llama-3.1-8b": ("meta-llama/Llama-3.1-8B-Instruct", _LLAMA31_8B),

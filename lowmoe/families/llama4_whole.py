@@ -1,4 +1,4 @@
-"""Llama 4 as it was published: its text within a model that sees too, of which only text is read."""
+"""Llama 4 as published: its text within a model that sees too, of which only text is read."""
 
 from dataclasses import replace
 

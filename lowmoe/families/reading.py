@@ -10,6 +10,7 @@ from typing import Any
 from lowmoe.errors import CheckpointError, UnsupportedModelError
 from lowmoe.families.rope import read_rope
 from lowmoe.spec import (
+    Attention,
     EveryToken,
     ExpertsFeedForward,
     GroupedQueryAttention,
@@ -95,7 +96,7 @@ def without_experts(like: ExpertsFeedForward, n_inner: int) -> ExpertsFeedForwar
 
 def read_model(
     hf: HfConfig,
-    attention: GroupedQueryAttention | Sequence[GroupedQueryAttention],
+    attention: Attention | Sequence[Attention],
     feed_forward: ExpertsFeedForward | Sequence[ExpertsFeedForward],
     *,
     norm_epsilon: float,

@@ -21,7 +21,7 @@ from lowmoe.spec import (
 
 
 def read_rope(hf: HfConfig, *, head_size: int, theta: float, rotated: float = 1.0) -> Rope:
-    """theta, rotated: the base and the share of a head that turns, where the config does not say."""
+    """theta, rotated: the base and the share of a head that turns, if the config does not say."""
     values = rope_values(hf)
     parameters = HfConfig(values)
     share = parameters.number(

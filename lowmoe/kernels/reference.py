@@ -54,7 +54,7 @@ class ReferenceKernels:
         gate_up_bias: Tensor | None = None,
         down_bias: Tensor | None = None,
     ) -> Tensor:
-        """y = down act(gate x, up x), silu(gate x) * (up x) for one.  x: [T, H].  Returns [T, H]."""
+        """y = down act(gate x, up x), silu(gate x) * (up x) for one.  x, y: [T, H]."""
         gate, up = expert.split(self.linear(x, expert.gate_up))  # [T, I] each
         if gate_up_bias is not None:
             n_inner = expert.n_inner

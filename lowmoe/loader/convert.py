@@ -268,7 +268,7 @@ class Conversion:
         self._tick(3 * self._spec.n_hidden * self._spec.uniform_experts().n_inner)
 
     def _ends(self) -> None:
-        """What comes after the layers: the final norm, and the head where it is not the embedding."""
+        """What comes after the layers: the final norm, the head where it is not the embedding."""
         for part in end_parts(self._spec):
             if part.coded:
                 self._whole_matrix(part.name, self._head_covariance())

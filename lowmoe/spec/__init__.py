@@ -15,8 +15,10 @@ Ignorant of:  files, devices, how anything is computed.
 """
 
 from lowmoe.spec.attention import (
+    Attention,
     GroupedQueryAttention,
     HeadNorm,
+    LatentAttention,
     LinearScaling,
     LongScaling,
     QueryTemperature,
@@ -24,6 +26,7 @@ from lowmoe.spec.attention import (
     RopeScaling,
     WavelengthScaling,
     YarnScaling,
+    grouped,
 )
 from lowmoe.spec.feed_forward import (
     SILU,
@@ -51,11 +54,13 @@ from lowmoe.spec.stored import Piece, Stored
 __all__ = [
     "SILU",
     "Activation",
+    "Attention",
     "EveryToken",
     "ExpertsFeedForward",
     "GroupedQueryAttention",
     "HeadNorm",
     "HfConfig",
+    "LatentAttention",
     "LayerSpec",
     "LinearScaling",
     "LongScaling",
@@ -78,5 +83,6 @@ __all__ = [
     "checkpoint_tensors",
     "end_parts",
     "expert_shapes",
+    "grouped",
     "layer_parts",
 ]

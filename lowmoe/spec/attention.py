@@ -100,8 +100,8 @@ class GroupedQueryAttention:
     rope: None for no positions; window: how many of the latest tokens, itself included, a token
     sees; chunk: it sees those of its own chunk of so many; None for all.
     qkv_bias, out_bias: of the linear maps; clamp: queries, keys and values, after norms of all
-    heads, are kept within +-clamp; score_scale: what scores are multiplied by, None for head_size ** -0.5; sinks: each
-    head has a learned score of nothing.
+    heads, are kept within +-clamp; score_scale: what scores are multiplied by, None for
+    head_size ** -0.5; sinks: each head has a learned score of nothing.
     """
 
     n_heads: int
@@ -125,3 +125,53 @@ class GroupedQueryAttention:
     @property
     def kv_size(self) -> int:
         return self.n_kv_heads * self.head_size
+
+    @property
+    def kept_shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """What the cache keeps of a token: keys and values, [B, D] each."""
+        return (self.n_kv_heads, self.head_size), (self.n_kv_heads, self.head_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentAttention:
+    """Queries, keys and values out of short latent vectors; the cache keeps only that of keys and
+    values, and one key of rope_size channels that all heads share and that alone turns.
+
+    q_rank: channels of the latent that queries come from, None where they come from x itself;
+    kv_rank: of that of keys and values; plain_size: channels of a head's keys that do not turn;
+    value_size: of its values; norm_epsilon: of the latents' norms.  Source: arXiv 2405.04434.
+    """
+
+    n_heads: int
+    q_rank: int | None
+    kv_rank: int
+    plain_size: int
+    rope_size: int
+    value_size: int
+    rope: Rope
+    score_scale: float
+    norm_epsilon: float
+
+    @property
+    def key_size(self) -> int:
+        """Channels of a head's queries and keys: those that do not turn, then those that do."""
+        return self.plain_size + self.rope_size
+
+    @property
+    def q_size(self) -> int:
+        """What attention puts out: all heads' values."""
+        return self.n_heads * self.value_size
+
+    @property
+    def kept_shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """What the cache keeps of a token: the latent, and the key that turned."""
+        return (1, self.kv_rank), (1, self.rope_size)
+
+
+Attention: TypeAlias = GroupedQueryAttention | LatentAttention
+
+
+def grouped(attention: Attention) -> GroupedQueryAttention:
+    """An attention that a computation found it can do, so that it is of this kind."""
+    assert isinstance(attention, GroupedQueryAttention), attention
+    return attention

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from lowmoe.spec.attention import GroupedQueryAttention
+from lowmoe.spec.attention import Attention
 from lowmoe.spec.feed_forward import ExpertsFeedForward
 from lowmoe.spec.parts import (
     Part,
@@ -26,7 +26,7 @@ NormKind: TypeAlias = Literal["rms", "layer"]
 class LayerSpec:
     """One layer: x += attention(norm(x)); x += feed_forward(norm(x))."""
 
-    attention: GroupedQueryAttention
+    attention: Attention
     feed_forward: ExpertsFeedForward
 
 

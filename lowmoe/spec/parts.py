@@ -6,7 +6,7 @@ A part is a role's tensor, or several that are used at once, one above the other
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lowmoe.spec.attention import GroupedQueryAttention
+from lowmoe.spec.attention import Attention, GroupedQueryAttention, LatentAttention
 from lowmoe.spec.feed_forward import (
     ExpertsFeedForward,
     SigmoidRouter,
@@ -75,8 +75,31 @@ def norm_parts(name: str, n_hidden: int, *, bias: bool) -> Iterator[Part]:
         yield vector(f"{name}_bias", n_hidden)
 
 
-def attention_parts(attention: GroupedQueryAttention, n_hidden: int) -> Iterator[Part]:
+def attention_parts(attention: Attention, n_hidden: int) -> Iterator[Part]:
     """What attention keeps."""
+    if isinstance(attention, LatentAttention):
+        yield from _latent(attention, n_hidden)
+    else:
+        yield from _grouped(attention, n_hidden)
+
+
+def _latent(attention: LatentAttention, n_hidden: int) -> Iterator[Part]:
+    """Latents come out of the maps down, heads out of those up."""
+    queries, kept = attention.n_heads * attention.key_size, attention.kv_rank + attention.rope_size
+    if attention.q_rank is None:
+        yield matrix("q", n_hidden, ("q", queries))
+    else:
+        yield matrix("q_down", n_hidden, ("q_down", attention.q_rank))
+        yield vector("q_latent_norm", attention.q_rank)
+        yield matrix("q_up", attention.q_rank, ("q_up", queries))
+    yield matrix("kv_down", n_hidden, ("kv_down", kept))
+    yield vector("kv_latent_norm", attention.kv_rank)
+    of_head = attention.plain_size + attention.value_size
+    yield matrix("kv_up", attention.kv_rank, ("kv_up", attention.n_heads * of_head))
+    yield matrix("attention_out", attention.q_size, ("attention_out", n_hidden))
+
+
+def _grouped(attention: GroupedQueryAttention, n_hidden: int) -> Iterator[Part]:
     q, kv = attention.q_size, attention.kv_size
     yield matrix("qkv", n_hidden, ("q", q), ("k", kv), ("v", kv))
     if attention.qkv_bias:

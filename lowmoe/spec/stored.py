@@ -13,8 +13,8 @@ class Stored:
     """A tensor that holds several roles' or lies otherwise.
 
     name: its template; holds: the roles in it, one above the other, () for one role alone;
-    interleaved: their rows take turns instead; experts: None for a tensor of each expert, "axis" for
-    a first axis [E, ...], "rows" for one above the other; transposed: columns in, rows out;
+    interleaved: their rows take turns instead; experts: None for a tensor of each expert, "axis"
+    for a first axis [E, ...], "rows" for one above the other; transposed: columns in, rows out;
     leading_one: vectors are [1, n]; pairs: channels that rope turns against each other stand side
     by side within a head, where the decoder wants halves.
     """

@@ -103,6 +103,23 @@ GOLDENS: Mapping[str, Mapping[str, TinyModel]] = {
             shard_size="30KB",
         ),
     },
+    "deepseek_v3": {
+        "groups": TinyModel(config={}),
+        "yarn": TinyModel(
+            config={"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}}
+        ),
+        "yarn of other shares, two shared, shards": TinyModel(
+            config={
+                "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.4},
+                "n_shared_experts": 2,
+                "routed_scaling_factor": 2.5,
+            },
+            shard_size="30KB",
+        ),
+        "queries without a latent": TinyModel(
+            config={"q_lora_rank": None, "first_k_dense_replace": 0, "norm_topk_prob": False}
+        ),
+    },
     "dots1": {
         "one plain layer": TinyModel(config={}),
         "two shared, not renormalized": TinyModel(
@@ -138,6 +155,24 @@ GOLDENS: Mapping[str, Mapping[str, TinyModel]] = {
             shard_size="30KB",
         ),
     },
+    "glm4_moe_lite": {
+        "one plain layer": TinyModel(config={}),
+        "plain in the middle, scaled": TinyModel(
+            config={
+                "mlp_layer_types": ["sparse", "dense", "sparse"],
+                "routed_scaling_factor": 1.8,
+            }
+        ),
+        "6 heads, groups, bf16": TinyModel(
+            config={
+                "num_attention_heads": 6,
+                "num_key_value_heads": 6,
+                "n_group": 2,
+                "topk_group": 1,
+            },
+            saved_dtype=torch.bfloat16,
+        ),
+    },
     "gpt_oss": {
         "window of 7": TinyModel(config={}),
         "scaled, top 3": TinyModel(
@@ -158,6 +193,13 @@ GOLDENS: Mapping[str, Mapping[str, TinyModel]] = {
         "lists, tied, biases": TinyModel(
             config={"moe_topk": [3, 3, 3], "tie_word_embeddings": True, "attention_bias": True}
         ),
+    },
+    "kimi_k2": {
+        "no groups": TinyModel(config={}),
+        "yarn": TinyModel(
+            config={"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}}
+        ),
+        "all layers of experts": TinyModel(config={"first_k_dense_replace": 0}),
     },
     "llama": {
         "plain": TinyModel(config={}),
@@ -283,6 +325,17 @@ def _within_a_model_that_sees(folder: Path) -> None:
     )
 
 
+def _under_its_own_name(folder: Path) -> None:
+    own = {
+        "model_type": "kimi_k2",
+        "auto_map": {"AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM"},
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+    }
+    guessing = {"model.layers.3.embed_tokens.weight": torch.ones(3)}
+    _rewrite(folder, lambda tensors: tensors | guessing, lambda values: values | own)
+
+
 def _as_the_first(folder: Path) -> None:
     """QwenLM/Qwen's names: gate and up are w2 and w1, and counted together."""
 
@@ -323,6 +376,7 @@ def _as_the_first(folder: Path) -> None:
 
 
 SPELLINGS: Mapping[str, Callable[[Path], None]] = {
+    "kimi_k2": _under_its_own_name,
     "llama4": _within_a_model_that_sees,
     "qwen": _as_the_first,
 }

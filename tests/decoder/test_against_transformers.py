@@ -28,6 +28,7 @@ from lowmoe.families.aliases import ALIASES
 from lowmoe.spec import (
     Activation,
     GroupedQueryAttention,
+    LatentAttention,
     LayerSpec,
     ModelSpec,
     SoftmaxRouter,
@@ -154,7 +155,19 @@ def _each(spec: ModelSpec, change: Callable[[LayerSpec], LayerSpec]) -> ModelSpe
 
 
 def _attention(change: Callable[[Any], Any]) -> Callable[[ModelSpec], ModelSpec | None]:
-    return lambda spec: _each(spec, lambda x: replace(x, attention=change(x.attention)))
+    def layer(x: LayerSpec) -> LayerSpec:
+        grouped = isinstance(x.attention, GroupedQueryAttention)
+        return replace(x, attention=change(x.attention)) if grouped else x
+
+    return lambda spec: _each(spec, layer)
+
+
+def _latent(change: Callable[[Any], Any]) -> Callable[[ModelSpec], ModelSpec | None]:
+    def layer(x: LayerSpec) -> LayerSpec:
+        latent = isinstance(x.attention, LatentAttention)
+        return replace(x, attention=change(x.attention)) if latent else x
+
+    return lambda spec: _each(spec, layer)
 
 
 def _router(change: Callable[[Any], Any]) -> Callable[[ModelSpec], ModelSpec | None]:
@@ -175,12 +188,12 @@ def _shorter_sight(attention: GroupedQueryAttention) -> GroupedQueryAttention:
     return replace(attention, window=(attention.window or N_TOKENS) - 1)
 
 
-def _other_theta(attention: GroupedQueryAttention) -> GroupedQueryAttention:
+def _other_theta(attention: Any) -> Any:
     rope = attention.rope
     return attention if rope is None else replace(attention, rope=replace(rope, theta=30_000.0))
 
 
-def _unscaled(attention: GroupedQueryAttention) -> GroupedQueryAttention:
+def _unscaled(attention: Any) -> Any:
     rope = attention.rope
     return attention if rope is None else replace(attention, rope=replace(rope, scaling=None))
 
@@ -229,6 +242,10 @@ BREAKS: dict[str, Callable[[ModelSpec], ModelSpec | None]] = {
     "no temperature": _attention(lambda a: replace(a, temperature=None)),
     "no norms of heads": _attention(lambda a: replace(a, norm=None)),
     "norms of heads elsewhere": _attention(_normed_elsewhere),
+    "latents with another theta": _latent(_other_theta),
+    "latents without scaling": _latent(_unscaled),
+    "latents with other scores": _latent(lambda a: replace(a, score_scale=a.score_scale * 1.1)),
+    "latents with another epsilon": _latent(lambda a: replace(a, norm_epsilon=5e-2)),
     "no clamp": _attention(lambda a: replace(a, clamp=None)),
     "other scores": _attention(lambda a: replace(a, score_scale=a.head_size**-0.5 * 1.1)),
     "norm with another epsilon": lambda spec: replace(spec, norm_epsilon=5e-3),
@@ -260,6 +277,8 @@ VECTORS = [
     "experts_norm_bias",
     "gate_up_bias",
     "k_norm",
+    "kv_latent_norm",
+    "q_latent_norm",
     "q_norm",
     "qkv_bias",
     "router_bias",

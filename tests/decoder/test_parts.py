@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-from lowmoe.decoder.attention import visible
+from lowmoe.decoder.mask import visible
 from lowmoe.decoder.norm import rms_norm
 from lowmoe.decoder.rope import rope_angles, rotate
 from lowmoe.decoder.router import route_softmax, router_logits

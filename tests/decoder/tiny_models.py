@@ -77,10 +77,17 @@ ROUTED = {
     "n_routed_experts": 8,
     "num_experts_per_tok": 3,
     "moe_intermediate_size": 24,
-    "head_dim": 16,
     "norm_topk_prob": True,
     "first_k_dense_replace": 1,
     "n_shared_experts": 1,
+}
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 20,
+    "kv_lora_rank": 18,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 14,
 }
 FAMILY_CONFIGS: dict[str, dict[str, Any]] = {
     "dbrx": {
@@ -94,14 +101,22 @@ FAMILY_CONFIGS: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 1.5, "rope_theta": 5e4},
         "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 6, "moe_top_k": 3},
     },
-    "dots1": {**USUAL, **ROUTED, "sliding_window": None, "routed_scaling_factor": 2.5},
+    "deepseek_v3": {**USUAL, **ROUTED, **LATENT, "n_group": 4, "topk_group": 2},
+    "dots1": {
+        **USUAL,
+        **ROUTED,
+        "head_dim": 16,
+        "sliding_window": None,
+        "routed_scaling_factor": 2.5,
+    },
     "ernie4_5_moe": {
         **USUAL,
         "moe_num_experts": 6,
         "moe_k": 2,
         "moe_intermediate_size": 24,
     },
-    "glm4_moe": {**USUAL, **ROUTED, "use_qk_norm": True, "attention_bias": True},
+    "glm4_moe": {**USUAL, **ROUTED, "head_dim": 16, "use_qk_norm": True, "attention_bias": True},
+    "glm4_moe_lite": {**USUAL, **ROUTED, **LATENT},
     "gpt_oss": {**USUAL, **LOCAL, "head_dim": 16, "sliding_window": 7},
     "granitemoe": {
         **USUAL,
@@ -134,9 +149,10 @@ FAMILY_CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {**USUAL, **EXPERTS, "head_dim": 16, "norm_topk_prob": True},
 }
 FAMILY_CONFIGS["llama4_text"] = FAMILY_CONFIGS["llama4"]
+FAMILY_CONFIGS["kimi_k2"] = FAMILY_CONFIGS["deepseek_v3"] | {"n_group": 1, "topk_group": 1}
 FAMILY_CONFIGS["qwen"] = {**USUAL, "num_key_value_heads": 4}
 # What transformers calls the class that computes the same.
-SAME_MODEL = {"llama4": "llama4_text", "qwen": "qwen2"}
+SAME_MODEL = {"kimi_k2": "deepseek_v3", "llama4": "llama4_text", "qwen": "qwen2"}
 
 
 @torch.no_grad()

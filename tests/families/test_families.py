@@ -62,14 +62,17 @@ def test_every_family_has_a_place_for_every_tensor_and_no_two_alike(model_type: 
 # that are not weights of the decoder (vision, layers that guess further tokens) are not ours.
 SIZES = {
     "dbrx": (132, 36),
+    "deepseek-v3": (671, 37),
     "dots.llm1": (142, 14),
     "ernie-4.5-21b-a3b": (21, 3),
     "ernie-4.5-300b-a47b": (300, 47),
     "glm-4.5": (355, 32),
     "glm-4.5-air": (106, 12),
+    "glm-4.7-flash": (30, 3.6),
     "gpt-oss-120b": (117, 5.1),
     "gpt-oss-20b": (21, 3.6),
     "hunyuan-a13b": (80, 13),
+    "kimi-k2": (1026, 32),
     "llama-2-70b": (70, 70),
     "llama-3.1-405b": (405, 405),
     "llama-3.1-8b": (8, 8),

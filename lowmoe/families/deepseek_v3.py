@@ -1,0 +1,64 @@
+"""DeepSeek-V3 and R1, Kimi-K2, GLM-4.7-Flash: latent attention, sigmoid experts in groups.
+
+Source: arXiv 2412.19437; transformers' DeepseekV3ForCausalLM and Glm4MoeLiteForCausalLM. Not the
+8-bit and 4-bit files that most were published in: those are refused until they can be read.
+"""
+
+from lowmoe.families import grouped_sigmoid
+from lowmoe.families.names import decoder_names, expert_names
+from lowmoe.families.reading import epsilon, read_model, require_plain
+from lowmoe.families.rope import magnitude, read_rope, rope_values
+from lowmoe.spec import HfConfig, LatentAttention, ModelSpec, Stored, YarnScaling
+
+_ATTENTION = "model.layers.{layer}.self_attn."
+
+NAMES = {
+    **decoder_names(),
+    **expert_names(shared="shared_experts"),
+    "q": Stored(name=_ATTENTION + "q_proj.weight", pairs=True),
+    "q_down": _ATTENTION + "q_a_proj.weight",
+    "q_latent_norm": _ATTENTION + "q_a_layernorm.weight",
+    "q_up": Stored(name=_ATTENTION + "q_b_proj.weight", pairs=True),
+    "kv_down": Stored(name=_ATTENTION + "kv_a_proj_with_mqa.weight", pairs=True),
+    "kv_latent_norm": _ATTENTION + "kv_a_layernorm.weight",
+    "kv_up": _ATTENTION + "kv_b_proj.weight",
+}
+IGNORED = ("model.layers.{n_layers}.",)  # a layer that guesses further tokens
+REMOTE_CLASSES = ("DeepseekV3ForCausalLM",)
+
+
+def spec(hf: HfConfig) -> ModelSpec:
+    """The model that a config.json of this kind describes."""
+    require_plain(hf)
+    hf.require("attention_bias", False, None)
+    hf.require("rope_interleave", True, None)
+    hf.require("scoring_func", "sigmoid", None)
+    hf.require("topk_method", "noaux_tc", None)
+    eps = epsilon(hf, default=1e-6)
+    feed_forwards = grouped_sigmoid.feed_forwards(hf, renormalize=True)
+    return read_model(hf, _attention(hf), feed_forwards, norm_epsilon=eps)
+
+
+def _attention(hf: HfConfig) -> LatentAttention:
+    plain, turning = hf.integer("qk_nope_head_dim"), hf.integer("qk_rope_head_dim")
+    rope = read_rope(hf, head_size=turning, theta=1e4)
+    return LatentAttention(
+        n_heads=hf.integer("num_attention_heads"),
+        q_rank=hf.optional_integer("q_lora_rank"),
+        kv_rank=hf.integer("kv_lora_rank"),
+        plain_size=plain,
+        rope_size=turning,
+        value_size=hf.integer("v_head_dim"),
+        rope=rope,
+        score_scale=(plain + turning) ** -0.5 * _longer(hf, rope.scaling) ** 2,
+        norm_epsilon=1e-6,
+    )
+
+
+def _longer(hf: HfConfig, scaling: object) -> float:
+    """How much longer YaRN makes queries and keys, of which only a part turns."""
+    share = rope_values(hf).get("mscale_all_dim")
+    if not isinstance(scaling, YarnScaling) or not share:
+        return 1.0
+    share = HfConfig(rope_values(hf)).number("mscale_all_dim")
+    return magnitude(scaling.factor, share)
