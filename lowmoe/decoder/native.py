@@ -4,6 +4,7 @@ Knows:        which addresses and sizes the operations of lowmoe/kernels/cpu wan
 Ignorant of:  the order of layers, files, what instruction sets there are.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -14,16 +15,48 @@ from torch import Tensor
 from lowmoe.decoder.abilities import lacking
 from lowmoe.decoder.computation import Cache, layer_by_layer
 from lowmoe.decoder.moe import Routing
-from lowmoe.decoder.rope import rope_frequencies
-from lowmoe.decoder.weights import DenseWeights
+from lowmoe.decoder.rope import rope_frequencies, rope_length
+from lowmoe.decoder.weights import DenseWeights, LayerWeights
 from lowmoe.experts.store import ExpertStore
 from lowmoe.kernels import cpu
-from lowmoe.spec import GroupedQueryAttention, ModelSpec, SoftmaxRouter, grouped
+from lowmoe.spec import (
+    GroupedQueryAttention,
+    HeadNorm,
+    ModelSpec,
+    Rope,
+    Router,
+    SigmoidRouter,
+    SoftmaxRouter,
+    grouped,
+)
 from quant.matrix import Matrix, TrellisMatrix
 from quant.trellis import TrellisCode
 
 # What it computes beyond a plain decoder, see lowmoe/decoder/abilities.py.
-ABLE = frozenset({"experts without a choice"})
+ABLE = frozenset(
+    {
+        "a bias behind attention",
+        "another scale of scores",
+        "biases of queries, keys and values",
+        "biases of routers",
+        "biases of the choice",
+        "clamped queries, keys and values",
+        "experts without a choice",
+        "layers without experts",
+        "layers without rope",
+        "norms after rope",
+        "norms of all heads together",
+        "norms of single heads",
+        "norms without weights",
+        "rope of a part of a head",
+        "rope that lengthens",
+        "routers by sigmoid",
+        "scaled embeddings",
+        "scaled layers",
+        "scaled logits",
+        "shared experts",
+    }
+)
 _Route: TypeAlias = Callable[[int, int, int, int, int], None]
 
 
@@ -34,9 +67,6 @@ class NativeCache:
     pages: cpu.KvPages
     capacity: int
     n_tokens: int = 0
-
-
-_ANY_ROUTER = SoftmaxRouter(n_active=1, renormalize=True)
 
 
 class NativeComputation:
@@ -62,6 +92,11 @@ class NativeComputation:
         self._engine = cpu.engine(isa, pool, code, max_tokens=max_tokens)
         self._frequencies: dict[object, Tensor] = {}
         self._no_choice = torch.zeros(1, spec.n_hidden)
+        self._ones = torch.ones(max(grouped(layer.attention).head_size for layer in spec.layers))
+        # Layers that add r times what they compute to x are layers that add all of it to x / r.
+        # Norms divide r out again, but for their epsilon.
+        self._norm_epsilon = spec.norm_epsilon / spec.residual_scale**2
+        self._n_context = n_context
         self._attention = cpu.Attention(
             self._engine,
             [self._attention_layer(i) for i in range(len(spec.layers))],
@@ -74,7 +109,7 @@ class NativeComputation:
             engine=self._engine,
             embedding=self._linear(weights.embedding),
             final_norm=weights.final_norm.data_ptr(),
-            norm_epsilon=spec.norm_epsilon,
+            norm_epsilon=self._norm_epsilon,
             head=self._linear(weights.head),
         )
         self._layers: tuple[ExpertStore, cpu.Layers] | None = None
@@ -107,7 +142,7 @@ class NativeComputation:
         x = torch.empty(ids.shape[0], self._spec.n_hidden)
         for first, part in self._chunks(ids):
             self._ends.embed(part.data_ptr(), part.shape[0], x[first:].data_ptr())
-        return x
+        return _scaled(x, self._spec.embedding_scale / self._spec.residual_scale)
 
     def run_layers(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
         """In place; in one call once every expert is in RAM."""
@@ -123,7 +158,7 @@ class NativeComputation:
         if self._layers is None or self._layers[0] is not store:
             addresses = [
                 [[part.data_ptr() for part in parts] for parts in layer]
-                for layer in store.lend_all()
+                for layer in store.lend_all(len(self._spec.layers))
             ]
             self._layers = store, cpu.Layers(self._attention, self._experts, addresses)
         return self._layers[1]
@@ -155,7 +190,7 @@ class NativeComputation:
         scores = torch.empty(x.shape[0], self._spec.n_vocab)
         for first, part in self._chunks(x.contiguous()):
             self._ends.logits(part.data_ptr(), part.shape[0], scores[first:].data_ptr())
-        return scores
+        return _scaled(scores, self._spec.logit_scale)
 
     @staticmethod
     def _pages(cache: Cache, n_tokens: int) -> cpu.KvPages:
@@ -189,41 +224,97 @@ class NativeComputation:
             self.weights.layers[layer_id],
             grouped(self._spec.layers[layer_id].attention),
         )
+        rope, head_norm = spec.rope, spec.norm
+        q_norm, k_norm = self._head_norms(weights, spec)
         return cpu.AttentionLayer(
             norm=weights.attention_norm.data_ptr(),
-            norm_epsilon=self._spec.norm_epsilon,
+            norm_epsilon=self._norm_epsilon,
             qkv=self._linear(weights.qkv),
             out=self._linear(weights.attention_out),
-            frequencies=self._frequencies_of(spec).data_ptr(),
+            frequencies=0 if rope is None else self._frequencies_of(rope, spec).data_ptr(),
             n_heads=spec.n_heads,
             n_kv_heads=spec.n_kv_heads,
             head_size=spec.head_size,
             window=spec.window or 0,
+            rope_size=0 if rope is None else rope.size or spec.head_size,
+            rope_length=1.0 if rope is None else rope_length(rope, self._n_context),
+            score_scale=spec.score_scale or spec.head_size**-0.5,
+            qkv_bias=_address(weights.optional("qkv_bias")),
+            out_bias=_address(weights.optional("attention_out_bias")),
+            head_norm=_kind_of(head_norm),
+            q_norm=_address(q_norm),
+            k_norm=_address(k_norm),
+            head_norm_epsilon=1.0 if head_norm is None else head_norm.epsilon,
+            clamp=math.inf if spec.clamp is None else spec.clamp,
         )
 
-    def _frequencies_of(self, spec: GroupedQueryAttention) -> Tensor:
+    def _head_norms(
+        self, weights: LayerWeights, spec: GroupedQueryAttention
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Weights of the norms of queries and keys, ones where they have none."""
+        if spec.norm is None or spec.norm.weighted:
+            return weights.optional("q_norm"), weights.optional("k_norm")
+        return self._ones, self._ones
+
+    def _frequencies_of(self, rope: Rope, spec: GroupedQueryAttention) -> Tensor:
         """Shared by layers that turn alike, which native code knows by the address."""
-        assert spec.rope is not None
-        key = (spec.rope, spec.head_size)
+        key = (rope, spec.head_size)
         if key not in self._frequencies:
-            self._frequencies[key] = rope_frequencies(spec.rope, spec.head_size)
+            found = rope_frequencies(rope, spec.head_size, self._n_context)
+            self._frequencies[key] = found.contiguous()
         return self._frequencies[key]
 
     def _experts_layer(self, layer_id: int) -> cpu.ExpertsLayer:
         weights, spec = self.weights.layers[layer_id], self._spec.layers[layer_id].feed_forward
-        # One expert that every token uses is chosen by any router; one of zeros serves.
-        router, scores = _ANY_ROUTER, self._no_choice
-        if isinstance(spec.router, SoftmaxRouter):
-            router, scores = spec.router, weights.router
         return cpu.ExpertsLayer(
             norm=weights.experts_norm.data_ptr(),
-            norm_epsilon=self._spec.norm_epsilon,
-            router=scores.data_ptr(),
+            norm_epsilon=self._norm_epsilon,
+            router=self._router(weights, spec.router),
             d_in=weights.transforms.d_in.data_ptr(),
             d_inner=weights.transforms.d_inner.data_ptr(),
             n_hidden=self._spec.n_hidden,
             n_experts=spec.n_experts,
             n_inner=spec.n_inner,
-            n_active=router.n_active,
-            renormalize=router.renormalize,
+            shared=None if spec.shared is None else self._shared(weights),
         )
+
+    def _router(self, weights: LayerWeights, kind: Router) -> cpu.Router:
+        # One expert that every token uses is chosen by any router; one of zeros serves.
+        sigmoid = kind if isinstance(kind, SigmoidRouter) else None
+        scores = weights.optional("router")
+        return cpu.Router(
+            weights=_address(self._no_choice if scores is None else scores),
+            bias=_address(weights.optional("router_bias")),
+            choice_bias=_address(weights.optional("choice_bias")),
+            sigmoid=sigmoid is not None,
+            renormalize=isinstance(kind, SoftmaxRouter | SigmoidRouter) and kind.renormalize,
+            n_active=kind.n_active,
+            n_groups=1 if sigmoid is None else sigmoid.n_groups,
+            n_groups_active=1 if sigmoid is None else sigmoid.n_groups_active,
+            scale=1.0 if sigmoid is None else sigmoid.scale,
+        )
+
+    def _shared(self, weights: LayerWeights) -> cpu.SharedExpert:
+        return cpu.SharedExpert(
+            gate_up=self._linear(weights.parts["shared_gate_up"]),
+            down=self._linear(weights.parts["shared_down"]),
+            router=_address(weights.optional("shared_router")),
+        )
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    """In place."""
+    return x if factor == 1 else x.mul_(factor)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _kind_of(norm: HeadNorm | None) -> int:
+    """As AttentionLayer counts them."""
+    if norm is None:
+        return 0
+    if norm.over == "all":
+        return 3
+    return 2 if norm.after_rope else 1

@@ -94,13 +94,11 @@ class ExpertStore:
             self._is_complete = self.has_all and all(map(self._is_ready, self._tier.residents))
         return self._is_complete
 
-    def lend_all(self) -> list[list[tuple[Tensor, ...]]]:
+    def lend_all(self, n_layers: int) -> list[list[tuple[Tensor, ...]]]:
         """Every expert's buffers by layer and id, until the store closes; it must be complete."""
         assert self.is_complete
-        layers: list[list[tuple[Tensor, ...]]] = []
+        layers: list[list[tuple[Tensor, ...]]] = [[] for _ in range(n_layers)]
         for layer_id, expert_id in sorted(self._tier.residents):
-            if layer_id == len(layers):
-                layers.append([])
             slot = self._tier.residents[layer_id, expert_id]
             slot.lent += 1
             layers[layer_id].append(tuple(slot.buffers))

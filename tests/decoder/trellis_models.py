@@ -4,7 +4,7 @@ Knows:        shapes worth a test, how both computations are put over the same w
 Ignorant of:  what is compared.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.in_torch import TorchComputation
 from lowmoe.decoder.moe import Routing
 from lowmoe.decoder.native import NativeComputation
-from lowmoe.decoder.weights import DenseWeights, from_folder
+from lowmoe.decoder.weights import DenseWeights, LayerWeights, from_folder
 from lowmoe.experts.source import FolderExperts
 from lowmoe.experts.store import ExpertStore
 from lowmoe.families import read_config
@@ -56,17 +56,29 @@ TWO_PLANES = Recipe()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What sets a model apart.  config: keys beside or instead of those in MIXTRAL."""
+    """What sets a model apart.
+
+    config: keys beside or instead of those in MIXTRAL; renormalize: as if the config had said so.
+    """
 
     config: dict[str, Any]
     recipe: Recipe = TWO_PLANES
-    renormalize: bool = True
+    renormalize: bool | None = None
 
 
 def planes(count: int) -> Recipe:
     return Recipe(expert_planes=count)
 
 
+SMALL_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+WAVELENGTHS = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16}
 SHAPES = {
     "4 heads of 16 over 2": Shape(config={}),
     "hidden 48, inner 40": Shape(
@@ -111,6 +123,87 @@ SHAPES = {
     ),
     "tied head, 2 dense planes": Shape(
         config={"tie_word_embeddings": True}, recipe=Recipe(dense_planes=2, expert_planes=1)
+    ),
+    "one expert, wavelengths": Shape(config={"model_type": "llama", "rope_scaling": WAVELENGTHS}),
+    "one expert, biases everywhere, linear": Shape(
+        config={
+            "model_type": "llama",
+            "attention_bias": True,
+            "rope_scaling": {"type": "linear", "factor": 4.0},
+        },
+        recipe=planes(3),
+    ),
+    "biases, a window in the last layers, lengthening rope": Shape(
+        config={
+            "model_type": "qwen2",
+            "rope_scaling": YARN,
+            "use_sliding_window": True,
+            "sliding_window": 7,
+            "max_window_layers": 1,
+        }
+    ),
+    "shared experts that weigh themselves, plain layers": Shape(
+        config={
+            "model_type": "qwen2_moe",
+            **SMALL_EXPERTS,
+            "shared_expert_intermediate_size": 80,
+            "mlp_only_layers": [1],
+        },
+        recipe=planes(3),
+    ),
+    "normed heads, plain first and last": Shape(
+        config={"model_type": "qwen3_moe", **SMALL_EXPERTS, "mlp_only_layers": [0, 2]}
+    ),
+    "half of a head turns, sigmoids in groups, biases, shared": Shape(
+        config={
+            "model_type": "glm4_moe",
+            **SMALL_EXPERTS,
+            "n_routed_experts": 8,
+            "n_shared_experts": 2,
+            "n_group": 4,
+            "topk_group": 2,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            "first_k_dense_replace": 1,
+            "routed_scaling_factor": 1.5,
+        }
+    ),
+    "sigmoids not renormalized, no groups": Shape(
+        config={
+            "model_type": "dots1",
+            **SMALL_EXPERTS,
+            "n_routed_experts": 6,
+            "norm_topk_prob": False,
+            "first_k_dense_replace": 2,
+        },
+        recipe=planes(1),
+    ),
+    "all heads normed together, a quarter turns": Shape(
+        config={"model_type": "minimax_m2", "head_dim": 16, "rotary_dim": 4}
+    ),
+    "all heads normed together, clamped": Shape(
+        config={"model_type": "olmoe", "num_experts": 6, "clip_qkv": 0.9}
+    ),
+    "heads normed after rope, shared": Shape(
+        config={"model_type": "hunyuan_v1_moe", "num_experts": 6, "moe_topk": 2}
+    ),
+    "softmax with a bias of the choice": Shape(
+        config={
+            "model_type": "ernie4_5_moe",
+            "moe_num_experts": 6,
+            "moe_k": 2,
+            "moe_intermediate_size": 48,
+            "tie_word_embeddings": False,
+        }
+    ),
+    "everything scaled": Shape(
+        config={
+            "model_type": "granitemoe",
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.4,
+            "logits_scaling": 0.7,
+        }
     ),
 }
 
@@ -177,7 +270,9 @@ def trellis_model(folder: Path, shape: Shape) -> Iterator[TrellisModel]:
     write_synthetic(
         folder, config, family, shape.recipe, name="tiny", progress=lambda done, total: None
     )
-    spec = with_router(family.spec, renormalize=shape.renormalize)
+    spec = family.spec
+    if shape.renormalize is not None:
+        spec = with_router(spec, renormalize=shape.renormalize)
     with ModelFolder(folder) as opened:
         weights = from_folder(opened, spec)
         enliven(weights)
@@ -200,16 +295,34 @@ def enliven(weights: DenseWeights) -> None:
         assert isinstance(matrix, TrellisMatrix)
         transform(matrix.d)
     for layer in weights.layers:
-        assert isinstance(layer.qkv, TrellisMatrix)
-        assert isinstance(layer.attention_out, TrellisMatrix)
-        norm(layer.attention_norm)
-        norm(layer.experts_norm)
-        for d in (layer.qkv.d, layer.attention_out.d):
-            transform(d)
+        _enliven_layer(layer, transform, norm, generator)
+
+
+def _enliven_layer(
+    layer: LayerWeights,
+    transform: Callable[[Tensor], None],
+    norm: Callable[[Tensor], None],
+    generator: torch.Generator,
+) -> None:
+    vectors = {name: part for name, part in layer.parts.items() if isinstance(part, Tensor)}
+    for name in sorted(vectors):
+        if name.endswith("norm"):
+            norm(vectors[name])
+        if name in ("q_norm", "k_norm"):
+            vectors[name].mul_(2)  # scores that choose, so that they are seen in what comes out
+    for name in sorted(layer.parts.keys() - vectors.keys(), reverse=True):
+        matrix = layer.parts[name]
+        assert isinstance(matrix, TrellisMatrix)
+        transform(matrix.d)
+    if layer.transforms.d_in.stride(0):  # not ones that stand for all, of a layer without experts
         transform(layer.transforms.d_in)
         transform(layer.transforms.d_inner)
-        # Scores of deviation 2: routers that choose, but not one expert alone.
-        layer.router.mul_(2 * layer.router.shape[1] ** -0.5)
+    for name in sorted(vectors):
+        if name.endswith("router"):
+            # Scores of deviation 2: routers that choose, but not one expert alone.
+            vectors[name].mul_(2 * vectors[name].shape[1] ** -0.5)
+        elif not name.endswith("norm"):
+            vectors[name].uniform_(-0.2, 0.2, generator=generator)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,16 @@ class AttentionLayer:
         n_kv_heads: int,
         head_size: int,
         window: int,
+        rope_size: int,
+        rope_length: float,
+        score_scale: float,
+        qkv_bias: int,
+        out_bias: int,
+        head_norm: int,
+        q_norm: int,
+        k_norm: int,
+        head_norm_epsilon: float,
+        clamp: float,
     ) -> None: ...
 
 class Attention:
@@ -56,20 +66,37 @@ class Attention:
     ) -> None: ...
     def run(self, layer_id: int, cache: KvPages, first: int, x: int, n: int) -> None: ...
 
+class Router:
+    def __init__(
+        self,
+        *,
+        weights: int,
+        bias: int,
+        choice_bias: int,
+        sigmoid: bool,
+        renormalize: bool,
+        n_active: int,
+        n_groups: int,
+        n_groups_active: int,
+        scale: float,
+    ) -> None: ...
+
+class SharedExpert:
+    def __init__(self, *, gate_up: Linear, down: Linear, router: int) -> None: ...
+
 class ExpertsLayer:
     def __init__(
         self,
         *,
         norm: int,
         norm_epsilon: float,
-        router: int,
+        router: Router,
         d_in: int,
         d_inner: int,
         n_hidden: int,
         n_experts: int,
         n_inner: int,
-        n_active: int,
-        renormalize: bool,
+        shared: SharedExpert | None,
     ) -> None: ...
 
 class Experts:

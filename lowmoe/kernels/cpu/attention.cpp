@@ -47,6 +47,7 @@ void Attention::run(const AttentionLayer& layer, size_t layer_id, KvPages& cache
     engine_.norm_and_round(team, x, n, layer.norm, layer.norm_epsilon, layer.qkv.d, normed_.data(),
                            rounded_in_.tokens());
     engine_.multiply(team, "q, k, v", layer.qkv.w, rounded_in_.tokens(), n, qkv_.data(), n_qkv_);
+    adjust(team, layer, n);
     place(team, layer, layer_id, cache, first, n);
     if (n == 1) {
       attend_one(team, layer, layer_id, cache, first);
@@ -56,19 +57,43 @@ void Attention::run(const AttentionLayer& layer, size_t layer_id, KvPages& cache
     engine_.round(team, attended_.data(), n, layer.out.d, rounded_out_.tokens());
     engine_.multiply_add(team, "attention's output", layer.out.w, rounded_out_.tokens(), n, x,
                          layer.n_hidden);
+    if (!layer.out_bias) return;
+    team.each("attention's output", n, [&](size_t t) {
+      engine_.isa().vector->add_scaled(layer.out_bias, 1.0f, layer.n_hidden,
+                                       x + t * layer.n_hidden);
+    });
+  });
+}
+
+// What concerns all heads of a token at once, in place.
+void Attention::adjust(Team& team, const AttentionLayer& layer, size_t n) {
+  const bool norms = layer.head_norm == HeadNorm::kAllHeads, clamps = !std::isinf(layer.clamp);
+  if (!layer.qkv_bias && !norms && !clamps) return;
+  const VectorKernels& v = *engine_.isa().vector;
+  team.each("queries, keys and values", n, [&](size_t t) {
+    float* token = qkv_.data() + t * n_qkv_;
+    float* keys = token + q_size_;
+    if (layer.qkv_bias) v.add_scaled(layer.qkv_bias, 1.0f, n_qkv_, token);
+    if (norms) {
+      v.rms_norm(token, layer.q_norm, layer.head_norm_epsilon, q_size_, token);
+      v.rms_norm(keys, layer.k_norm, layer.head_norm_epsilon, layer.kv_size(), keys);
+    }
+    for (size_t i = 0; clamps && i < n_qkv_; i++) {
+      token[i] = std::clamp(token[i], -layer.clamp, layer.clamp);
+    }
   });
 }
 
 void Attention::set_angles(const AttentionLayer& layer, size_t first, size_t n) {
   // Layers mostly share their frequencies, and a pass goes through all layers.
   if (angles_of_ == layer.frequencies && angles_first_ == first && angles_count_ == n) return;
-  const size_t half = head_size_ / 2;
+  const size_t half = layer.rope_size / 2;
   for (size_t t = 0; t < n; t++) {
     float* cos = angles_.data() + t * head_size_;
     for (size_t i = 0; i < half; i++) {
       const float angle = static_cast<float>(first + t) * layer.frequencies[i];
-      cos[i] = std::cos(angle);
-      cos[half + i] = std::sin(angle);
+      cos[i] = std::cos(angle) * layer.rope_length;
+      cos[half + i] = std::sin(angle) * layer.rope_length;
     }
   }
   angles_of_ = layer.frequencies;
@@ -80,20 +105,29 @@ void Attention::set_angles(const AttentionLayer& layer, size_t first, size_t n) 
 void Attention::place(Team& team, const AttentionLayer& layer, size_t layer_id,
                       const KvPages& cache, size_t first, size_t n) {
   const VectorKernels& v = *engine_.isa().vector;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(head_size_));
   team.each("rotary positions", n * layer.n_kv_heads, [&](size_t unit) {
     const size_t t = unit / layer.n_kv_heads, head = unit % layer.n_kv_heads;
     const float* cos = angles_.data() + t * head_size_;
-    const float* sin = cos + head_size_ / 2;
+    const float* sin = cos + layer.rope_size / 2;
+    const auto turn = [&](float* head, const float* weight) {
+      const float epsilon = layer.head_norm_epsilon;
+      if (layer.head_norm == HeadNorm::kBeforeRope) {
+        v.rms_norm(head, weight, epsilon, head_size_, head);
+      }
+      if (layer.rope_size) v.rotate(head, cos, sin, layer.rope_size);
+      if (layer.head_norm == HeadNorm::kAfterRope) {
+        v.rms_norm(head, weight, epsilon, head_size_, head);
+      }
+    };
     float* token = qkv_.data() + t * n_qkv_;
     for (size_t q = head * group_; q < (head + 1) * group_; q++) {
       float* query = token + q * head_size_;
-      v.rotate(query, cos, sin, head_size_);
-      for (size_t i = 0; i < head_size_; i++) query[i] *= scale;
+      turn(query, layer.q_norm);
+      for (size_t i = 0; i < head_size_; i++) query[i] *= layer.score_scale;
     }
     float* key = token + q_size_ + head * head_size_;
     const float* value = key + layer.kv_size();
-    v.rotate(key, cos, sin, head_size_);
+    turn(key, layer.k_norm);
     const size_t page = (first + t) / KvPages::kPageTokens;
     const size_t at = (first + t) % KvPages::kPageTokens * cache.head_bytes();
     v.store_head(cache.format(), key, head_size_, cache.keys(layer_id, head, page) + at);

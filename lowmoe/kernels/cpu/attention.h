@@ -11,14 +11,29 @@
 
 namespace lowmoe {
 
+// Of which queries and keys the RMS norm is taken: of none, of each head before or after it is
+// turned, or of all heads together.
+enum class HeadNorm : int { kNone = 0, kBeforeRope = 1, kAfterRope = 2, kAllHeads = 3 };
+
 struct AttentionLayer {
   const float* norm;  // [n_hidden]
   float norm_epsilon;
   Linear qkv;                // rows: all heads of q, then of k, then of v
   Linear out;                // [n_hidden, q_size]
-  const float* frequencies;  // [head_size / 2], of rotary positions, radians a token
+  const float* frequencies;  // [rope_size / 2], of rotary positions, radians a token
   size_t n_hidden, n_heads, n_kv_heads, head_size;
   size_t window;  // the latest tokens that a token sees, itself included; 0 for all
+
+  size_t rope_size;       // channels that turn, the first of each head; 0 for none
+  float rope_length;      // what those that turn are multiplied by
+  float score_scale;      // what scores are multiplied by
+  const float* qkv_bias;  // [q_size + 2 * kv_size], or null
+  const float* out_bias;  // [n_hidden], or null
+  HeadNorm head_norm;
+  const float* q_norm;  // [head_size], of all heads [q_size]; null without a norm
+  const float* k_norm;  // [head_size], of all heads [kv_size]
+  float head_norm_epsilon;
+  float clamp;  // queries, keys and values are kept within +-clamp; infinity for none
 
   size_t q_size() const { return n_heads * head_size; }
   size_t kv_size() const { return n_kv_heads * head_size; }
@@ -52,6 +67,7 @@ class Attention {
   Part part_at(float* floats, size_t n_rows) const;
   Part part_of(size_t index) const;
   size_t tile_tokens() const;
+  void adjust(Team& team, const AttentionLayer& layer, size_t n);
   void set_angles(const AttentionLayer& layer, size_t first, size_t n);
   void place(Team& team, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
              size_t first, size_t n);

@@ -122,11 +122,11 @@ void run_experts(BoundExperts& self, size_t layer_id, Address ids, size_t n,
     self.given.push_back(parts_of(id, parts));
   }
   const int64_t* chosen = at<const int64_t>(ids);
-  const size_t n_rows = std::count_if(chosen, chosen + n * layer.n_active, [&](int64_t id) {
+  const size_t n_rows = std::count_if(chosen, chosen + n * layer.n_active(), [&](int64_t id) {
     require(id >= 0 && static_cast<size_t>(id) < layer.n_experts, "no such expert");
     return seen[id];
   });
-  require(n_rows <= self.operation.rows_left(n, layer.n_active), "an expert has run already");
+  require(n_rows <= self.operation.rows_left(n, layer.n_active()), "an expert has run already");
   nb::gil_scoped_release release;
   self.operation.run(layer, at<const int64_t>(ids), n, self.given.data(), self.given.size());
 }
@@ -140,14 +140,17 @@ using ExpertTable = std::vector<std::vector<std::vector<Address>>>;
 
 void make_layers(BoundLayers* self, BoundAttention& attention, BoundExperts& experts,
                  const ExpertTable& addresses) {
-  const size_t n_layers = experts.layers.size(), n_experts = experts.layers.front().n_experts;
+  const size_t n_layers = experts.layers.size();
   require(attention.layers.size() == n_layers && addresses.size() == n_layers,
           "attention, experts and table of different layers");
   require(&attention.engine == &experts.engine, "attention and experts of different engines");
   std::vector<ExpertParts> table;
-  for (const auto& layer : addresses) {
-    require(layer.size() == n_experts, "a layer's table has other experts than the layer");
-    for (size_t id = 0; id < n_experts; id++) table.push_back(parts_of(id, layer[id]));
+  for (size_t i = 0; i < n_layers; i++) {
+    require(addresses[i].size() == experts.layers[i].n_experts,
+            "a layer's table has other experts than the layer");
+    for (size_t id = 0; id < addresses[i].size(); id++) {
+      table.push_back(parts_of(id, addresses[i][id]));
+    }
   }
   new (self) BoundLayers{Layers(attention.operation, attention.layers, experts.operation,
                                 experts.layers, std::move(table), attention.engine.max_tokens()),
@@ -243,7 +246,9 @@ void bind_layers(nb::module_& m) {
           "__init__",
           [](AttentionLayer* self, Address norm, float norm_epsilon, const Linear& qkv,
              const Linear& out, Address frequencies, size_t n_heads, size_t n_kv_heads,
-             size_t head_size, size_t window) {
+             size_t head_size, size_t window, size_t rope_size, float rope_length,
+             float score_scale, Address qkv_bias, Address out_bias, int head_norm, Address q_norm,
+             Address k_norm, float head_norm_epsilon, float clamp) {
             new (self) AttentionLayer{at<const float>(norm),
                                       norm_epsilon,
                                       qkv,
@@ -253,15 +258,33 @@ void bind_layers(nb::module_& m) {
                                       n_heads,
                                       n_kv_heads,
                                       head_size,
-                                      window};
+                                      window,
+                                      rope_size,
+                                      rope_length,
+                                      score_scale,
+                                      at<const float>(qkv_bias),
+                                      at<const float>(out_bias),
+                                      static_cast<HeadNorm>(head_norm),
+                                      at<const float>(q_norm),
+                                      at<const float>(k_norm),
+                                      head_norm_epsilon,
+                                      clamp};
             require(n_kv_heads > 0 && n_heads % n_kv_heads == 0 && head_size % 2 == 0 &&
                         qkv.w.shape.n_out == (n_heads + 2 * n_kv_heads) * head_size &&
                         out.w.shape.n_in == n_heads * head_size &&
                         out.w.shape.n_out == qkv.w.shape.n_in,
                     "the heads do not fit the matrices");
+            require(rope_size % 2 == 0 && rope_size <= head_size && (frequencies || !rope_size),
+                    "rope_size is odd or above head_size, or has no frequencies");
+            require(head_norm >= 0 && head_norm <= 3 && (!head_norm || (q_norm && k_norm)),
+                    "no such norm of heads, or one without weights");
           },
           nb::kw_only(), "norm"_a, "norm_epsilon"_a, "qkv"_a, "out"_a, "frequencies"_a, "n_heads"_a,
-          "n_kv_heads"_a, "head_size"_a, "window"_a);
+          "n_kv_heads"_a, "head_size"_a, "window"_a, "rope_size"_a, "rope_length"_a,
+          "score_scale"_a, "qkv_bias"_a, "out_bias"_a, "head_norm"_a, "q_norm"_a, "k_norm"_a,
+          "head_norm_epsilon"_a, "clamp"_a,
+          "Addresses of what a layer has not are 0; head_norm: 0 none, 1 before rope, 2 after it, "
+          "3 of all heads together.");
 
   nb::class_<BoundAttention>(m, "Attention", "attention.h")
       .def(
@@ -289,39 +312,82 @@ void bind_layers(nb::module_& m) {
           },
           "layer_id"_a, "cache"_a, "first"_a, "x"_a, "n"_a);
 
+  nb::class_<Router>(m, "Router", "router.h")
+      .def(
+          "__init__",
+          [](Router* self, Address weights, Address bias, Address choice_bias, bool sigmoid,
+             bool renormalize, int n_active, size_t n_groups, size_t n_groups_active, float scale) {
+            require(n_active >= 0, "n_active");
+            require(n_groups > 0 && n_groups_active > 0 && n_groups_active <= n_groups, "groups");
+            new (self) Router{at<const float>(weights),
+                              at<const float>(bias),
+                              at<const float>(choice_bias),
+                              sigmoid,
+                              renormalize,
+                              n_active,
+                              n_groups,
+                              n_groups_active,
+                              scale};
+          },
+          nb::kw_only(), "weights"_a, "bias"_a, "choice_bias"_a, "sigmoid"_a, "renormalize"_a,
+          "n_active"_a, "n_groups"_a, "n_groups_active"_a, "scale"_a,
+          "Addresses of what a router has not are 0.");
+
+  nb::class_<SharedExpert>(m, "SharedExpert", "experts.h")
+      .def(
+          "__init__",
+          [](SharedExpert* self, const Linear& gate_up, const Linear& down, Address router) {
+            require(gate_up.w.shape.n_out == 2 * down.w.shape.n_in &&
+                        gate_up.w.shape.n_in == down.w.shape.n_out,
+                    "gate and up do not fit down");
+            new (self) SharedExpert{gate_up, down, at<const float>(router)};
+          },
+          nb::kw_only(), "gate_up"_a, "down"_a, "router"_a, "router: 0 for a weight of 1.");
+
   nb::class_<ExpertsLayer>(m, "ExpertsLayer", "experts.h")
       .def(
           "__init__",
-          [](ExpertsLayer* self, Address norm, float norm_epsilon, Address router, Address d_in,
-             Address d_inner, size_t n_hidden, size_t n_experts, size_t n_inner, int n_active,
-             bool renormalize) {
-            require(n_active > 0 && static_cast<size_t>(n_active) <= n_experts, "n_active");
+          [](ExpertsLayer* self, Address norm, float norm_epsilon, const Router& router,
+             Address d_in, Address d_inner, size_t n_hidden, size_t n_experts, size_t n_inner,
+             const SharedExpert* shared) {
+            const size_t n_active = router.n_active;
+            require(
+                n_experts == 0 ? n_active == 0 && shared : 0 < n_active && n_active <= n_experts,
+                "n_active");
+            require(n_experts % router.n_groups == 0, "groups");
+            // A choice among groups with fewer experts than are used would use closed ones.
+            require(router.n_groups == 1 ||
+                        n_active <= n_experts / router.n_groups * router.n_groups_active,
+                    "groups");
+            require(!shared || shared->down.w.shape.n_out == n_hidden, "shared expert's size");
             new (self) ExpertsLayer{at<const float>(norm),
                                     norm_epsilon,
-                                    at<const float>(router),
+                                    router,
                                     at<const uint16_t>(d_in),
                                     at<const uint16_t>(d_inner),
                                     n_hidden,
                                     n_experts,
                                     n_inner,
-                                    n_active,
-                                    renormalize};
+                                    shared ? std::optional(*shared) : std::nullopt};
           },
           nb::kw_only(), "norm"_a, "norm_epsilon"_a, "router"_a, "d_in"_a, "d_inner"_a,
-          "n_hidden"_a, "n_experts"_a, "n_inner"_a, "n_active"_a, "renormalize"_a);
+          "n_hidden"_a, "n_experts"_a, "n_inner"_a, "shared"_a.none());
 
   nb::class_<BoundExperts>(m, "Experts", "experts.h")
       .def(
           "__init__",
           [](BoundExperts* self, Engine& engine, const std::vector<ExpertsLayer>& layers) {
-            require(!layers.empty(), "no layers");
+            const auto has_experts = [](const ExpertsLayer& layer) { return layer.n_experts > 0; };
+            const auto like = std::find_if(layers.begin(), layers.end(), has_experts);
+            require(like != layers.end(), "no layers with experts");
             for (const ExpertsLayer& layer : layers) {
-              const ExpertsLayer& like = layers.front();
-              require(layer.n_hidden == like.n_hidden && layer.n_experts == like.n_experts &&
-                          layer.n_inner == like.n_inner && layer.n_active == like.n_active,
+              require(layer.n_hidden == like->n_hidden &&
+                          (layer.n_experts == 0 ||
+                           (layer.n_experts == like->n_experts && layer.n_inner == like->n_inner &&
+                            layer.n_active() == like->n_active())),
                       "layers of different sizes");
             }
-            new (self) BoundExperts{{layers, Experts(engine, layers.front())}, engine, {}};
+            new (self) BoundExperts{{layers, Experts(engine, layers)}, engine, {}};
           },
           "engine"_a, "layers"_a, nb::keep_alive<1, 2>())
       .def(

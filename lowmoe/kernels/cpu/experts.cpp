@@ -1,9 +1,8 @@
 #include "lowmoe/kernels/cpu/experts.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
-
-#include "lowmoe/kernels/cpu/router.h"
 
 namespace lowmoe {
 
@@ -29,35 +28,77 @@ layout::PlaneLayout gate_up_shape(const ExpertsLayer& layer) {
 
 }  // namespace
 
-Experts::Experts(Engine& engine, const ExpertsLayer& like)
+namespace {
+
+// A layer with experts, for their sizes; there is one.
+const ExpertsLayer& with_experts(std::span<const ExpertsLayer> layers) {
+  return *std::find_if(layers.begin(), layers.end(),
+                       [](const ExpertsLayer& layer) { return layer.n_experts > 0; });
+}
+
+// Inner channels of the widest shared expert; 0 without any.
+size_t most_shared(std::span<const ExpertsLayer> layers) {
+  size_t most = 0;
+  for (const ExpertsLayer& layer : layers) {
+    if (layer.shared) most = std::max(most, layer.shared->n_inner());
+  }
+  return most;
+}
+
+// A view of the same memory for tokens of fewer columns.
+RoundedTokens narrowed(const RoundedBuffer& buffer, size_t n_in) {
+  RoundedTokens tokens = buffer.tokens();
+  tokens.n_in = n_in;
+  return tokens;
+}
+
+}  // namespace
+
+Experts::Experts(Engine& engine, std::span<const ExpertsLayer> layers)
     : engine_(engine),
-      normed_(engine.max_tokens() * like.n_hidden),
-      scores_(engine.max_tokens() * like.n_experts),
-      rounded_(engine.max_tokens(), like.n_hidden),
-      gathered_(engine.max_tokens() * like.n_active, like.n_hidden),
-      inner_(engine.max_tokens() * like.n_active, like.n_inner),
-      outputs_(engine.max_tokens() * like.n_active * like.n_hidden),
-      groups_(like.n_experts),
-      source_(engine.max_tokens() * like.n_active),
-      row_of_(engine.max_tokens() * like.n_active),
-      expert_at_(like.n_experts) {}
+      normed_(engine.max_tokens() * layers.front().n_hidden),
+      rounded_(engine.max_tokens(), layers.front().n_hidden) {
+  const ExpertsLayer& like = with_experts(layers);
+  const size_t n_tokens = engine.max_tokens(), n_assignments = n_tokens * like.n_active();
+  scores_ = Buffer<float>(n_tokens * like.n_experts);
+  choice_ = Buffer<float>(2 * n_tokens * like.n_experts);
+  gathered_ = RoundedBuffer(n_assignments, like.n_hidden);
+  inner_ = RoundedBuffer(n_assignments, like.n_inner);
+  outputs_ = Buffer<float>(n_assignments * like.n_hidden);
+  groups_ = Buffer<Group>(like.n_experts);
+  source_ = Buffer<uint32_t>(n_assignments);
+  row_of_ = Buffer<uint32_t>(n_assignments);
+  expert_at_ = Buffer<int32_t>(like.n_experts);
+  if (const size_t n_inner = most_shared(layers); n_inner > 0) {
+    shared_in_ = RoundedBuffer(n_tokens, like.n_hidden);
+    shared_rounded_ = RoundedBuffer(n_tokens, n_inner);
+    shared_both_ = Buffer<float>(n_tokens * 2 * n_inner);
+    shared_inner_ = Buffer<float>(n_tokens * n_inner);
+  }
+}
 
 void Experts::route(const ExpertsLayer& layer, const float* x, size_t n, float* weights,
                     int64_t* ids) {
   n_rows_ = 0;
+  const VectorKernels& v = *engine_.isa().vector;
   engine_.pool().run([&](Team& team) {
+    if (layer.n_experts == 0) {
+      team.each("norm", n, [&](size_t t) {
+        v.rms_norm(x + t * layer.n_hidden, layer.norm, layer.norm_epsilon, layer.n_hidden,
+                   normed_.data() + t * layer.n_hidden);
+      });
+      return;
+    }
     engine_.norm_and_round(team, x, n, layer.norm, layer.norm_epsilon, layer.d_in, normed_.data(),
                            rounded_.tokens());
     score(team, layer, normed_.data(), n);
-    team.each("router", n, [&](size_t t) {
-      route_softmax(scores_.data() + t * layer.n_experts, layer.n_experts, layer.n_active,
-                    layer.renormalize, weights + t * layer.n_active, ids + t * layer.n_active);
-    });
+    choose(team, "router", layer, n, weights, ids);
   });
 }
 
 void Experts::foresee(const ExpertsLayer& layer, const float* x, size_t n, float* weights,
                       int64_t* ids) {
+  if (layer.n_experts == 0) return;
   const VectorKernels& v = *engine_.isa().vector;
   // Outputs are free until run(), and hold at least a row for every token.
   float* normed = outputs_.data();
@@ -67,10 +108,16 @@ void Experts::foresee(const ExpertsLayer& layer, const float* x, size_t n, float
                  normed + t * layer.n_hidden);
     });
     score(team, layer, normed, n);
-    team.each("foresight", n, [&](size_t t) {
-      route_softmax(scores_.data() + t * layer.n_experts, layer.n_experts, layer.n_active,
-                    layer.renormalize, weights + t * layer.n_active, ids + t * layer.n_active);
-    });
+    choose(team, "foresight", layer, n, weights, ids);
+  });
+}
+
+void Experts::choose(Team& team, const char* phase, const ExpertsLayer& layer, size_t n,
+                     float* weights, int64_t* ids) {
+  const size_t n_experts = layer.n_experts, n_active = layer.n_active();
+  team.each(phase, n, [&](size_t t) {
+    lowmoe::route(layer.router, n_experts, scores_.data() + t * n_experts,
+                  choice_.data() + t * 2 * n_experts, weights + t * n_active, ids + t * n_active);
   });
 }
 
@@ -81,7 +128,7 @@ void Experts::score(Team& team, const ExpertsLayer& layer, const float* x, size_
     const size_t end = std::min(layer.n_experts, begin + kScoredTogether);
     for (size_t e = begin; e < end; e++) {
       scores_[t * layer.n_experts + e] = engine_.isa().vector->dot(
-          x + t * layer.n_hidden, layer.router + e * layer.n_hidden, layer.n_hidden);
+          x + t * layer.n_hidden, layer.router.weights + e * layer.n_hidden, layer.n_hidden);
     }
   });
 }
@@ -116,7 +163,7 @@ size_t Experts::find_groups(const ExpertsLayer& layer, const int64_t* ids, size_
                   matrix_of(engine_.code(), experts[i], down, gate_up.plane_bytes()),
                   layer.d_inner + id * layer.n_inner, 0, 0};
   }
-  const size_t n_assignments = n * layer.n_active;
+  const size_t n_assignments = n * layer.n_active();
   for (size_t a = 0; a < n_assignments; a++) {
     if (expert_at_[ids[a]] >= 0) groups_[expert_at_[ids[a]]].count++;
   }
@@ -130,7 +177,7 @@ size_t Experts::find_groups(const ExpertsLayer& layer, const int64_t* ids, size_
     Group& group = groups_[expert_at_[ids[a]]];
     const size_t row = group.first + group.count++;
     row_of_[a] = static_cast<uint32_t>(row);
-    source_[row] = static_cast<uint32_t>(a / layer.n_active);
+    source_[row] = static_cast<uint32_t>(a / layer.n_active());
   }
   return n_experts;
 }
@@ -190,18 +237,47 @@ void Experts::run_down(int thread, const ExpertsLayer& layer, const Group& group
 void Experts::add(const ExpertsLayer& layer, const float* weights, size_t n, float* x) {
   const VectorKernels& v = *engine_.isa().vector;
   const size_t n_shares = divide_up(layer.n_hidden, kSummedTogether);
-  const size_t n_active = layer.n_active;
+  const size_t n_active = layer.n_active();
   engine_.pool().run([&](Team& team) {
-    team.each("weighted sum", n * n_shares, [&](size_t unit) {
-      const size_t t = unit / n_shares, first = unit % n_shares * kSummedTogether;
-      const size_t count = std::min(kSummedTogether, layer.n_hidden - first);
-      float sum[kSummedTogether] = {};
-      for (size_t a = t * n_active; a < (t + 1) * n_active; a++) {
-        v.add_scaled(outputs_.data() + row_of_[a] * layer.n_hidden + first, weights[a], count, sum);
-      }
-      v.add_scaled(sum, 1.0f, count, x + t * layer.n_hidden + first);
-    });
+    if (n_active > 0) {
+      team.each("weighted sum", n * n_shares, [&](size_t unit) {
+        const size_t t = unit / n_shares, first = unit % n_shares * kSummedTogether;
+        const size_t count = std::min(kSummedTogether, layer.n_hidden - first);
+        float sum[kSummedTogether] = {};
+        for (size_t a = t * n_active; a < (t + 1) * n_active; a++) {
+          v.add_scaled(outputs_.data() + row_of_[a] * layer.n_hidden + first, weights[a], count,
+                       sum);
+        }
+        v.add_scaled(sum, 1.0f, count, x + t * layer.n_hidden + first);
+      });
+    }
+    if (layer.shared) share(team, layer, n, x);
   });
+}
+
+// x += the shared expert's output for the tokens that route() normed.
+void Experts::share(Team& team, const ExpertsLayer& layer, size_t n, float* x) {
+  const VectorKernels& v = *engine_.isa().vector;
+  const SharedExpert& shared = *layer.shared;
+  const size_t n_hidden = layer.n_hidden, n_inner = shared.n_inner();
+  const size_t n_shares = divide_up(n_inner, kSummedTogether);
+  const RoundedTokens inner = narrowed(shared_rounded_, n_inner);
+  engine_.round(team, normed_.data(), n, shared.gate_up.d, shared_in_.tokens());
+  engine_.multiply(team, "shared gate, up", shared.gate_up.w, shared_in_.tokens(), n,
+                   shared_both_.data(), 2 * n_inner);
+  team.each("shared experts", n * n_shares, [&](size_t unit) {
+    const size_t t = unit / n_shares, first = unit % n_shares * kSummedTogether;
+    const size_t count = std::min(kSummedTogether, n_inner - first);
+    const float* gate = shared_both_.data() + t * 2 * n_inner + first;
+    float* to = shared_inner_.data() + t * n_inner + first;
+    v.silu_multiply(gate, gate + n_inner, count, to);
+    if (!shared.router) return;
+    const float logit = v.dot(normed_.data() + t * n_hidden, shared.router, n_hidden);
+    const float weight = 1.0f / (1.0f + std::exp(-logit));
+    for (size_t i = 0; i < count; i++) to[i] *= weight;
+  });
+  engine_.round(team, shared_inner_.data(), n, shared.down.d, inner);
+  engine_.multiply_add(team, "shared down", shared.down.w, inner, n, x, n_hidden);
 }
 
 }  // namespace lowmoe

@@ -7,20 +7,34 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <span>
 
 #include "lowmoe/kernels/cpu/engine.h"
+#include "lowmoe/kernels/cpu/router.h"
 
 namespace lowmoe {
 
+// An expert that every token uses, always in memory.
+struct SharedExpert {
+  Linear gate_up;       // [2 * n_inner, n_hidden], gate's rows first
+  Linear down;          // [n_hidden, n_inner]
+  const float* router;  // [n_hidden], of its own weight, a sigmoid; null for a weight of 1
+
+  size_t n_inner() const { return down.w.shape.n_in; }
+};
+
+// n_experts may be 0 where the layer has a shared expert; then so is n_active.
 struct ExpertsLayer {
   const float* norm;  // [n_hidden]
   float norm_epsilon;
-  const float* router;      // [n_experts][n_hidden]
+  Router router;
   const uint16_t* d_in;     // float16 [n_hidden], of gate and up of all experts
   const uint16_t* d_inner;  // float16 [n_experts][n_inner], of each one's down
   size_t n_hidden, n_experts, n_inner;
-  int n_active;
-  bool renormalize;
+  std::optional<SharedExpert> shared;
+
+  int n_active() const { return router.n_active; }
 };
 
 // One expert's bytes, a part for each plane, as quant/expert.py draws them: the plane of gate|up,
@@ -34,8 +48,8 @@ struct ExpertParts {
 // The operation and its scratch; layers of one model share it, one after the other.
 class Experts {
  public:
-  // like: any layer; all must have its sizes.
-  Experts(Engine& engine, const ExpertsLayer& like);
+  // layers: all that it will be run for, of one n_hidden; those with experts have the same sizes.
+  Experts(Engine& engine, std::span<const ExpertsLayer> layers);
 
   // Each token's experts, heaviest first: weights [n][n_active], ids [n][n_active].
   // Keeps the normed tokens x [n][n_hidden] for run().
@@ -51,7 +65,8 @@ class Experts {
   // Rows of outputs that may still be taken since route(): an expert's tokens, a row each.
   size_t rows_left(size_t n, int n_active) const { return n * n_active - n_rows_; }
 
-  // x [n][n_hidden] += each token's outputs times weights, heaviest first; all of them have run.
+  // x [n][n_hidden] += each token's outputs times weights, in the order they were chosen, and the
+  // shared expert's; all of them have run.
   void add(const ExpertsLayer& layer, const float* weights, size_t n, float* x);
 
  private:
@@ -63,6 +78,9 @@ class Experts {
   };
 
   void score(Team& team, const ExpertsLayer& layer, const float* x, size_t n);
+  void choose(Team& team, const char* phase, const ExpertsLayer& layer, size_t n, float* weights,
+              int64_t* ids);
+  void share(Team& team, const ExpertsLayer& layer, size_t n, float* x);
   size_t find_groups(const ExpertsLayer& layer, const int64_t* ids, size_t n,
                      const ExpertParts* experts, size_t n_experts);
   void gather(Team& team, size_t first, size_t count);
@@ -72,6 +90,7 @@ class Experts {
 
   Engine& engine_;
   Buffer<float> normed_, scores_;
+  Buffer<float> choice_;  // [max_tokens][2 * n_experts], see route()
   RoundedBuffer rounded_, gathered_, inner_;
   Buffer<float> outputs_;      // [assignments][n_hidden]
   Buffer<Group> groups_;       // of this run
@@ -79,6 +98,9 @@ class Experts {
   Buffer<uint32_t> row_of_;    // [n][n_active]: the row of outputs of each assignment
   Buffer<int32_t> expert_at_;  // [n_experts]: where an expert is among those given, or -1
   size_t n_rows_ = 0;          // of outputs, taken since route()
+  // Of shared experts: what they are given, what is inside them, as it is and rounded.
+  RoundedBuffer shared_in_, shared_rounded_;
+  Buffer<float> shared_both_, shared_inner_;
 };
 
 }  // namespace lowmoe

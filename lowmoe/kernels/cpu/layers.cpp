@@ -12,11 +12,19 @@ Layers::Layers(Attention& attention, std::span<const AttentionLayer> attention_l
       attention_layers_(attention_layers),
       experts_(experts),
       experts_layers_(experts_layers),
-      table_(std::move(table)),
-      weights_(max_tokens * experts_layers.front().n_active),
-      ids_(max_tokens * experts_layers.front().n_active),
-      is_chosen_(experts_layers.front().n_experts),
-      chosen_(experts_layers.front().n_experts) {}
+      table_(std::move(table)) {
+  size_t most_active = 0, most_experts = 0, at = 0;
+  for (const ExpertsLayer& layer : experts_layers) {
+    most_active = std::max<size_t>(most_active, layer.n_active());
+    most_experts = std::max(most_experts, layer.n_experts);
+    table_at_.push_back(at);
+    at += layer.n_experts;
+  }
+  weights_ = Buffer<float>(max_tokens * most_active);
+  ids_ = Buffer<int64_t>(max_tokens * most_active);
+  is_chosen_.resize(most_experts);
+  chosen_.resize(most_experts);
+}
 
 size_t Layers::run(KvPages& cache, size_t first, float* x, size_t n) {
   size_t n_used = 0;
@@ -25,7 +33,7 @@ size_t Layers::run(KvPages& cache, size_t first, float* x, size_t n) {
     attention_.run(attention_layers_[i], i, cache, first, x, n);
     experts_.route(layer, x, n, weights_.data(), ids_.data());
     const std::span<const ExpertParts> chosen = choose(i, n);
-    experts_.run(layer, ids_.data(), n, chosen.data(), chosen.size());
+    if (!chosen.empty()) experts_.run(layer, ids_.data(), n, chosen.data(), chosen.size());
     experts_.add(layer, weights_.data(), n, x);
     n_used += chosen.size();
   }
@@ -34,13 +42,13 @@ size_t Layers::run(KvPages& cache, size_t first, float* x, size_t n) {
 
 // The experts that any of n tokens was sent to, by their ids.
 std::span<const ExpertParts> Layers::choose(size_t layer_id, size_t n) {
-  const size_t n_experts = is_chosen_.size();
-  const size_t n_assignments = n * experts_layers_[layer_id].n_active;
+  const size_t n_experts = experts_layers_[layer_id].n_experts;
+  const size_t n_assignments = n * experts_layers_[layer_id].n_active();
   std::fill(is_chosen_.begin(), is_chosen_.end(), 0);
   for (size_t a = 0; a < n_assignments; a++) is_chosen_[ids_[a]] = 1;
   size_t count = 0;
   for (size_t e = 0; e < n_experts; e++) {
-    if (is_chosen_[e]) chosen_[count++] = table_[layer_id * n_experts + e];
+    if (is_chosen_[e]) chosen_[count++] = table_[table_at_[layer_id] + e];
   }
   return {chosen_.data(), count};
 }

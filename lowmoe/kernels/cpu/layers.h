@@ -15,8 +15,8 @@ namespace lowmoe {
 
 class Layers {
  public:
-  // attention and experts: one layer each; table: [n_layers][n_experts], the bytes of every expert
-  // in the order of their ids.  max_tokens: of any call.
+  // attention and experts: one layer each; table: the bytes of every expert, layer by layer in the
+  // order of their ids.  max_tokens: of any call.
   Layers(Attention& attention, std::span<const AttentionLayer> attention_layers, Experts& experts,
          std::span<const ExpertsLayer> experts_layers, std::vector<ExpertParts> table,
          size_t max_tokens);
@@ -34,10 +34,11 @@ class Layers {
   Experts& experts_;
   std::span<const ExpertsLayer> experts_layers_;
   std::vector<ExpertParts> table_;
-  Buffer<float> weights_;            // [max_tokens][n_active]
+  std::vector<size_t> table_at_;     // [n_layers]: where a layer's experts begin in it
+  Buffer<float> weights_;            // [max_tokens][n_active], of the layer with most
   Buffer<int64_t> ids_;              // likewise
-  std::vector<uint8_t> is_chosen_;   // [n_experts]
-  std::vector<ExpertParts> chosen_;  // of this layer, of room for n_experts
+  std::vector<uint8_t> is_chosen_;   // [n_experts], of the layer with most
+  std::vector<ExpertParts> chosen_;  // of this layer, of room for as many
 };
 
 }  // namespace lowmoe

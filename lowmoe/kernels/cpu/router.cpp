@@ -42,4 +42,82 @@ void route_softmax(const float* logits, size_t n_experts, int n_active, bool ren
   for (int k = 0; k < n_active; k++) weights[k] /= total;
 }
 
+namespace {
+
+// Logits become what experts are weighed by.
+void make_likely(const Router& router, size_t n_experts, float* logits) {
+  if (router.sigmoid) {
+    for (size_t e = 0; e < n_experts; e++) logits[e] = 1.0f / (1.0f + std::exp(-logits[e]));
+    return;
+  }
+  float top = logits[0], total = 0;
+  for (size_t e = 1; e < n_experts; e++) top = logits[e] > top ? logits[e] : top;
+  for (size_t e = 0; e < n_experts; e++) {
+    logits[e] = std::exp(logits[e] - top);
+    total += logits[e];
+  }
+  for (size_t e = 0; e < n_experts; e++) logits[e] /= total;
+}
+
+// Experts of groups that are not among the best get -infinity.  sums: [n_groups]
+void close_groups(const Router& router, size_t n_experts, float* choice, float* sums) {
+  constexpr float kClosed = -std::numeric_limits<float>::infinity();
+  const size_t size = n_experts / router.n_groups;
+  for (size_t g = 0; g < router.n_groups; g++) {
+    float best = kClosed, second = size > 1 ? kClosed : 0.0f;
+    for (size_t e = g * size; e < (g + 1) * size; e++) {
+      if (choice[e] > best) {
+        second = size > 1 ? best : second;
+        best = choice[e];
+      } else if (choice[e] > second) {
+        second = choice[e];
+      }
+    }
+    sums[g] = best + second;
+  }
+  for (size_t g = 0; g < router.n_groups; g++) {
+    size_t n_better = 0;
+    for (size_t h = 0; h < router.n_groups; h++) {
+      n_better += sums[h] > sums[g] || (sums[h] == sums[g] && h < g);
+    }
+    if (n_better < router.n_groups_active) continue;
+    for (size_t e = g * size; e < (g + 1) * size; e++) choice[e] = kClosed;
+  }
+}
+
+}  // namespace
+
+void route(const Router& router, size_t n_experts, float* logits, float* scratch, float* weights,
+           int64_t* ids) {
+  if (router.is_plain()) {
+    route_softmax(logits, n_experts, router.n_active, router.renormalize, weights, ids);
+  } else {
+    bool has_nan = false;
+    for (size_t e = 0; e < n_experts; e++) {
+      if (router.bias) logits[e] += router.bias[e];
+      has_nan |= std::isnan(logits[e]);
+    }
+    make_likely(router, n_experts, logits);
+    float* choice = scratch;
+    for (size_t e = 0; e < n_experts; e++) {
+      choice[e] = logits[e] + (router.choice_bias ? router.choice_bias[e] : 0.0f);
+    }
+    if (router.n_groups_active < router.n_groups) {
+      close_groups(router, n_experts, choice, scratch + n_experts);
+    }
+    int n_found = 0;
+    for (size_t e = 0; e < n_experts; e++) {
+      n_found = insert(choice, static_cast<int64_t>(e), router.n_active, n_found, ids);
+    }
+    float total = 0;
+    for (int k = 0; k < router.n_active; k++) total += weights[k] = logits[ids[k]];
+    // The least that torch divides by, too.
+    const float divisor = router.renormalize ? total + 1e-20f : 1.0f;
+    for (int k = 0; k < router.n_active; k++) {
+      weights[k] = has_nan ? std::numeric_limits<float>::quiet_NaN() : weights[k] / divisor;
+    }
+  }
+  for (int k = 0; k < router.n_active; k++) weights[k] *= router.scale;
+}
+
 }  // namespace lowmoe

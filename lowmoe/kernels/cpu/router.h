@@ -16,4 +16,26 @@ namespace lowmoe {
 void route_softmax(const float* logits, size_t n_experts, int n_active, bool renormalize,
                    float* weights, int64_t* ids);
 
+struct Router {
+  const float* weights;      // [n_experts][n_hidden]
+  const float* bias;         // of the logits, [n_experts], or null
+  const float* choice_bias;  // of what experts are chosen by, not weighed by; [n_experts], or null
+  bool sigmoid;              // of each logit by itself, else a softmax over all
+  bool renormalize;          // whether the weights are made to add up to 1
+  int n_active;
+  size_t n_groups, n_groups_active;  // see SigmoidRouter in lowmoe/spec/feed_forward.py
+  float scale;                       // of the weights
+
+  bool is_plain() const { return !sigmoid && !bias && !choice_bias; }
+};
+
+// The same by any router. Experts come in the order they are chosen in, which with a choice_bias is
+// not that of their weights.
+//   logits   [n_experts], overwritten
+//   scratch  [2 * n_experts]
+// Requires n_groups to divide n_experts and 1 <= n_groups_active <= n_groups, n_active of them to
+// be in any n_groups_active groups.  Allocates nothing; any thread may call it.
+void route(const Router& router, size_t n_experts, float* logits, float* scratch, float* weights,
+           int64_t* ids);
+
 }  // namespace lowmoe
