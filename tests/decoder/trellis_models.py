@@ -309,7 +309,7 @@ def _enliven_layer(
         if name.endswith("norm"):
             norm(vectors[name])
         if name in ("q_norm", "k_norm"):
-            vectors[name].mul_(2)  # scores that choose, so that they are seen in what comes out
+            vectors[name].mul_(1.5)  # scores that choose, so that they are seen in what comes out
     for name in sorted(layer.parts.keys() - vectors.keys(), reverse=True):
         matrix = layer.parts[name]
         assert isinstance(matrix, TrellisMatrix)
