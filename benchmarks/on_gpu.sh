@@ -10,7 +10,8 @@ python=${PYTHON:-python3}
 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 echo "== 1. correct?"
-"$python" -m pytest -m gpu tests/cuda_ext tests/decoder -q -p no:cacheprovider
+"$python" -m pytest -m gpu tests -q -p no:cacheprovider
+"$python" -m pytest --card tests/cuda_ext -q -p no:cacheprovider -k "not sanitizer and not machine_code"
 echo "== 2. fast?"
 "$python" -m benchmarks.gpu.kernel_table "$out/gpu-kernels.json"
 echo "== 3. whole tokens"

@@ -14,6 +14,14 @@ from tests.talking_mixtral import copy_of, write_talking_mixtral
 NO_GPU = Facts(driver=None, torch=None, cuda_core=None, cards=())
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--card",
+        action="store_true",
+        help="tests of CUDA kernels run them on the card that is here, not in the emulator",
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What is marked gpu runs where there is one."""
     if torch.cuda.is_available():

@@ -1,8 +1,8 @@
-// All active experts of a layer for few tokens: gate, up and what becomes of them in one launch, down
-// and the weighted sum in another.
+// All active experts of a layer for few tokens: gate, up and what becomes of them in one launch,
+// down and the weighted sum in another.
 //
-// Which experts, how many and where their bytes are is read on the card, so that a CUDA graph may be
-// replayed while experts come and go; sizes alone decide the grid.
+// Which experts, how many and where their bytes are is read on the card, so that a CUDA graph may
+// be replayed while experts come and go; sizes alone decide the grid.
 #include "experts.cuh"
 #include "round.cuh"
 #include "strips.cuh"
@@ -10,42 +10,38 @@
 namespace lowmoe {
 
 // What gate|up and down have in common. Strips are those of the first present expert, then of the
-// second, ...; `regions` are of one matrix of an expert, `offset` its place in the expert's parts.
+// second, ...
 template <int kTokens>
 struct ExpertStrips {
   RoundedTokens tokens;
-  Regions regions;
-  size_t offset;
   float scale_unit;
   const PresentExperts& present;
   int strips_of_expert, most_tokens, n_planes, n_strips, n_column_blocks;
 
-  __device__ __forceinline__ ExpertStrips(const RoundedTokens& tokens, const Regions& regions,
-                                          size_t offset, float scale_unit,
+  __device__ __forceinline__ ExpertStrips(const RoundedTokens& tokens, float scale_unit,
                                           const ExpertSizes& sizes, const PresentExperts& present)
       : tokens(tokens),
-        regions(regions),
-        offset(offset),
         scale_unit(scale_unit),
         present(present),
-        strips_of_expert(regions.n_strips()),
+        strips_of_expert(present.regions.n_strips()),
         most_tokens(sizes.n_tokens),
         n_planes(sizes.n_planes),
         n_strips(strips_of_expert * present.count),
-        n_column_blocks(regions.n_column_blocks) {}
+        n_column_blocks(present.regions.n_column_blocks) {}
 
   __device__ __forceinline__ const PresentExpert& expert_of(int strip) const {
     return present.list[strip / strips_of_expert];
   }
   __device__ __forceinline__ const uint8_t* plane_of(int strip, int plane) const {
-    return expert_of(strip).parts[plane] + offset;
+    return expert_of(strip).planes[plane];
   }
   __device__ __forceinline__ int tokens_of(int strip) const { return expert_of(strip).n_tokens; }
   __device__ __forceinline__ const uint8_t* row_scales(int strip, int plane, int eighth) const {
-    return regions.row_scales_of(plane_of(strip, plane), strip % strips_of_expert, eighth);
+    const int of_expert = strip % strips_of_expert;
+    return present.regions.row_scales_of(plane_of(strip, plane), of_expert, eighth);
   }
   __device__ __forceinline__ const uint8_t* gain(int strip) const {
-    return plane_of(strip, n_planes - 1) + regions.gain;
+    return plane_of(strip, n_planes - 1) + present.regions.gain;
   }
   // row_of(place): where the token of a place is among `tokens`.
   template <class F>
@@ -53,9 +49,9 @@ struct ExpertStrips {
                                                F row_of) const {
     const PresentExpert& expert = expert_of(strip);
     Run<kTokens> run;
-    regions.open(plane_of(strip, plane), strip % strips_of_expert, part, run);
-    give_tokens(tokens, expert.n_tokens, part, [&](int i) { return row_of(expert.first + i); },
-                run);
+    present.regions.open(plane_of(strip, plane), strip % strips_of_expert, part, run);
+    give_tokens(
+        tokens, expert.n_tokens, part, [&](int i) { return row_of(expert.first + i); }, run);
     return run;
   }
 };
@@ -68,7 +64,7 @@ struct Inner : ExpertStrips<kTokens> {
   using Strips = ExpertStrips<kTokens>;
 
   const __half* d_inner;  // [E, n_inner]
-  int8_t* codes;  // of rounded tokens to be written, a row for each place
+  int8_t* codes;          // of rounded tokens to be written, a row for each place
   float* scales;
 
   __device__ __forceinline__ int first_of_unit(int strip) const {
@@ -118,8 +114,8 @@ struct Inner : ExpertStrips<kTokens> {
   }
 };
 
-// Down: outputs of each place go to memory; whoever completes a strip of the last expert adds them up
-// for every token.
+// Down: outputs of each place go to memory; whoever completes a strip of the last expert adds them
+// up for every token.
 template <int kTokens>
 struct Down : ExpertStrips<kTokens> {
   static constexpr int kUnitStrips = 1;
@@ -136,8 +132,7 @@ struct Down : ExpertStrips<kTokens> {
     return Strips::open(strip, plane, part, [](int place) { return place; });
   }
 
-  __device__ __forceinline__ void finish(int strip,
-                                         const UnitSums<Down, 4 * kTokens>& sums) const {
+  __device__ __forceinline__ void finish(int strip, const UnitSums<Down, 4 * kTokens>& sums) const {
     const PresentExpert& expert = this->expert_of(strip);
     const int n_hidden = this->present.sizes.n_hidden;
     const int of_expert = strip % this->strips_of_expert;
@@ -171,19 +166,19 @@ __device__ __forceinline__ int padded_inner(int n_inner) {
 // As experts_inner of cuda_ext/ops.py. Places of an expert that is not here are left as they are.
 //   counters, partials  as for linear.cu, of two strips each: [blocks][2][2][T][128]
 #define INNER(name, tokens_of_lane)                                                                \
-  extern "C" __global__ void __launch_bounds__(kThreads, 2) name(                                 \
-      const int8_t* codes, const float* scales, int n_tokens, const int64_t* parts, int n_experts, int n_planes,  \
-      const int8_t* table, float scale_unit, const int* first, const int* order,                   \
+  extern "C" __global__ void __launch_bounds__(kThreads, 2) name(                                  \
+      const int8_t* codes, const float* scales, int n_tokens, const int64_t* parts, int n_experts, \
+      int n_planes, const int8_t* table, float scale_unit, const int* first, const int* order,     \
       const int* active, const __half* d_inner, int n_hidden, int n_inner, int n_active,           \
       int8_t* inner_codes, float* inner_scales, int* counters, float* partials) {                  \
     DYNAMIC_SHARED(unsigned, pairs);                                                               \
     __shared__ StripMemory<Inner<tokens_of_lane>, 4 * tokens_of_lane> memory;                      \
     __shared__ PresentExperts present;                                                             \
     const ExpertSizes sizes{n_hidden, n_inner, n_experts, n_active, n_planes, n_tokens};           \
-    find_experts({parts, first, order, active}, sizes, present);                                   \
+    const PartOfExperts gate_up{Regions(2 * padded_inner(n_inner), n_hidden), 0};                  \
+    find_experts({parts, first, order, active}, sizes, gate_up, present);                          \
     const Inner<tokens_of_lane> job{                                                               \
-        {RoundedTokens(codes, scales, n_hidden), Regions(2 * padded_inner(n_inner), n_hidden), 0,  \
-         scale_unit, sizes, present},                                                              \
+        {RoundedTokens(codes, scales, n_hidden), scale_unit, sizes, present},                      \
         d_inner,                                                                                   \
         inner_codes,                                                                               \
         inner_scales};                                                                             \
@@ -195,28 +190,28 @@ __device__ __forceinline__ int padded_inner(int n_inner) {
 // As experts_down of cuda_ext/ops.py. An expert that is not here adds nothing.
 //   counters  for blocks, kMostBlocks, then one for each 128 of n_hidden; partials as for linear.cu
 //   outputs   [T * K, n_hidden], any
-#define DOWN(name, tokens_of_lane)                                                                 \
-  extern "C" __global__ void __launch_bounds__(kThreads, 2) name(                                 \
-      const int8_t* inner_codes, const float* inner_scales, const int64_t* parts, int n_experts, int n_planes,    \
-      const int8_t* table, float scale_unit, const int* first, const int* order,                   \
-      const int* active, const float* weights, int n_tokens, int n_hidden, int n_inner,            \
-      int n_active, float* x, int* counters, float* partials, float* outputs) {                    \
-    DYNAMIC_SHARED(unsigned, pairs);                                                               \
-    __shared__ StripMemory<Down<tokens_of_lane>, 4 * tokens_of_lane> memory;                       \
-    __shared__ PresentExperts present;                                                             \
-    const ExpertSizes sizes{n_hidden, n_inner, n_experts, n_active, n_planes, n_tokens};           \
-    find_experts({parts, first, order, active}, sizes, present);                                   \
-    const size_t offset = Regions(2 * padded_inner(n_inner), n_hidden).plane_bytes();              \
-    const Down<tokens_of_lane> job{                                                                \
-        {RoundedTokens(inner_codes, inner_scales, n_inner), Regions(n_hidden, n_inner), offset,    \
-         scale_unit, sizes, present},                                                              \
-        weights,                                                                                   \
-        x,                                                                                         \
-        outputs,                                                                                   \
-        counters + kMostBlocks};                                                                   \
-    Strips<tokens_of_lane, Down<tokens_of_lane>>(job, pairs, memory, counters, partials)           \
-        .run(table);                                                                               \
-  }                                                                                                \
+#define DOWN(name, tokens_of_lane)                                                                \
+  extern "C" __global__ void __launch_bounds__(kThreads, 2)                                       \
+      name(const int8_t* inner_codes, const float* inner_scales, const int64_t* parts,            \
+           int n_experts, int n_planes, const int8_t* table, float scale_unit, const int* first,  \
+           const int* order, const int* active, const float* weights, int n_tokens, int n_hidden, \
+           int n_inner, int n_active, float* x, int* counters, float* partials, float* outputs) { \
+    DYNAMIC_SHARED(unsigned, pairs);                                                              \
+    __shared__ StripMemory<Down<tokens_of_lane>, 4 * tokens_of_lane> memory;                      \
+    __shared__ PresentExperts present;                                                            \
+    const ExpertSizes sizes{n_hidden, n_inner, n_experts, n_active, n_planes, n_tokens};          \
+    const PartOfExperts down{Regions(n_hidden, n_inner),                                          \
+                             Regions(2 * padded_inner(n_inner), n_hidden).plane_bytes()};         \
+    find_experts({parts, first, order, active}, sizes, down, present);                            \
+    const Down<tokens_of_lane> job{                                                               \
+        {RoundedTokens(inner_codes, inner_scales, n_inner), scale_unit, sizes, present},          \
+        weights,                                                                                  \
+        x,                                                                                        \
+        outputs,                                                                                  \
+        counters + kMostBlocks};                                                                  \
+    Strips<tokens_of_lane, Down<tokens_of_lane>>(job, pairs, memory, counters, partials)          \
+        .run(table);                                                                              \
+  }                                                                                               \
   EXPORT_KERNEL(name, name)
 
 INNER(inner_4, 1)  // up to 4 tokens

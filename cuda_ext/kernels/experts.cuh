@@ -9,8 +9,8 @@ inline constexpr int kMostPlaces = 128;  // assignments of 8 tokens, 16 experts 
 
 // An expert that has tokens and is here.
 struct PresentExpert {
-  const uint8_t* parts[layout::kMaxPlanes];
-  int id, first, n_tokens;  // its places: first to first + n_tokens
+  const uint8_t* planes[layout::kMaxPlanes];  // of its gate|up, or of its down
+  int id, first, n_tokens;                    // its places: first to first + n_tokens
 };
 
 struct ExpertSizes {
@@ -23,7 +23,9 @@ struct PresentExperts {
   int order[kMostPlaces];           // as in Groups
   int place_of[kMostPlaces];        // of an assignment, -1 where its expert is not here
   int count;
-  ExpertSizes sizes;  // for what is done in the end: see StripMemory about registers
+  // Seldom asked for, so not in registers: see StripMemory.
+  ExpertSizes sizes;
+  Regions regions;  // of each matrix
 };
 
 // groups and parts, see cuda_ext/ops.py
@@ -32,10 +34,16 @@ struct Groups {
   const int *first, *order, *active;
 };
 
-// The list, by one warp; returns its length. No weight can be asked for before it is there, so loads
-// wait for each other once: for the ids.
+// What is asked of each expert: a matrix with these regions, at this place of its parts.
+struct PartOfExperts {
+  Regions regions;
+  size_t offset;
+};
+
+// The list, by one warp; returns its length. No weight can be asked for before it is there, so
+// loads wait for each other once: for the ids.
 __device__ __forceinline__ int list_experts(const Groups& groups, const ExpertSizes& sizes,
-                                            PresentExpert (&list)[kMostPlaces]) {
+                                            size_t offset, PresentExpert (&list)[kMostPlaces]) {
   const int lane = threadIdx.x % kLanes, n_active = groups.active[0];
   int count = 0;
   for (int i = lane; i - lane < n_active; i += kLanes) {
@@ -48,8 +56,8 @@ __device__ __forceinline__ int list_experts(const Groups& groups, const ExpertSi
       const int64_t* parts = groups.parts + static_cast<size_t>(id) * layout::kMaxPlanes;
 #pragma unroll
       for (int p = 0; p < layout::kMaxPlanes; p++) {
-        expert.parts[p] = reinterpret_cast<const uint8_t*>(parts[p]);
-        is_here = is_here && (p >= sizes.n_planes || expert.parts[p]);
+        is_here = is_here && (p >= sizes.n_planes || parts[p]);
+        expert.planes[p] = reinterpret_cast<const uint8_t*>(parts[p] + offset);
       }
     }
     const unsigned here = __ballot_sync(~0u, is_here);
@@ -59,15 +67,17 @@ __device__ __forceinline__ int list_experts(const Groups& groups, const ExpertSi
   return count;
 }
 
-// Fills `present`; all threads must call it, and a barrier is behind it.
+// Fills `present`, place_of by the next barrier; all threads must call it.
 __device__ __forceinline__ void find_experts(const Groups& groups, const ExpertSizes& sizes,
-                                             PresentExperts& present) {
+                                             const PartOfExperts& part, PresentExperts& present) {
   for (int a = threadIdx.x; a < sizes.n_tokens * sizes.n_active; a += kThreads) {
     present.order[a] = groups.order[a], present.place_of[a] = -1;
   }
   if (threadIdx.x < kLanes) {
-    const int count = list_experts(groups, sizes, present.list);
-    if (threadIdx.x == 0) present.count = count, present.sizes = sizes;
+    const int count = list_experts(groups, sizes, part.offset, present.list);
+    if (threadIdx.x == 0) {
+      present.count = count, present.sizes = sizes, present.regions = part.regions;
+    }
   }
   __syncthreads();
   for (int i = threadIdx.x / 8; i < present.count; i += kThreads / 8) {  // up to 8 tokens each

@@ -37,7 +37,8 @@ struct Linear {
     return plane_of(n_planes - 1) + regions.gain;
   }
 
-  __device__ __forceinline__ void finish(int strip, const UnitSums<Linear, 4 * kTokens>& sums) const {
+  __device__ __forceinline__ void finish(int strip,
+                                         const UnitSums<Linear, 4 * kTokens>& sums) const {
     const int row = thread_now() % kStripRows, o = strip * kStripRows + row;
     if (o >= n_out) return;
     for (int t = thread_now() / kStripRows; t < most_tokens; t += kThreads / kStripRows) {
@@ -74,16 +75,16 @@ __device__ __forceinline__ void linear(const int8_t* codes, const float* scales,
 //   plane_*   of which n_planes count; the others may be any
 //   counters  an int for each block, 0 before and after
 //   partials  [blocks][2][T][128]
-// A launch has kThreads threads a block, 64 KB of dynamic shared memory and blocks as strips.cuh
-// says.
-#define LINEAR(name, tokens_of_lane)                                                               \
+// A launch has kThreads threads a block, Stage::kSharedWords of dynamic shared memory and blocks as
+// strips.cuh says.
+#define LINEAR(name, tokens_of_lane)                                                              \
   extern "C" __global__ void __launch_bounds__(kThreads, 2) name(                                 \
-      const int8_t* codes, const float* scales, int n_tokens, const uint8_t* plane_0,              \
-      const uint8_t* plane_1, const uint8_t* plane_2, int n_planes, const int8_t* table,           \
+      const int8_t* codes, const float* scales, int n_tokens, const uint8_t* plane_0,             \
+      const uint8_t* plane_1, const uint8_t* plane_2, int n_planes, const int8_t* table,          \
       float scale_unit, int n_out, int n_in, int add, float* y, int* counters, float* partials) { \
-    linear<tokens_of_lane>(codes, scales, n_tokens, plane_0, plane_1, plane_2, n_planes, table,    \
-                           scale_unit, n_out, n_in, add, y, counters, partials);                   \
-  }                                                                                                \
+    linear<tokens_of_lane>(codes, scales, n_tokens, plane_0, plane_1, plane_2, n_planes, table,   \
+                           scale_unit, n_out, n_in, add, y, counters, partials);                  \
+  }                                                                                               \
   EXPORT_KERNEL(name, name)
 
 LINEAR(linear_4, 1)  // up to 4 tokens

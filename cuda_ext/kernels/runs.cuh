@@ -53,6 +53,7 @@ struct Regions {
   int n_row_blocks, n_column_blocks;
   unsigned nibbles, row_scales, gain;
 
+  Regions() = default;  // in shared memory
   __device__ __forceinline__ Regions(int n_out, int n_in) {
     const layout::PlaneLayout plane{static_cast<size_t>(n_out), static_cast<size_t>(n_in)};
     n_row_blocks = static_cast<int>(plane.row_blocks());
@@ -61,7 +62,9 @@ struct Regions {
     row_scales = static_cast<unsigned>(plane.row_scale_offset());
     gain = static_cast<unsigned>(plane.gain_offset());
   }
-  __device__ __forceinline__ unsigned plane_bytes() const { return gain + layout::kRegionAlignment; }
+  __device__ __forceinline__ unsigned plane_bytes() const {
+    return gain + layout::kRegionAlignment;
+  }
   __device__ __forceinline__ int n_strips() const {
     return (n_row_blocks + kStripBlocks - 1) / kStripBlocks;
   }

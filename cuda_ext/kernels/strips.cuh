@@ -2,30 +2,31 @@
 //
 // All cells, in the order strip, plane, column block, are cut into one share for each block, equal
 // but for one cell, wherever that falls: so every multiprocessor has the same to do whatever the
-// shapes are. The warps of a block take the cells of its share in turn. Where a strip ends, the block
-// adds its warps' sums; where a unit (the strips that are finished together) lies in several shares,
-// each block leaves its sums in memory and the last to come adds them. All sums are made in an order
-// that only sizes decide: the same launch gives the same bits.
+// shapes are. The warps of a block take the cells of its share in turn. Where a strip ends, the
+// block adds its warps' sums; where a unit (the strips that are finished together) lies in several
+// shares, each block leaves its sums in memory and the last to come adds them. All sums are made in
+// an order that only sizes decide: the same launch gives the same bits.
 //
 // Job, the operation:
 //   tokens, n_strips, n_planes, n_column_blocks
 //   most_tokens                     of any strip
 //   tokens_of(strip)                how many
 //   first_of_unit(strip), end_of_unit(strip)   strips, at most kUnitStrips of them
-//   open(strip, plane, part)        a Run, see trellis.cuh
+//   open(strip, plane, part)        a Run, see runs.cuh
 //   row_scales(strip, plane, i)     where 16 bytes of the strip's row scales are, i below 16
 //   gain(strip), scale_unit         where it is, and 12 more bytes; see quant/trellis.py
 //   finish(first_strip, sums)       what becomes of the sums of a unit; every thread calls it
 #pragma once
 
 #include "last_block.cuh"
-#include "runs.cuh"
+#include "stream.cuh"
 
 namespace lowmoe {
 
-// A launch has two blocks for each multiprocessor. Where two tables of 64 KB do not fit into one, the
-// second half of the blocks leaves at once, so that no table is built twice.
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+// A launch has two blocks for each multiprocessor. Where two tables of 64 KB do not fit into one,
+// the second half of the blocks leaves at once, so that no table is built twice.
+#if defined(__CUDA_ARCH__) && \
+    (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
 inline constexpr int kBlocksForOneAtWork = 2;
 #else
 inline constexpr int kBlocksForOneAtWork = 1;
@@ -33,7 +34,8 @@ inline constexpr int kBlocksForOneAtWork = 1;
 
 inline constexpr int kMostBlocks = 4096;  // of a launch: so many counters are theirs
 
-// Cut like this, products of cells and blocks stay below 2^32 up to 11 million cells, 23 GB a plane.
+// Cut like this, products of cells and blocks stay below 2^32 up to 11 million cells, 23 GB a
+// plane.
 struct Shares {
   unsigned n_cells, n_blocks;  // n_blocks <= n_cells: no share is empty
 
@@ -55,111 +57,14 @@ struct RunScales {
   alignas(16) float gain;
 };
 
-// What a block keeps besides the table. Its share is here because it is seldom asked for: what can be
-// computed before all loops the compiler would keep in registers, which the innermost one needs.
+// What a block keeps besides the table. Its share is here because it is seldom asked for: what can
+// be computed before all loops the compiler would keep in registers, which the innermost one needs.
 template <class Job, int kRoom>
 struct StripMemory {
   int begin, end;  // its share
+  int strip_cells;
   UnitSums<Job, kRoom> sums;
   RunScales run_scales[kWarps];
-};
-
-// A warp's sums of a strip as its lanes have them, [odd][pair][lane][row][token of the lane]: what a
-// lane stores is 8 or 16 bytes in one piece, and a warp meets every bank as often as it must.
-template <int kTokens>
-struct Fragments {
-  static constexpr int kOfLane = 2 * kTokens;
-  static constexpr int kOfPair = kLanes * kOfLane;
-  static constexpr int kNumbers = 8 * kOfPair;  // of all tokens there is room for, 128 rows each
-  static_assert(kWarps * kNumbers <= kSpareWords);
-  struct alignas(kOfLane * sizeof(float)) OfLane {
-    float at[kOfLane];
-  };
-
-  static __device__ __forceinline__ int token(int index) {
-    return index / kOfLane % 4 * kTokens + index % kTokens;
-  }
-  static __device__ __forceinline__ int row(int index) {
-    const int lane = index / kOfLane % kLanes, pair = index / kOfPair % 4;
-    const int of_block = 16 * pair + lane / 4 % 4 * 4 + index / (4 * kOfPair) * 2;
-    return lane / 16 * layout::kBlockRows + of_block + index / kTokens % 2;
-  }
-};
-
-// Makes the compiler forget what it knows of a number: else it keeps what can be computed of it before
-// the innermost loop, in registers that this loop needs.
-__device__ __forceinline__ int forgotten(int number) {
-  asm volatile("" : "+r"(number));
-  return number;
-}
-__device__ __forceinline__ int thread_now() { return forgotten(threadIdx.x); }
-
-// Where a warp's words wait that are under way: 2 KB. Each lane copies what it will read itself, so
-// nobody else has to be waited for, and as soon as it has read, the next may come. Unlike registers,
-// this waits for memory whatever the compiler makes of the loop, and leaves it 16 registers.
-template <int kTokens>
-struct Stage {
-  static constexpr int kWords = kLanes * 4 * 4;
-  static constexpr bool kIsSpare = kWarps * (Fragments<kTokens>::kNumbers + kWords) <= kSpareWords;
-  static constexpr int kApart = (kIsSpare ? 2 : 1) * kLanes * 4;  // words from slice to slice
-  static constexpr int kSharedWords = kTableWords + (kIsSpare ? 0 : kWarps * kWords);
-
-  unsigned* own;
-
-  __device__ __forceinline__ explicit Stage(unsigned* shared) {
-    const int index = threadIdx.x / kLanes * kWords + threadIdx.x % kLanes * 4;
-    own = shared + (kIsSpare ? spare(kWarps * Fragments<kTokens>::kNumbers + index)
-                             : kTableWords + index);
-  }
-  __device__ __forceinline__ void fetch(const uint8_t* words) const {
-    constexpr int kSliceBytes = layout::kBlockCodeBytes / layout::kSlices;
-#pragma unroll
-    for (int i = 0; i < 4; i++) cp_async16(own + i * kApart, words + i * kSliceBytes);
-    cp_async_commit();
-  }
-  __device__ __forceinline__ void read(uint4 (&words)[4]) const {
-#pragma unroll
-    for (int i = 0; i < 4; i++) words[i] = *reinterpret_cast<const uint4*>(own + i * kApart);
-  }
-};
-
-// The cells of one warp, one after the other. Words and nibbles of the next one are on their way while
-// it multiplies; tokens are near, in L1, and are asked for when they are needed.
-template <int kTokens, class Job>
-class Stream {
- public:
-  __device__ __forceinline__ Stream(const Job& job, unsigned* shared) : job_(job), stage_(shared) {}
-
-  // Begins to bring a cell; the next one is always kWarps further on.
-  __device__ __forceinline__ void fetch(int cell) {
-    column_block_ += kWarps;
-    if (column_block_ >= job_.n_column_blocks) {
-      const int run = cell / job_.n_column_blocks;
-      column_block_ = cell - run * job_.n_column_blocks;
-      run_ = job_.open(run / job_.n_planes, run % job_.n_planes, Part(threadIdx.x % kLanes));
-    }
-    stage_.fetch(run_.words_of(column_block_));
-    nibbles_ = run_.nibbles_of(column_block_);
-  }
-
-  // Multiplies the cell that was fetched and, if has_next, fetches the next one.
-  __device__ __forceinline__ void multiply(const unsigned* table, int cell, bool has_next,
-                                           Sums<kTokens>& sums) {
-    cp_async_wait<0>();
-    uint4 words[4];
-    stage_.read(words);
-    const CellNibbles nibbles = nibbles_;
-    const CellTokens<kTokens> tokens = run_.tokens_of(job_.tokens, column_block_);
-    if (has_next) fetch(cell + kWarps);
-    lowmoe::multiply(words, nibbles, tokens, table, sums);
-  }
-
- private:
-  const Job& job_;
-  Stage<kTokens> stage_;
-  Run<kTokens> run_ = {};
-  CellNibbles nibbles_ = {};
-  int column_block_ = job_.n_column_blocks;
 };
 
 template <int kTokens, class Job>
@@ -177,14 +82,16 @@ class Strips {
         counters_(counters),
         partials_(partials),
         run_cells_(job.n_column_blocks),
-        strip_cells_(job.n_column_blocks * job.n_planes),
-        shares_(strip_cells_ * job.n_strips, gridDim.x / kBlocksForOneAtWork) {}
+        shares_(run_cells_ * job.n_planes * job.n_strips, gridDim.x / kBlocksForOneAtWork) {}
 
   // Everything. values: the code's table, [64].
   __device__ __forceinline__ void run(const int8_t* values) {
     if (blockIdx.x >= shares_.n_blocks) return;
     const int begin = shares_.begin(blockIdx.x), end = shares_.begin(blockIdx.x + 1);
-    if (threadIdx.x == 0) memory_.begin = begin, memory_.end = end;
+    if (threadIdx.x == 0) {
+      memory_.begin = begin, memory_.end = end;
+      memory_.strip_cells = run_cells_ * job_.n_planes;
+    }
     // By a shuffle, so that the compiler knows it is the same in all lanes.
     int at = begin + __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kLanes, 0);
     Stream<kTokens, Job> stream(job_, table_);
@@ -208,8 +115,7 @@ class Strips {
 
  private:
   // This warp's cells of one plane of a strip; returns its next one beyond.
-  __device__ __forceinline__ int multiply_run(int run, int at,
-                                              Stream<kTokens, Job>& stream) {
+  __device__ __forceinline__ int multiply_run(int run, int at, Stream<kTokens, Job>& stream) {
     begin_run(run / job_.n_planes, run % job_.n_planes);
     Sums<kTokens> sums = {};
     const int end = min(memory_.end, (run + 1) * run_cells_);
@@ -218,24 +124,28 @@ class Strips {
       stream.multiply(table_, at, at + kWarps < memory_.end, sums);
     }
     run = forgotten(run);
-    end_run(sums, run % job_.n_planes == 0 || run * run_cells_ <= memory_.begin);
+    const int begin = max(memory_.begin, run * run_cells_);
+    if (at - 2 * kWarps < begin) {  // there was no second cell
+      cp_async_commit();
+      cp_async_wait<0>();
+    }
+    end_run(sums, run % job_.n_planes == 0 || begin == memory_.begin);
     return at;
   }
 
-  // Scales of a run come from far: they are asked for when it begins and read when it ends.
+  // Scales of a run come from far: they are asked for when it begins and read when it ends. They
+  // belong to the group of the words that are asked for next, those of the run's second cell.
   __device__ __forceinline__ void begin_run(int strip, int plane) {
     const int thread = thread_now(), lane = thread % kLanes;
     RunScales& scales = memory_.run_scales[thread / kLanes];
     __syncwarp();  // the last run's have been read
     if (lane < 16) cp_async16(scales.row_scales + 8 * lane, job_.row_scales(strip, plane, lane));
     if (lane == 16) cp_async16(&scales.gain, job_.gain(strip));
-    cp_async_commit();
   }
 
   // Adds a run's sums to this warp's sums of the strip, or begins them.
   __device__ __forceinline__ void end_run(const Sums<kTokens>& sums, bool first) {
-    cp_async_wait<0>();
-    __syncwarp();
+    __syncwarp();  // all lanes' copies have been waited for
     using F = Fragments<kTokens>;
     const int thread = thread_now(), lane = thread % kLanes, warp = thread / kLanes;
     const __half* scales = memory_.run_scales[warp].row_scales + Part(lane).row(0, 0);
@@ -276,14 +186,15 @@ class Strips {
   }
 
   __device__ __forceinline__ bool is_mine_alone(int first_strip, int end_strip) const {
-    return first_strip * strip_cells_ >= memory_.begin && end_strip * strip_cells_ <= memory_.end;
+    return first_strip * memory_.strip_cells >= memory_.begin &&
+           end_strip * memory_.strip_cells <= memory_.end;
   }
 
-  // The sums of a strip that a block leaves for the last one: its share's first unit and its last one
-  // may be others' too.
+  // The sums of a strip that a block leaves for the last one: its share's first unit and its last
+  // one may be others' too.
   __device__ __forceinline__ float* partial_of(int block, int begin, int first_strip,
-                                                    int strip) const {
-    const int which = first_strip * strip_cells_ > begin;
+                                               int strip) const {
+    const int which = first_strip * memory_.strip_cells > begin;
     const size_t sums = job_.most_tokens * kStripRows;
     return partials_ + ((2 * block + which) * Job::kUnitStrips + strip - first_strip) * sums;
   }
@@ -305,8 +216,8 @@ class Strips {
 
   __device__ __forceinline__ void finish(int first, int end) {
     if (!is_mine_alone(first, end)) {
-      const int one = shares_.block_of(first * strip_cells_);
-      const int last = shares_.block_of(end * strip_cells_ - 1);
+      const int one = shares_.block_of(first * memory_.strip_cells);
+      const int last = shares_.block_of(end * memory_.strip_cells - 1);
       if (!is_last_block(counters_ + one, last - one + 1)) return;
       for (int strip = first; strip < end; strip++) add_blocks(first, strip);
       __syncthreads();
@@ -315,13 +226,14 @@ class Strips {
   }
 
   __device__ __forceinline__ void add_blocks(int first, int strip) {
-    const int one = shares_.block_of(strip * strip_cells_);
-    const int last = shares_.block_of((strip + 1) * strip_cells_ - 1);
+    const int one = shares_.block_of(strip * memory_.strip_cells);
+    const int last = shares_.block_of((strip + 1) * memory_.strip_cells - 1);
     each_sum(strip, [&](int, int token, int row) {
       float sum = 0;
 #pragma unroll 4
       for (int block = one; block <= last; block++) {
-        sum += __ldcg(partial_of(block, shares_.begin(block), first, strip) + token * kStripRows + row);
+        sum += __ldcg(partial_of(block, shares_.begin(block), first, strip) + token * kStripRows +
+                      row);
       }
       memory_.sums[strip - first][token][row] = sum;
     });
@@ -332,7 +244,7 @@ class Strips {
   Memory& memory_;
   int* counters_;
   float* partials_;
-  int run_cells_, strip_cells_;
+  int run_cells_;
   Shares shares_;
 };
 

@@ -5,26 +5,41 @@
 // cost the same for one token as for eight; what costs is the way from windows to weights:
 //
 //   8 bits of a word choose two neighbouring weights, so a byte of the word chooses columns 0 and 1
-//   of a slice in one row, and the same byte of the word turned by 4 bits columns 2 and 3. The table
-//   of 256 pairs is kept 32 times in shared memory, once for each bank, so that a look-up of a whole
-//   warp is one access, whatever the words are. A row of the table, 32 copies of a pair, is 256
-//   bytes from the next: then one PRMT makes an address, the byte above the lane's offset. What
+//   of a slice in one row, and the same byte of the word turned by 4 bits columns 2 and 3. The
+//   table of 256 pairs is kept 32 times in shared memory, once for each bank, so that a look-up of
+//   a whole warp is one access, whatever the words are. A row of the table, 32 copies of a pair, is
+//   256 bytes from the next: then one PRMT makes an address, the byte above the lane's offset. What
 //   lies between the rows is 32 KB for other uses, see spare().
 //
 //   The pair goes into the product as it comes: bytes 0 and 1 of a fragment's register are weights,
 //   2 and 3 are 0. Half of the tensor core's work is wasted, which nobody waits for, and nothing
 //   needs to be packed.
 //
-// So 64 weights, what one 128-bit load brings, take
+// Of the 256 weights that a lane has in a cell, the machine code for sm_89 makes (420 instructions)
 //
-//   32 PRMT  32 LDS  4 SHF  8 IMMA        and a share of 22 + 3 * 16 * tokens of a lane for 256
+//   128 LDS, 144 PRMT, 16 SHF   look-ups: 2 for 4 weights, their addresses, words turned by 4 bits
+//    32 IMMA
+//    16 IMAD, I2F, FFMA each    nibbles and scales; 32 each for 5 to 8 tokens (475 in all)
+//    70                         words, nibbles, codes, scales and their addresses
 //
-// weights of scaling: 1.5 instructions a weight with up to 4 tokens, 1.7 with up to 8. Bounds for
-// one multiprocessor and clock: 64 weights of shared memory (2 for each of 32 banks), 80 of issuing
-// (4 schedulers of 32 lanes). What the memory of a card brings: 12 on a 4090 (1008 GB/s, 4 weights
-// a byte, 128 at 2.5 GHz), 54 on an H100 (3350 GB/s, 132 at 1.8 GHz), 78 on an H200 (4800 GB/s).
-// Windows of 12 bits in one table of 16 KB take half the look-ups and two thirds of the
-// instructions, but 32 lanes meet in the banks 3.5 deep: 36 weights a clock.
+// 1.65 instructions a weight, or 1.85. Bounds in weights for one multiprocessor and clock:
+//
+//    78   issue: 4 schedulers, 32 lanes each
+//    49   shared memory, 128 bytes a clock: for 8192 weights 128 look-ups, 16 to take the words out
+//    and
+//         16 in which they came, some 6 of L1
+//    64   tensor cores of an RTX 4090, 1024 products: each weight takes 16; an H100 has 2.5 times
+//    that
+//
+// What the memory of a card brings, 3.88 weights a byte: 12 on a 4090 (1008 GB/s, 128 at 2.5 GHz),
+// 54 on an H100 (3350 GB/s, 132 at 1.8 GHz), 78 on an H200 (4800 GB/s). So a 4090 waits for its
+// memory with a quarter of its time used, an H100 is about as fast as its memory, an H200 two
+// thirds.
+//
+// Counted and left: windows of 12 bits in one table of 16 KB, half the look-ups, but 32 lanes meet
+// in the banks 3.5 deep: 37 weights a clock. Windows of 10 bits, 3 weights each, cut rows where
+// they like; tokens moved by bytes in B could mend that, for 88 look-ups instead of 128 and as many
+// instructions, but the table takes 128 KB, more than most cards have.
 #pragma once
 
 #include "portable.cuh"
@@ -76,10 +91,11 @@ __device__ __forceinline__ unsigned look_up(const unsigned* table, unsigned word
 
 // --- a cell
 
-// Which part of a cell a lane has. The fragment A of mma.m16n8k32 wants of lane 4 g + t two rows, in
-// 4 columns each of two groups of columns, the groups of t; B wants of it the same columns of token
-// g; D gives it these rows for tokens 2 t and 2 t + 1. Which row and which column that is, is ours to
-// say, so a lane takes, of the slices 4 t to 4 t + 3, the words 2 q and 2 q + 1: 16 bytes of each.
+// Which part of a cell a lane has. The fragment A of mma.m16n8k32 wants of lane 4 g + t two rows,
+// in 4 columns each of two groups of columns, the groups of t; B wants of it the same columns of
+// token g; D gives it these rows for tokens 2 t and 2 t + 1. Which row and which column that is, is
+// ours to say, so a lane takes, of the slices 4 t to 4 t + 3, the words 2 q and 2 q + 1: 16 bytes
+// of each.
 struct Part {
   int row_block;  // of the strip's two: g / 4
   int q;          // g % 4
@@ -87,7 +103,8 @@ struct Part {
 
   __device__ __forceinline__ explicit Part(int lane)
       : row_block(lane / 16), q(lane / 4 % 4), t(lane % 4) {}
-  // The first of two rows of the strip that word 2 q + odd codes in its bytes 2 pair and 2 pair + 1.
+  // The first of two rows of the strip that word 2 q + odd codes in its bytes 2 pair and 2 pair
+  // + 1.
   __device__ __forceinline__ int row(int odd, int pair) const {
     return row_block * layout::kBlockRows + 16 * pair + 4 * q + 2 * odd;
   }
@@ -113,8 +130,9 @@ using Sums = float[2][4][2 * kTokens];
 
 // sums += nibble * D * scale, D the exact sum over the cell's columns of weight times code.
 //
-// nibble * D is exact too: below 15 * 64 * 63 * 127 < 2^23. So a sum over many cells differs from the
-// CPU's, which is exact over two cells that share their scale, by how often it was rounded alone.
+// nibble * D is exact too: below 15 * 64 * 63 * 127 < 2^23. So a sum over many cells differs from
+// the CPU's, which is exact over two cells that share their scale, by how often it was rounded
+// alone.
 template <int kTokens>
 __device__ __forceinline__ void multiply(const uint4 (&words)[4], const CellNibbles& nibbles,
                                          const CellTokens<kTokens>& tokens, const unsigned* table,

@@ -122,9 +122,11 @@ def random_experts(
 
 def _random_part(format: TrellisFormat, plane: int, *, seed: int) -> Tensor:
     layouts = (format.gate_up, format.down)
-    return torch.cat(
+    part = torch.cat(
         [random_plane(layout, plane=plane, seed=2 * seed + i) for i, layout in enumerate(layouts)]
     )
+    # A card reads pinned memory where it is, by the address that a table of experts has.
+    return part.pin_memory() if torch.cuda.is_available() else part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

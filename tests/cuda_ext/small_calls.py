@@ -179,6 +179,8 @@ def _routing() -> Iterator[Call]:
             workspace=_workspace(routing.workspace_bytes(n_tokens, n_experts)),
         )
         yield _norm_route(n_tokens, 260, n_experts, n_active)
+    for n_tokens, n_experts, n_active in ((1, 5, 2), (20, 40, 7), (160, 40, 7)):
+        # The last are more assignments than threads of a block.
         chosen = samples.random_groups(n_tokens, n_experts, n_active).ids
         places = samples.empty_groups(n_tokens * n_active, n_experts)
         yield Call(
