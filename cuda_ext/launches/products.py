@@ -14,9 +14,9 @@ from quant.layout import MAX_PLANES
 MOST_DECODED = 8  # tokens, those of one tensor-core product; more take the tiles
 FEW_TOKENS = 4  # that one lane's sums have room for half as many of
 THREADS = 256
-BLOCKS_OF_MULTIPROCESSOR = 2  # as kernels/trellis.cuh says, with its reasons
-# Dynamic shared memory, by the tokens there is room for: the table, and for 8 tokens what a kernel for
-# 4 keeps between its rows.
+BLOCKS_OF_MULTIPROCESSOR = 2  # kernels/strips.cuh says why
+# Dynamic shared memory, by the tokens there is room for: the table of pairs, and with 8 tokens the
+# words under way, which with 4 find room between the table's rows.
 SHARED_BYTES = {FEW_TOKENS: 64 * 1024, MOST_DECODED: 80 * 1024}
 STRIP_ROWS = 128
 UNIT_STRIPS = 2  # of gate and up: 128 inner channels

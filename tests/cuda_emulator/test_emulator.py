@@ -213,4 +213,4 @@ def test_parameters_keep_their_values(launch: EmulatedLaunch) -> None:
 def test_every_block_begins_with_shared_memory_nobody_has_written(launch: EmulatedLaunch) -> None:
     y = torch.zeros(3, 2, dtype=torch.int32)
     launch("operations/unwritten", (3, 1, 1), 1, y, shared_bytes=4)
-    assert set(y.flatten().tolist()) == {-1 if launch.order == FORWARD else 0x7F7F7F7F}
+    assert set(y.flatten().tolist()) == {-1 if launch.order == FORWARD else 0x7B7B7B7B}
