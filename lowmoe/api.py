@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 from lowmoe.engine.generate import Session, Token, check_ids
-from lowmoe.engine.load import LoadOptions, Runtime, load_checkpoint, load_folder
+from lowmoe.engine.load import load_checkpoint, load_folder
+from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingOptions, sampling_options
+from lowmoe.engine.report import Reporter, SilentReporter
+from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.statistics import RunStatistics
 from lowmoe.errors import PromptError, UsageError
 from lowmoe.families.aliases import DEMO
 from lowmoe.library import (
     LocalCheckpoint,
     MakeOptions,
-    Reporter,
-    SilentReporter,
     locate,
     prepare,
     quantize_checkpoint,

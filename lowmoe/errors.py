@@ -8,7 +8,8 @@ LowMoeError                    exit code 1: the world was wrong
 │   └── UnsupportedModelError  the files are fine, nobody here implemented that model
 ├── FolderError                a model folder is damaged, unfinished or too new
 ├── TextError                  tokenizer or chat template missing or unusable
-├── MemoryBudgetError          the RAM budget cannot hold what must be there
+├── MemoryBudgetError          a budget, of RAM or of a GPU, cannot hold what must be there
+├── GpuError                   a GPU that was asked for by name and cannot do it
 ├── DiskSpaceError             not enough room, said before anything is written
 └── DownloadError              the hub did not give what was asked for
 
@@ -55,6 +56,10 @@ class TextError(LowMoeError):
 
 class MemoryBudgetError(LowMoeError):
     """A memory budget that cannot hold what must be in memory at once."""
+
+
+class GpuError(LowMoeError):
+    """A GPU that was asked for by name and cannot compute this model, or anything."""
 
 
 class DiskSpaceError(LowMoeError):

@@ -1,4 +1,4 @@
-"""What every test may ask for: tiny models, a home of its own, a machine of one thread."""
+"""What every test may ask for: tiny models, a home, a machine of one thread and no GPU."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +7,28 @@ import pytest
 import torch
 
 import lowmoe
+from cuda_ext.card import Facts
 from lowmoe.api import Model
 from tests.talking_mixtral import copy_of, write_talking_mixtral
+
+NO_GPU = Facts(driver=None, torch=None, cuda_core=None, cards=())
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--card",
+        action="store_true",
+        help="tests of CUDA kernels run them on the card that is here, not in the emulator",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is marked gpu runs where there is one."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,6 +40,8 @@ def small_machine() -> Iterator[None]:
         patch.setattr("lowmoe.library.calibration.CALIBRATION_TOKENS", 512)
         # What fits into a cache reads faster than RAM; how fast is nobody's question here.
         patch.setattr("lowmoe.engine.machine.PROBE_BYTES", 2**20)
+        # With one, "auto" would compute everything there.
+        patch.setattr("lowmoe.engine.gpu.look", lambda: NO_GPU)
         torch.set_num_threads(1)
         yield
 

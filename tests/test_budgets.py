@@ -12,9 +12,10 @@ import pytest
 from safetensors.torch import load_file, save
 
 from lowmoe.checkpoint import files
+from lowmoe.engine.report import SilentReporter
 from lowmoe.errors import DiskSpaceError, MemoryBudgetError
 from lowmoe.families import Family, read_config
-from lowmoe.library import MakeOptions, SilentReporter, making, models_home, pull
+from lowmoe.library import MakeOptions, making, models_home, pull
 from lowmoe.library.budgets import (
     THREAD_BYTES,
     THREAD_BYTES_A_COLUMN,

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from lowmoe.engine.report import SilentReporter
 from lowmoe.errors import UsageError
 from lowmoe.kernels.cpu import isas
 from lowmoe.kernels.cpu.encode import NativeEncoder
-from lowmoe.library import MakeOptions, SilentReporter, making, quantize_checkpoint
+from lowmoe.library import MakeOptions, making, quantize_checkpoint
 
 QUICK = MakeOptions(bits=2, calibrate=False, threads=3)
 

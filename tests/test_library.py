@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from lowmoe.checkpoint import files
 from lowmoe.checkpoint.folder import ModelFolder
+from lowmoe.engine.report import SilentReporter
 from lowmoe.errors import (
     CheckpointError,
     DiskSpaceError,
@@ -26,7 +27,6 @@ from lowmoe.library import (
     LocalCheckpoint,
     LocalFolder,
     MakeOptions,
-    SilentReporter,
     demo_folder,
     find_installed,
     installed,

@@ -11,7 +11,7 @@ REPOSITORY = Path(quant.__file__).parent.parent
 FLOORS = {
     "errors": 0,
     "quant": 0,
-    "cuda_ext": 0,
+    "cuda_ext": 1,
     "spec": 1,
     "settings": 1,
     "families": 2,
@@ -45,7 +45,8 @@ def module_of(path: Path) -> str:
 
 
 def sources() -> list[Path]:
-    return sorted(p for house in ("lowmoe", "quant") for p in (REPOSITORY / house).rglob("*.py"))
+    houses = ("cuda_ext", "lowmoe", "quant")
+    return sorted(p for house in houses for p in (REPOSITORY / house).rglob("*.py"))
 
 
 def imports(source: str) -> set[str]:
@@ -80,7 +81,7 @@ def complaints(room: str, source: str) -> list[str]:
 
 
 def test_there_is_a_house() -> None:
-    assert {"errors", "quant", "experts", "decoder"} <= {
+    assert {"errors", "quant", "cuda_ext", "experts", "decoder"} <= {
         room_of(module_of(path)) for path in sources()
     }
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import lowmoe
 from benchmarks.peers.samples import add_sample_arguments, take_samples
 from lowmoe.api import Model
-from lowmoe.engine.load import Runtime
 from lowmoe.engine.options import SamplingOptions
+from lowmoe.engine.runtime import Runtime
 
 N_STATISTICS = 3  # tokens; the first comes out of the prefill
 

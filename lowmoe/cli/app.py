@@ -13,7 +13,7 @@ import typer
 from lowmoe.errors import LowMoeError
 
 if TYPE_CHECKING:
-    from lowmoe.engine.load import LoadOptions
+    from lowmoe.engine.load_options import LoadOptions
     from lowmoe.library import MakeOptions
 
 app = typer.Typer(
@@ -45,7 +45,7 @@ Ram = Annotated[
 ]
 Vram = Annotated[
     str | None,
-    typer.Option(hidden=True, help="GPU memory for weights; needs the GPU path, not there yet."),
+    typer.Option(help="GPU memory for all of it: 24GiB, 64GB, 90%. Default: what is free."),
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads. Default: the physical cores.")]
 Context = Annotated[int | None, typer.Option(help="Tokens a conversation may have.")]
@@ -125,7 +125,7 @@ def _load_options(
     context: int | None,
     kv: str | None,
 ) -> "LoadOptions":
-    from lowmoe.engine.load import LoadOptions
+    from lowmoe.engine.load_options import LoadOptions
 
     number: int | str = int(bits) if bits in ("2", "4", "6") else bits  # LoadOptions refuses others
     return LoadOptions(

@@ -14,7 +14,7 @@ from lowmoe.checkpoint.reader import read_json
 from lowmoe.cli.render import TerminalReporter, out, print_json, size, statistics_line
 from lowmoe.cli.run import load_model
 from lowmoe.engine.bench import BenchOptions, BenchResult, bench
-from lowmoe.engine.load import LoadOptions
+from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.machine import machine_line
 from lowmoe.engine.profile import require_native
 from lowmoe.errors import UnknownModelError, UsageError
@@ -97,6 +97,8 @@ def _show(result: BenchResult, *, json: bool) -> None:
         f"{medians['decode_tokens_per_s'] or 0:.3g} tokens/s, bound "
         f"{medians['bound_tokens_per_s'] or 0:.3g}"
     )
+    if result.gpu_ceiling_bytes_per_s is not None:
+        out.print(f"GPU copies: {size(result.gpu_ceiling_bytes_per_s)}/s measured here")
     out.print(f"RAM reads: {size(result.ram_ceiling_bytes_per_s)}/s measured here")
     if result.disk_ceiling_bytes_per_s is not None:
         out.print(f"disk, plain reads of the same sizes: {size(result.disk_ceiling_bytes_per_s)}/s")

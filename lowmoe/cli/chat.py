@@ -131,11 +131,12 @@ class Chat:
             out.print("Nothing has been answered yet.")
 
     def _experts(self, rest: str) -> None:
-        residents = self.model.runtime.store.residents()
+        store = self.model.runtime.store
+        residents, where = store.residents(), {"gpu": "on the GPU", "ram": "in RAM"}[store.tier]
         for layer_id, layer in enumerate(self.model.runtime.spec.layers):
             here = set(residents.get(layer_id, []))
             row = "".join("■" if e in here else "·" for e in range(layer.feed_forward.n_experts))
-            out.print(f"layer {layer_id:3}  {row}  {len(here)} in RAM", markup=False)
+            out.print(f"layer {layer_id:3}  {row}  {len(here)} {where}", markup=False)
 
 
 def _prompt_session() -> PromptSession[str]:

@@ -12,7 +12,7 @@ from lowmoe.api import Model
 from lowmoe.cli.render import TerminalReporter, out, print_json
 from lowmoe.cli.run import load_model
 from lowmoe.engine.evaluate import Evaluation, evaluate
-from lowmoe.engine.load import LoadOptions
+from lowmoe.engine.load_options import LoadOptions
 from lowmoe.errors import CheckpointError, UsageError
 
 

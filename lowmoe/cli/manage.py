@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from cuda_ext import card
 from lowmoe.checkpoint import files
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.reader import Checkpoint
@@ -187,7 +186,7 @@ def doctor_command(*, json: bool) -> None:
         "home": str(home),
         "disk_free_bytes": files.free_bytes(home),
         "direct_reads": direct,
-        "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": card.in_a_line(card.look()),
     }
     if json:
         print_json(values)
@@ -214,8 +213,6 @@ def doctor_command(*, json: bool) -> None:
             markup=False,
             soft_wrap=True,
         )
-    if values["cuda_device"]:
-        err.print("This version computes on the CPU only; the GPU is not used yet.")
 
 
 def _doctors_word(key: str, value: Any) -> str:

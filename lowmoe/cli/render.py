@@ -7,7 +7,7 @@ Ignorant of:  what is going on behind the numbers.
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lowmoe.engine.statistics import RunStatistics
+from lowmoe.engine.statistics import PerTier, RunStatistics
 
 PLAIN_EVERY_S = 5.0
 
@@ -114,13 +114,20 @@ def statistics_line(s: RunStatistics) -> str:
         f"decode {_rate(s.decode_tokens_per_s)} tokens/s",
         f"bound {_rate(s.bound_tokens_per_s)}",
         f"{s.bits} bits",
-        f"RAM {size(s.placement.ram)}, disk {size(s.placement.disk)}",
-        f"hits RAM {s.hit_rate.ram:.0%}, disk {s.hit_rate.disk:.0%}",
-        f"a token reads {size(s.bytes_per_token.ram)} RAM, {size(s.bytes_per_token.disk)} disk",
+        _tiers(s.placement, s.placement.gpu, lambda tier, n: f"{tier} {size(n)}"),
+        "hits " + _tiers(s.hit_rate, s.placement.gpu, lambda tier, share: f"{tier} {share:.0%}"),
+        "a token reads "
+        + _tiers(s.bytes_per_token, s.placement.gpu, lambda tier, n: f"{size(n)} {tier}"),
     ]
     if s.predicted_tokens_per_s is not None:
         parts.insert(4, f"predicted {_rate(s.predicted_tokens_per_s)}")
     return " · ".join(parts)
+
+
+def _tiers(values: PerTier, on_gpu: float, show: Callable[[str, float], str]) -> str:
+    """on_gpu: bytes there; without any, nobody wants to know about it."""
+    shown = [show("GPU", values.gpu)] if on_gpu else []
+    return ", ".join([*shown, show("RAM", values.ram), show("disk", values.disk)])
 
 
 def _rate(value: float | None) -> str:

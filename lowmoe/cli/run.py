@@ -13,7 +13,7 @@ from types import FrameType
 
 from lowmoe.api import Model, Prompt, open_model
 from lowmoe.cli.render import TerminalReporter, print_json, print_statistics
-from lowmoe.engine.load import LoadOptions
+from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.errors import PromptError, UsageError
 

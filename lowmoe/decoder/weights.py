@@ -6,7 +6,7 @@ Ignorant of:  what is computed with them.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -105,6 +105,19 @@ class DenseWeights:
         embedding = 0 if self.embedding is self.head else _bytes(_matrix_tensors(self.embedding))
         return self.n_bytes - embedding
 
+    def at(self, place: torch.device) -> "DenseWeights":
+        """The same in the memory of a device."""
+        embedding = _matrix_at(self.embedding, place)
+        tied = self.head is self.embedding
+        return DenseWeights(
+            embedding=embedding,
+            layers=tuple(_layer_at(layer, place) for layer in self.layers),
+            final_norm=self.final_norm.to(place),
+            head=embedding if tied else _matrix_at(self.head, place),
+            final_norm_bias=_vector_at(self.final_norm_bias, place),
+            head_bias=_vector_at(self.head_bias, place),
+        )
+
     def _tensors(self) -> list[Tensor]:
         found = [self.final_norm, *_matrix_tensors(self.embedding), *_matrix_tensors(self.head)]
         found += [t for t in (self.final_norm_bias, self.head_bias) if t is not None]
@@ -118,6 +131,27 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     # Tensors that were expanded have fewer bytes than values; those of a folder share a storage.
     sizes = {t.data_ptr(): min(t.nbytes, t.untyped_storage().nbytes()) for t in tensors}
     return sum(sizes.values())
+
+
+def _layer_at(layer: LayerWeights, place: torch.device) -> LayerWeights:
+    transforms = ExpertTransforms(
+        d_in=layer.transforms.d_in.to(place), d_inner=layer.transforms.d_inner.to(place)
+    )
+    parts = {name: _matrix_at(part, place) for name, part in layer.parts.items()}
+    return LayerWeights(parts=parts, transforms=transforms)
+
+
+def _vector_at(vector: Tensor | None, place: torch.device) -> Tensor | None:
+    return None if vector is None else vector.to(place)
+
+
+def _matrix_at(matrix: Matrix, place: torch.device) -> Matrix:
+    if isinstance(matrix, TrellisMatrix):
+        planes = tuple(plane.to(place) for plane in matrix.planes)
+        return replace(matrix, planes=planes, d=matrix.d.to(place))
+    if isinstance(matrix, Nf4Matrix):
+        return replace(matrix, buffer=matrix.buffer.to(place))
+    return matrix.to(place)
 
 
 def _matrix_tensors(matrix: Matrix) -> tuple[Tensor, ...]:

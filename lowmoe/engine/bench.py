@@ -15,9 +15,9 @@ from typing import Any
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.layout import expert_span
 from lowmoe.engine.generate import Session
-from lowmoe.engine.load import Runtime
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.profile import BenchProfile, Profiler
+from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.statistics import RunStatistics
 from lowmoe.experts.store import N_READERS
 from lowmoe.experts.tier import RamTier
@@ -40,10 +40,12 @@ class BenchOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchResult:
     """samples: one a run; disk_read_bytes_per_s: over the seconds of decoding in which the disk was
-    busy; *_ceiling: measured beside it; profile: None where it was not asked for.
+    busy; *_ceiling: measured beside it, the GPU's None where there is none; profile: None where it
+    was not asked for.
     """
 
     samples: list[RunStatistics]
+    gpu_ceiling_bytes_per_s: float | None
     ram_ceiling_bytes_per_s: float
     disk_read_bytes_per_s: float | None
     disk_ceiling_bytes_per_s: float | None
@@ -54,6 +56,7 @@ class BenchResult:
         plain = [s.to_json() for s in self.samples]
         return {
             **{key: _median([s[key] for s in plain]) for key in plain[0]},
+            "gpu_ceiling_bytes_per_s": self.gpu_ceiling_bytes_per_s,
             "ram_ceiling_bytes_per_s": self.ram_ceiling_bytes_per_s,
             "disk_read_bytes_per_s": self.disk_read_bytes_per_s,
             "disk_ceiling_bytes_per_s": self.disk_ceiling_bytes_per_s,
@@ -101,6 +104,7 @@ def bench(
         progress(run + 1, options.runs + 1)
     return BenchResult(
         samples=samples,
+        gpu_ceiling_bytes_per_s=None if runtime.gpu is None else runtime.gpu.read_bandwidth(),
         ram_ceiling_bytes_per_s=session.ram_bandwidth(),
         disk_read_bytes_per_s=disk_bytes / busy_s if busy_s else None,
         disk_ceiling_bytes_per_s=None if runtime.folder is None else disk_bandwidth(runtime.folder),

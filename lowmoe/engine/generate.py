@@ -5,19 +5,28 @@ Ignorant of:  how weights are kept and multiplied; where tokens are shown.
 """
 
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lowmoe.engine.load import Runtime
+from lowmoe.decoder.computation import Cache
+from lowmoe.engine.gpu import gpu_memory
 from lowmoe.engine.machine import new_pool, ram_read_bandwidth
 from lowmoe.engine.options import SamplingOptions
+from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.sampling import Sampler
-from lowmoe.engine.statistics import PerTier, RunStatistics, bound_tokens_per_s, hit_rate
+from lowmoe.engine.statistics import (
+    Bandwidths,
+    PerTier,
+    RunStatistics,
+    bound_tokens_per_s,
+    hit_rate,
+)
 from lowmoe.engine.text import StopText, StreamingDetokenizer
 from lowmoe.errors import PromptError, UsageError
 from lowmoe.experts.ledger import Traffic
@@ -41,13 +50,18 @@ class Session:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.chunk_tokens = runtime.decoder.computation.max_tokens
-        self._cache = runtime.decoder.new_cache(runtime.n_context)
         self._cached: list[int] = []
         self._n_rewinds = 0  # tells a stream that another has taken the cache
         self._ram_bandwidth: float | None = None
         self._stop = threading.Event()
         self._one_call = threading.Lock()
         self.last_run: _Run | None = None
+
+    @functools.cached_property
+    def _cache(self) -> Cache:
+        """Made when it is first needed: on a GPU it takes all its memory at once."""
+        with gpu_memory():
+            return self.runtime.decoder.new_cache(self.runtime.n_context)
 
     def forward(self, ids: Sequence[int]) -> Iterator[Tensor]:
         """Run ids through the model after what is cached; the last hidden state of each chunk,
@@ -68,14 +82,18 @@ class Session:
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
-        """Threads and scratch serve one call at a time.  Raises UsageError for a second one."""
+        """Threads and scratch serve one call at a time.
+
+        Raises UsageError for a second one, MemoryBudgetError as gpu_memory.
+        """
         if not self._one_call.acquire(blocking=False):
             raise UsageError(
                 "the model is computing for another thread. Ask from one thread at a time, or load "
                 "it twice."
             )
         try:
-            yield
+            with gpu_memory():
+                yield
         finally:
             self._one_call.release()
 
@@ -134,13 +152,13 @@ class Session:
         for _ in self.forward(prompt_ids[n_kept:-1]):
             if self._stop.is_set():
                 return
-        (last,) = self.forward(prompt_ids[-1:])
+        scores = self._scores_after(prompt_ids[-1])
         run.prefilled(len(prompt_ids) - n_kept)
         context, sampler = list(prompt_ids), Sampler(options)
         ends = self._end_ids() if heed_ends else set()
         n_most = min(len(prompt_ids) + options.max_new_tokens, self.runtime.n_context)
         while True:
-            token_id = sampler.pick(self.logits(last)[0], context)
+            token_id = sampler.pick(scores, context)
             run.token()
             context.append(token_id)
             if token_id in ends:
@@ -149,7 +167,12 @@ class Session:
             if self._stop.is_set() or len(context) >= n_most:
                 return
             self._require_turn(turn)
-            (last,) = self.forward([token_id])
+            scores = self._scores_after(token_id)
+
+    def _scores_after(self, token_id: int) -> Tensor:
+        """Run one token; the scores of the next, [V].  Until they are there, a GPU computes."""
+        (hidden,) = self.forward([token_id])
+        return self.logits(hidden)[0]
 
     def _require_turn(self, turn: int) -> None:
         if turn != self._n_rewinds:
@@ -182,7 +205,10 @@ class Session:
         """Of the last stream, as far as it came.  Raises UsageError before the first."""
         if self.last_run is None:
             raise UsageError("nothing has been generated yet, so there are no statistics.")
-        return self.last_run.statistics(self.ram_bandwidth())
+        gpu = self.runtime.gpu
+        if gpu is not None:  # which has all that is read
+            return self.last_run.statistics(Bandwidths(gpu=gpu.read_bandwidth()))
+        return self.last_run.statistics(Bandwidths(ram=self.ram_bandwidth()))
 
     def ram_bandwidth(self) -> float:
         """Bytes a second this machine reads from RAM, measured once."""
@@ -250,19 +276,22 @@ class _Run:
         """What was lent and read since the prefill."""
         return self._traffic - self._prefill_traffic
 
-    def statistics(self, ram_bandwidth: float) -> RunStatistics:
+    def statistics(self, bandwidths: Bandwidths) -> RunStatistics:
+        """bandwidths: those measured; the disk's is this run's own."""
         whole, decode = self._traffic - self._start_traffic, self.decode_traffic
         first = self._first_token_at or self._now
         n_steps = self._n_new - 1  # the first token comes out of the prefill
         per_token = PerTier()
         bound = None
         if n_steps > 0:
-            dense = self._runtime.dense_bytes_per_token
+            dense = PerTier(**{self._runtime.store.tier: self._runtime.dense_bytes_per_token})
             per_token = PerTier(
-                ram=dense + decode.ram_bytes / n_steps, disk=decode.disk_bytes / n_steps
+                gpu=dense.gpu + decode.gpu_bytes / n_steps,
+                ram=dense.ram + decode.ram_bytes / n_steps,
+                disk=decode.disk_bytes / n_steps,
             )
             disk = whole.disk_bytes / whole.disk_busy_s if whole.disk_busy_s else None
-            bound = bound_tokens_per_s(per_token, ram_bandwidth=ram_bandwidth, disk_bandwidth=disk)
+            bound = bound_tokens_per_s(per_token, replace(bandwidths, disk=disk))
         return RunStatistics(
             prompt_tokens=self._n_prompt,
             new_tokens=self._n_new,
@@ -279,7 +308,8 @@ class _Run:
 
 
 def placement(runtime: Runtime) -> PerTier:
-    """Bytes of weights in RAM, and of those that are on disk only."""
-    in_ram = runtime.store.expert_bytes * sum(map(len, runtime.store.residents().values()))
+    """Bytes of weights in the memory that is computed from, and of those that are on disk only."""
+    resident = runtime.store.expert_bytes * sum(map(len, runtime.store.residents().values()))
     everything = runtime.store.expert_bytes * runtime.spec.n_experts_total
-    return PerTier(ram=runtime.dense_bytes + in_ram, disk=everything - in_ram)
+    in_memory = {runtime.store.tier: runtime.dense_bytes + resident}
+    return PerTier(**in_memory, disk=everything - resident)

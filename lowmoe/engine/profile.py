@@ -7,7 +7,7 @@ Ignorant of:  what a phase does, how it is shown.
 import time
 from dataclasses import dataclass, field
 
-from lowmoe.engine.load import Runtime
+from lowmoe.engine.runtime import Runtime
 from lowmoe.errors import UsageError
 
 BETWEEN = "Python, sampling, waiting for the disk"
@@ -28,7 +28,8 @@ def require_native(runtime: Runtime) -> None:
     """Raises UsageError for a model that has no phases to be timed."""
     if runtime.pool is None:
         raise UsageError(
-            "a profile shows native code, but this model is computed by torch. Leave it out."
+            f"a profile shows native code, but this model is computed by {runtime.isa}. Leave it "
+            "out."
         )
 
 

@@ -20,6 +20,15 @@ class PerTier:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bandwidths:
+    """Bytes a second that each tier moves; None where nothing was read or measured."""
+
+    gpu: float | None = None
+    ram: float | None = None
+    disk: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatistics:
     """One run.
 
@@ -49,17 +58,22 @@ class RunStatistics:
 
 def hit_rate(traffic: Traffic) -> PerTier:
     """Shares of expert requests by the tier that had the expert."""
-    requests = traffic.ram_requests + traffic.disk_requests
+    requests = traffic.gpu_requests + traffic.ram_requests + traffic.disk_requests
     if not requests:
         return PerTier()
-    return PerTier(ram=traffic.ram_requests / requests, disk=traffic.disk_requests / requests)
+    return PerTier(
+        gpu=traffic.gpu_requests / requests,
+        ram=traffic.ram_requests / requests,
+        disk=traffic.disk_requests / requests,
+    )
 
 
-def bound_tokens_per_s(
-    bytes_per_token: PerTier, *, ram_bandwidth: float, disk_bandwidth: float | None
-) -> float | None:
+def bound_tokens_per_s(bytes_per_token: PerTier, bandwidths: Bandwidths) -> float | None:
     """Tokens a second if every tier moved its bytes at full speed, all at the same time."""
-    times = [bytes_per_token.ram / ram_bandwidth]
-    if disk_bandwidth:
-        times.append(bytes_per_token.disk / disk_bandwidth)
-    return 1 / max(times) if max(times) > 0 else None
+    tiers = [
+        (bytes_per_token.gpu, bandwidths.gpu),
+        (bytes_per_token.ram, bandwidths.ram),
+        (bytes_per_token.disk, bandwidths.disk),
+    ]
+    slowest = max((n_bytes / speed for n_bytes, speed in tiers if speed), default=0.0)
+    return 1 / slowest if slowest > 0 else None

@@ -94,7 +94,7 @@ class ResidentExperts:
         table[:, : self.n_parts] = experts[:, None] + torch.tensor(self._offsets)
         return table.to(layer.device)
 
-    def _put(self, key: Key, buffers: Sequence[Tensor]) -> None:
+    def _put(self, key: Key, buffers: list[Tensor]) -> None:
         """Copy an expert's parts to their places."""
         layer_id, expert_id = key
         expert = self._layers[layer_id][expert_id * self._stride :]
@@ -106,7 +106,7 @@ class ResidentExperts:
         left = deque((layer, e) for layer, n in enumerate(self._n_experts) for e in range(n))
         done, total = 0, len(left) * self.expert_bytes
         free = deque(_staging(source, gpu) for _ in range(N_READERS + 1))
-        reading: deque[tuple[Key, Sequence[Tensor], Future[int]]] = deque()
+        reading: deque[tuple[Key, list[Tensor], Future[int]]] = deque()
         with ThreadPoolExecutor(N_READERS, thread_name_prefix="lowmoe-read") as readers:
             while left or reading:
                 while left and free:

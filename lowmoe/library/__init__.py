@@ -29,7 +29,7 @@ from lowmoe.library.names import (
     remove,
     verify,
 )
-from lowmoe.library.options import MakeOptions, Reporter, SilentReporter
+from lowmoe.library.options import MakeOptions
 
 __all__ = [
     "HubModel",
@@ -38,8 +38,6 @@ __all__ = [
     "LocalFolder",
     "Located",
     "MakeOptions",
-    "Reporter",
-    "SilentReporter",
     "demo_folder",
     "find_installed",
     "installed",

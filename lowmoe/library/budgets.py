@@ -13,10 +13,11 @@ from lowmoe.checkpoint.reader import INDEX, SINGLE, read_json
 from lowmoe.checkpoint.writer import SPARE_BYTES
 from lowmoe.engine.machine import physical_cores
 from lowmoe.engine.memory import available_ram_bytes
+from lowmoe.engine.report import Reporter
 from lowmoe.errors import DiskSpaceError, MemoryBudgetError
 from lowmoe.families import Family
 from lowmoe.library.calibration import calibration_tokens
-from lowmoe.library.options import MakeOptions, Reporter
+from lowmoe.library.options import MakeOptions
 from lowmoe.loader.hub import HubRepository
 from lowmoe.spec import ModelSpec, Role
 

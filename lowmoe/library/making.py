@@ -14,6 +14,7 @@ from lowmoe.checkpoint.writer import JOURNAL
 from lowmoe.decoder.weights import CheckpointTensors
 from lowmoe.engine.load import TORCH
 from lowmoe.engine.machine import physical_cores
+from lowmoe.engine.report import Reporter
 from lowmoe.engine.text_parts import SMALL_FILES
 from lowmoe.errors import UsageError
 from lowmoe.families import Family, read_config
@@ -29,7 +30,7 @@ from lowmoe.library.names import (
     models_home,
     work_home,
 )
-from lowmoe.library.options import MakeOptions, Reporter
+from lowmoe.library.options import MakeOptions
 from lowmoe.loader.convert import Conversion, Progress
 from lowmoe.loader.hub import DownloadProgress, HubRepository
 from lowmoe.settings import Settings, read_settings

@@ -1,36 +1,15 @@
-"""What whoever makes a model folder says, and hears.
+"""What whoever makes a model folder says.
 
-Knows:        which bits and formats there are, what progress is made of.
-Ignorant of:  how folders are made; how progress is shown.
+Knows:        which bits and formats there are.
+Ignorant of:  how folders are made.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from lowmoe.checkpoint.layout import FORMATS, Recipe
 from lowmoe.errors import UsageError
 from quant.layout import SYMBOL_BITS
-
-
-class Reporter(Protocol):
-    """Hears how long work goes on."""
-
-    def step(self, stage: str, done: int, total: int, unit: str) -> None:
-        """So many units of a stage are done.  unit: "B" for bytes, "weights"."""
-
-    def note(self, text: str) -> None:
-        """One line worth knowing."""
-
-
-class SilentReporter:
-    """Tells nobody."""
-
-    def step(self, stage: str, done: int, total: int, unit: str) -> None:
-        """Nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,12 @@ from tests.engine.test_statistics import KEYS
 from tests.talking_mixtral import CONFIG
 
 SMALL = ("--runs", "2", "--prompt-tokens", "6", "--new-tokens", "4")
-CEILINGS = ["ram_ceiling_bytes_per_s", "disk_read_bytes_per_s", "disk_ceiling_bytes_per_s"]
+CEILINGS = [
+    "gpu_ceiling_bytes_per_s",
+    "ram_ceiling_bytes_per_s",
+    "disk_read_bytes_per_s",
+    "disk_ceiling_bytes_per_s",
+]
 # Experts of 36 KiB at 4 bits, 64 of them: a model of which a budget holds half.
 SHAPE = {
     **CONFIG,

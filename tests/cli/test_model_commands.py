@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import lowmoe
+from cuda_ext import card
 from lowmoe.kernels import cpu
 from tests.cli.conftest import RunCommand
 from tests.talking_mixtral import copy_of
@@ -211,6 +212,17 @@ def test_doctor_says_that_a_processor_has_no_fast_instruction_set(
     words = " ".join(lowmoe_command("doctor").err.split())
     assert "This processor has no instruction set that lowmoe has fast code for" in words
     assert "LOWMOE_ISA" not in words
+
+
+@pytest.mark.usefixtures("_installed")
+def test_doctor_names_the_gpu_or_says_why_there_is_none(
+    lowmoe_command: RunCommand, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = card.Facts(driver=None, torch=None, cuda_core=None, cards=())
+    monkeypatch.setattr(card, "look", lambda: nothing)
+    line = "none: no NVIDIA driver was found"
+    assert json.loads(lowmoe_command("doctor", "--json").out)["gpu"] == line
+    assert f"gpu                    {line}\n" in lowmoe_command("doctor").out
 
 
 def test_eval_prints_perplexity_and_with_a_checkpoint_what_quantizing_cost(

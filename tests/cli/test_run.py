@@ -194,9 +194,3 @@ def test_ctrl_c_while_the_prompt_becomes_tokens_is_not_lost(
     monkeypatch.setattr(TextParts, "encode", pressing)
     done = lowmoe_command("run", model_folder, "--prompt", "Once", *GREEDY)
     assert (done.code, done.out) == (130, "\n")
-
-
-def test_an_option_that_is_always_refused_is_not_advertised(lowmoe_command: RunCommand) -> None:
-    shown = lowmoe_command("run", "--help").out
-    assert "--ram" in shown
-    assert "--vram" not in shown

@@ -17,7 +17,8 @@ from lowmoe.decoder.abilities import ALL, lacking, needs
 from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.in_torch import TorchComputation
 from lowmoe.decoder.weights import from_folder
-from lowmoe.engine.load import TORCH, LoadOptions, load_folder
+from lowmoe.engine.load import TORCH, load_folder
+from lowmoe.engine.load_options import LoadOptions
 from lowmoe.experts.source import FolderExperts
 from lowmoe.experts.store import ExpertStore
 from lowmoe.families import read_config

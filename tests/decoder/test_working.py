@@ -11,7 +11,9 @@ from lowmoe.decoder.native import NativeComputation
 from lowmoe.decoder.weights import DenseWeights, ExpertTransforms, LayerWeights
 from lowmoe.decoder.working import working_bytes
 from lowmoe.engine.generate import Session
-from lowmoe.engine.load import LoadOptions, Runtime, load_checkpoint, load_folder
+from lowmoe.engine.load import load_checkpoint, load_folder
+from lowmoe.engine.load_options import LoadOptions
+from lowmoe.engine.runtime import Runtime
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
 from lowmoe.kernels import cpu

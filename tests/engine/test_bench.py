@@ -8,7 +8,9 @@ import pytest
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.engine.bench import BenchOptions, BenchResult, bench, disk_bandwidth
 from lowmoe.engine.generate import Session
-from lowmoe.engine.load import LoadOptions, Runtime, load_checkpoint, load_folder
+from lowmoe.engine.load import load_checkpoint, load_folder
+from lowmoe.engine.load_options import LoadOptions
+from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.statistics import PerTier, RunStatistics
 
 
@@ -90,6 +92,7 @@ def test_medians_are_taken_key_by_key_and_leave_out_what_is_unknown() -> None:
     ]
     values = BenchResult(
         samples=samples,
+        gpu_ceiling_bytes_per_s=None,
         ram_ceiling_bytes_per_s=1e9,
         disk_read_bytes_per_s=None,
         disk_ceiling_bytes_per_s=None,

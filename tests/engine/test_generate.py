@@ -9,8 +9,10 @@ from torch import Tensor
 
 from lowmoe.decoder.native import NativeComputation
 from lowmoe.engine.generate import Session, Token
-from lowmoe.engine.load import LoadOptions, Runtime, load_folder
+from lowmoe.engine.load import load_folder
+from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingOptions
+from lowmoe.engine.runtime import Runtime
 from lowmoe.errors import PromptError, UsageError
 from quant.matrix import TrellisMatrix
 from tests.talking_mixtral import VOCABULARY

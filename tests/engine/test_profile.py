@@ -8,8 +8,10 @@ from typing import Any, cast
 import pytest
 
 from lowmoe.engine.bench import BenchOptions, BenchResult, bench
-from lowmoe.engine.load import LoadOptions, Runtime, load_checkpoint, load_folder
+from lowmoe.engine.load import load_checkpoint, load_folder
+from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.profile import BETWEEN, BenchProfile, Profiler
+from lowmoe.engine.runtime import Runtime
 from lowmoe.errors import UsageError
 
 OPTIONS = BenchOptions(runs=1, prompt_tokens=40, new_tokens=12, profile=True)

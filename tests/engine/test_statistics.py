@@ -1,8 +1,16 @@
 """The arithmetic of a run's statistics, by hand."""
 
+from dataclasses import replace
+
 import pytest
 
-from lowmoe.engine.statistics import PerTier, RunStatistics, bound_tokens_per_s, hit_rate
+from lowmoe.engine.statistics import (
+    Bandwidths,
+    PerTier,
+    RunStatistics,
+    bound_tokens_per_s,
+    hit_rate,
+)
 from lowmoe.experts.ledger import Traffic
 
 KEYS = [
@@ -21,23 +29,28 @@ KEYS = [
 
 
 def test_the_bound_is_set_by_the_tier_that_takes_longest() -> None:
-    moved = PerTier(ram=8e9, disk=1e9)
-    # 8 GB at 80 GB/s take 0.1 s; 1 GB at 5 GB/s takes 0.2 s, at 50 GB/s 0.02 s.
-    assert bound_tokens_per_s(moved, ram_bandwidth=80e9, disk_bandwidth=5e9) == pytest.approx(5)
-    assert bound_tokens_per_s(moved, ram_bandwidth=80e9, disk_bandwidth=50e9) == pytest.approx(10)
+    moved = PerTier(gpu=50e9, ram=8e9, disk=1e9)
+    # 8 GB at 80 GB/s take 0.1 s; 1 GB at 5 GB/s takes 0.2 s, at 50 GB/s 0.02 s; 50 GB at 1 TB/s
+    # take 0.05 s, at 200 GB/s 0.25 s.
+    speeds = Bandwidths(gpu=1e12, ram=80e9, disk=5e9)
+    assert bound_tokens_per_s(moved, speeds) == pytest.approx(5)
+    assert bound_tokens_per_s(moved, replace(speeds, disk=50e9)) == pytest.approx(10)
+    assert bound_tokens_per_s(moved, replace(speeds, gpu=200e9)) == pytest.approx(4)
 
 
 def test_a_disk_that_was_not_read_does_not_bound() -> None:
-    moved = PerTier(ram=8e9)
-    assert bound_tokens_per_s(moved, ram_bandwidth=80e9, disk_bandwidth=None) == pytest.approx(10)
+    assert bound_tokens_per_s(PerTier(ram=8e9), Bandwidths(ram=80e9)) == pytest.approx(10)
 
 
 def test_nothing_moved_has_no_bound() -> None:
-    assert bound_tokens_per_s(PerTier(), ram_bandwidth=80e9, disk_bandwidth=None) is None
+    assert bound_tokens_per_s(PerTier(), Bandwidths(ram=80e9)) is None
+    assert bound_tokens_per_s(PerTier(), Bandwidths()) is None
 
 
 def test_hit_rates_are_shares_of_all_requests() -> None:
     assert hit_rate(Traffic(ram_requests=3, disk_requests=1)) == PerTier(ram=0.75, disk=0.25)
+    mixed = Traffic(gpu_requests=6, ram_requests=3, disk_requests=1)
+    assert hit_rate(mixed) == PerTier(gpu=0.6, ram=0.3, disk=0.1)
     assert hit_rate(Traffic()) == PerTier()
 
 

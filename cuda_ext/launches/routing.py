@@ -1,0 +1,117 @@
+"""The experts of each token, and the tokens of each expert.
+
+Knows:        grids and blocks of kernels/routing.cu.
+Ignorant of:  what experts compute.
+"""
+
+import torch
+from torch import Tensor
+
+from cuda_ext.launch import Launch
+from cuda_ext.launches import COUNTER_BYTES, vectors
+
+LANES = 32
+THREADS = 256
+MOST_DECODED = 8  # tokens of a block that also scores: a warp each
+MOST_EXPERTS = 512
+MOST_ACTIVE = 16
+MOST_ASSIGNMENTS = 65536  # counts of one warp have 16 bits
+MOST_THREADS = 1024
+NORM_THREADS = 512  # of a block that norms and scores
+NORM_COLUMNS = 4  # of each of its threads, so many times as it has registers for:
+NORM_GROUPS = (1, 2, 4)
+
+
+def norm_route(
+    launch: Launch,
+    x: Tensor,
+    weight: Tensor,
+    epsilon: float,
+    d: Tensor,
+    router: Tensor,
+    renormalize: bool,
+    normed: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    weights: Tensor,
+    ids: Tensor,
+    first: Tensor,
+    order: Tensor,
+    active: Tensor,
+    workspace: Tensor,
+) -> None:
+    """norm_round, route and group; for one token one launch, not three."""
+    n_tokens, n_hidden = x.shape
+    at_once = [n for n in NORM_GROUPS if n_hidden <= n * NORM_THREADS * NORM_COLUMNS]
+    if n_tokens > 1 or not at_once:
+        vectors.norm_round(launch, x, weight, epsilon, d, normed, codes, scales)
+        route(launch, normed, router, renormalize, weights, ids, workspace)
+        group(launch, ids, router.shape[0], first, order, active)
+        return
+    n_experts, n_active = _sizes(router, ids)
+    launch(
+        f"routing/norm_route_{at_once[0]}",
+        (n_experts + 1, 1, 1),
+        NORM_THREADS,
+        *(x, weight, epsilon, d, n_hidden, normed, codes, scales, router),
+        *(workspace[COUNTER_BYTES:], n_experts, n_active, int(renormalize), weights, ids),
+        *(first, order, active, workspace),
+    )
+
+
+def route(
+    launch: Launch,
+    normed: Tensor,
+    router: Tensor,
+    renormalize: bool,
+    weights: Tensor,
+    ids: Tensor,
+    workspace: Tensor,
+) -> None:
+    n_tokens, n_hidden = normed.shape
+    n_experts, n_active = _sizes(router, ids)
+    logits = workspace[COUNTER_BYTES:]
+    choice = (n_experts, n_active, int(renormalize), weights, ids)
+    if n_tokens <= MOST_DECODED:
+        kernel = "routing/route_1" if n_tokens == 1 else f"routing/route_{MOST_DECODED}"
+        grid = (n_experts, 1, 1)
+        launch(
+            kernel, grid, THREADS, normed, router, n_tokens, n_hidden, logits, *choice, workspace
+        )
+        return
+    scores = logits[: 4 * n_tokens * n_experts].view(torch.float32).view(n_tokens, n_experts)
+    # Plain float32 matrices in float32: the one product that is not ours.
+    torch.mm(normed, router.T, out=scores)
+    warps = THREADS // LANES
+    launch("routing/choose", (-(-n_tokens // warps), 1, 1), THREADS, n_tokens, scores, *choice)
+
+
+def group(
+    launch: Launch, ids: Tensor, n_experts: int, first: Tensor, order: Tensor, active: Tensor
+) -> None:
+    n_assignments = ids.numel()
+    if n_assignments > MOST_ASSIGNMENTS or n_experts > MOST_EXPERTS:
+        raise ValueError(
+            f"{n_assignments} assignments to {n_experts} experts cannot be grouped: up to "
+            f"{MOST_ASSIGNMENTS} to {MOST_EXPERTS} are built; give fewer tokens at once"
+        )
+    # A thread for each expert, and for each assignment as far as a block goes.
+    threads = min(max(n_assignments, n_experts), MOST_THREADS)
+    block = -(-threads // LANES) * LANES
+    launch("routing/group", (1, 1, 1), block, n_assignments, n_experts, ids, first, order, active)
+
+
+def workspace_bytes(n_tokens: int, n_experts: int) -> int:
+    """What `route` and `norm_route` need."""
+    return COUNTER_BYTES + 4 * n_tokens * n_experts
+
+
+def _sizes(router: Tensor, ids: Tensor) -> tuple[int, int]:
+    """How many experts there are, and how many a token goes to."""
+    n_experts, n_active = router.shape[0], ids.shape[1]
+    if not 1 <= n_active <= n_experts <= MOST_EXPERTS or n_active > MOST_ACTIVE:
+        raise ValueError(
+            f"a router chooses {n_active} of {n_experts} experts, but up to {MOST_ACTIVE} of up "
+            f"to {MOST_EXPERTS} are built"
+        )
+    return n_experts, n_active

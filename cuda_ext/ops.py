@@ -1,0 +1,135 @@
+"""The operations of a pass on a GPU as torch ops: what each reads, writes and means.
+
+Every operation writes into tensors that the caller owns and allocates nothing, so that a CUDA graph
+may replay it. Nothing here waits for the card. All tensors of a call are on one device and
+contiguous; lengths are those of the shapes below, and an implementation may rely on them.
+
+Letters: T tokens, H hidden, I inner, E experts, K experts of a token, V vocabulary, A heads,
+B key-value heads, D head size; P planes; C columns of a matrix, N its rows.
+
+    rounded tokens   codes [T, C padded to 64] int8, scales [T, C / 128 rounded up] float32: as
+                     quant/activations.py says, bit for bit
+    a matrix         planes, P tensors [plane_bytes] uint8 as in quant/layout.py; n_out N, n_in C
+    the code         table [64] int8, the value of each window; scale_unit, see quant/trellis.py
+    experts          parts [E, 3] int64: the address of each expert's part for each plane, as drawn
+                     in quant/expert.py, 0 where there is none
+    groups           who goes where: the T * K assignments sorted by expert, those of one expert by
+                     token. order [T * K] int32: the assignment, token * K + rank, at each place;
+                     first [E + 1] int32: the place where each expert begins; active [E + 1] int32:
+                     how many experts have tokens, then which, ascending
+    ids, positions,  [T] int32: of the vocabulary; below capacity; below S. Ids of experts are int32
+    sequences        as well
+    workspace        [at least workspace_bytes(...)] uint8, zeroed when it is made; one serves all,
+                     one after the other. Its first COUNTER_BYTES, see launches/__init__.py, are 0
+                     before and after every operation; beyond them is anything
+
+    embed            x = rows of the embedding in their own basis
+    norm_round       normed = x / rms(x) * weight; rounded tokens of it in the basis of d
+    round_tokens     rounded tokens of x in the basis of d
+    linear           y = W x, or y += W x
+    rope_store       turns queries and keys in place, keys and values go to the cache
+    attend           attention of T tokens over the cache, for decoding: T up to 8
+    route            the experts of each token, heaviest first, ties to the lower id
+    group            the groups of a routing
+    norm_route       norm_round, route and group; of one token at once
+    experts_inner    rounded silu(gate x) * (up x) of each place, in the basis of that expert's down
+    experts_down     x += each token's experts, weighted, summed heaviest first
+
+The cache of one layer: keys and values, each [S, B, capacity, row]: S conversations; a row is D
+float16 or float32, or int8 as lowmoe/kernels/cpu/kv_cache.h draws it: D codes padded to 4, then a
+float32 scale. Token t is at positions[t] of conversation sequences[t] and sees positions[t] + 1
+positions, of which the latest `window`; 0 for all.
+
+Knows:        names, schemas, meanings.
+Ignorant of:  kernels, grids, how a launch is made.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+
+import torch
+
+from cuda_ext.launch import Launch
+from cuda_ext.launches import attention, products, routing, vectors
+
+NAMESPACE = "lowmoe"
+MOST_DECODED = 8  # tokens that the kernels for decoding take; more take the tiles of a prompt
+
+_CODE = "Tensor table, float scale_unit"
+_ROUNDED = "Tensor codes, Tensor scales"
+_GROUPS = "Tensor first, Tensor order, Tensor active"
+OPERATIONS: dict[str, tuple[Callable[..., None], str]] = {
+    "embed": (
+        vectors.embed,
+        f"(Tensor ids, Tensor[] planes, {_CODE}, Tensor d, Tensor(a!) x) -> ()",
+    ),
+    "norm_round": (
+        vectors.norm_round,
+        "(Tensor x, Tensor weight, float epsilon, Tensor d, Tensor(a!) normed, Tensor(b!) codes, "
+        "Tensor(c!) scales) -> ()",
+    ),
+    "round_tokens": (
+        vectors.round_tokens,
+        "(Tensor x, Tensor d, Tensor(a!) codes, Tensor(b!) scales) -> ()",
+    ),
+    "linear": (
+        products.linear,
+        f"({_ROUNDED}, Tensor[] planes, {_CODE}, int n_out, int n_in, bool add, Tensor(a!) y, "
+        "Tensor(b!) workspace) -> ()",
+    ),
+    "rope_store": (
+        attention.rope_store,
+        "(Tensor(a!) qkv, Tensor frequencies, Tensor positions, Tensor sequences, int n_heads, "
+        "Tensor(b!) keys, Tensor(c!) values) -> ()",
+    ),
+    "attend": (
+        attention.attend,
+        "(Tensor qkv, Tensor keys, Tensor values, Tensor positions, Tensor sequences, int n_heads, "
+        "int window, Tensor(a!) out, Tensor(b!) workspace) -> ()",
+    ),
+    "route": (
+        routing.route,
+        "(Tensor normed, Tensor router, bool renormalize, Tensor(a!) weights, Tensor(b!) ids, "
+        "Tensor(c!) workspace) -> ()",
+    ),
+    "group": (
+        routing.group,
+        "(Tensor ids, int n_experts, Tensor(a!) first, Tensor(b!) order, Tensor(c!) active) -> ()",
+    ),
+    "norm_route": (
+        routing.norm_route,
+        "(Tensor x, Tensor weight, float epsilon, Tensor d, Tensor router, bool renormalize, "
+        "Tensor(a!) normed, Tensor(b!) codes, Tensor(c!) scales, Tensor(d!) weights, "
+        "Tensor(e!) ids, Tensor(f!) first, Tensor(g!) order, Tensor(h!) active, "
+        "Tensor(i!) workspace) -> ()",
+    ),
+    "experts_inner": (
+        products.experts_inner,
+        f"({_ROUNDED}, Tensor parts, int n_planes, {_CODE}, {_GROUPS}, Tensor d_inner, "
+        "int n_hidden, int n_active, Tensor(a!) inner_codes, Tensor(b!) inner_scales, "
+        "Tensor(c!) workspace) -> ()",
+    ),
+    "experts_down": (
+        products.experts_down,
+        "(Tensor inner_codes, Tensor inner_scales, Tensor parts, int n_planes, "
+        f"{_CODE}, {_GROUPS}, Tensor weights, int n_inner, Tensor(a!) x, Tensor(b!) workspace) "
+        "-> ()",
+    ),
+}
+
+
+@cache
+def define() -> torch.library.Library:
+    """Make the schemas known to torch, for the rest of the process."""
+    library = torch.library.Library(NAMESPACE, "DEF")
+    for name, (_, schema) in OPERATIONS.items():
+        library.define(name + schema)
+    return library
+
+
+def implement(launch: Launch, key: str) -> torch.library.Library:
+    """Give every operation an implementation for tensors of a dispatch key, "CUDA" or "CPU"."""
+    library = torch.library.Library(NAMESPACE, "IMPL")
+    for name, (run, _) in OPERATIONS.items():
+        library.impl(name, partial(run, launch), key)
+    return library

@@ -1,0 +1,212 @@
+"""Which GPU a model is computed on, if any, and how its memory is divided.
+
+Knows:        cards by name, what a model takes of a card's memory, what is said of a misfit.
+Ignorant of:  CUDA; how a model is put there.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from cuda_ext.card import Card, CardError, find_card, look, why_none, why_not
+from cuda_ext.compile import CompileError
+from cuda_ext.on_card import LaunchError
+from lowmoe.decoder.gpu_buffers import Buffers, why_not_shape
+from lowmoe.decoder.on_gpu import cache_bytes
+from lowmoe.engine.memory import parse_budget
+from lowmoe.errors import GpuError, LowMoeError, MemoryBudgetError, UsageError
+from lowmoe.experts.resident import ResidentExperts
+from lowmoe.kernels import cpu
+from lowmoe.kernels.cuda import open_card
+from lowmoe.kernels.gpu import Gpu
+from lowmoe.settings import read_settings
+from lowmoe.spec import ModelSpec
+from quant.layout import SYMBOL_BITS
+
+AUTO, NONE = "auto", "none"
+# Memory of cards, in GB of 1e9 bytes as their data sheets at nvidia.com say, for a larger card to
+# be limited to: each has a little more than that.
+CARD_GB = {
+    "3060": 12,
+    "3090": 24,
+    "4060ti-16g": 16,
+    "4070": 12,
+    "4070tisuper": 16,
+    "4080": 16,
+    "4090": 24,
+    "5070ti": 16,
+    "5080": 16,
+    "5090": 32,
+    "a6000": 48,
+    "l4": 24,
+    "a100": 80,
+    "h100": 80,
+    "h200": 141,
+}
+# Tokens of a prompt that pass through the layers at once, the most that fit: every expert's words
+# are decoded once for all of them.
+CHUNKS = (4096, 2048, 1024, 512, 256, 128)
+LEAST_CONTEXT = 256  # tokens, of those that are advised
+
+
+class GpuRefusal(Exception):
+    """A GPU is not used after all: why, and what that is where it was asked for by name."""
+
+    def __init__(self, reason: str, error: type[LowMoeError]) -> None:
+        super().__init__(reason)
+        self.reason, self.error = reason, error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundCard:
+    """A card, and what its memory is limited to where it stands in for a smaller one."""
+
+    card: Card
+    limit_bytes: int | None
+
+
+def find_gpu(wanted: str) -> FoundCard | None:
+    """The card to compute on.  wanted: "auto", "none" or a card's name.  None for none.
+
+    Raises UsageError for a name if there is no such card, nor a larger one to stand in for it.
+    """
+    if wanted == NONE:
+        return None
+    facts = look()
+    try:
+        card = find_card(wanted, facts)
+        return None if card is None else FoundCard(card=card, limit_bytes=None)
+    except CardError as e:
+        n_bytes = CARD_GB.get(wanted.lower(), 0) * 10**9
+        usable = [] if why_none(facts) else [c for c in facts.cards if why_not(c) is None]
+        larger = [c for c in usable if c.memory_bytes >= n_bytes > 0]
+        if not larger:
+            raise UsageError(str(e)) from e
+        return FoundCard(card=larger[0], limit_bytes=n_bytes)
+
+
+def check_gpu(wanted: str, vram: str | int | None) -> None:
+    """Raises UsageError for a card that is not here, or a budget without a card."""
+    if wanted == AUTO and vram is None:
+        return
+    if wanted == NONE and vram is not None:
+        raise UsageError(f"vram is {vram!r}, but gpu is none. Leave one of them out.")
+    if find_gpu(wanted) is None and vram is not None:
+        reason = why_none(look()) or "no card here can be used"
+        raise UsageError(f"vram is {vram!r}, but {reason}. Leave it out to run on the CPU.")
+
+
+def open_gpu(wanted: str, vram: str | int | None, note: Callable[[str], None]) -> Gpu | None:
+    """The GPU to compute on, ready; None for none.
+
+    vram: a budget for all that is put there.  Raises GpuRefusal if it cannot be used.
+    """
+    found = find_gpu(wanted)
+    if found is None:
+        return None
+    card, limit = found.card, found.limit_bytes
+    if limit is not None:
+        note(f"computing on {card.name} within the {limit / 1e9:.0f} GB of a {wanted}")
+    if vram is not None:
+        budget = parse_budget(vram, name="vram", whole_bytes=limit or card.memory_bytes)
+        limit = min(budget, limit or card.memory_bytes)
+    kernels = read_settings().home / "kernels"
+    try:
+        return open_card(card, kernels=kernels, limit_bytes=limit, announce=note)
+    except (CompileError, LaunchError) as e:
+        raise GpuRefusal(_one_line(str(e)), GpuError) from e
+
+
+def settle(refusal: GpuRefusal, wanted: str, note: Callable[[str], None]) -> None:
+    """Say why the CPU computes, or where the GPU was asked for by name, raise that."""
+    if wanted == AUTO:
+        note(f"computing on the CPU: {refusal.reason}.")
+        return
+    raise refusal.error(
+        f"gpu is {wanted!r}, but {refusal.reason}. Run on the CPU with gpu none."
+    ) from refusal
+
+
+@contextmanager
+def gpu_memory() -> Iterator[None]:
+    """Raises MemoryBudgetError where a GPU's memory does not do after all."""
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        raise MemoryBudgetError(
+            f"the GPU ran out of memory: {_one_line(str(e)).partition('. ')[0]}. Give a smaller "
+            "vram, fewer bits or a smaller context."
+        ) from e
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuDivision:
+    """How a card's memory is divided.  n_planes: of experts; max_tokens: of a pass."""
+
+    n_planes: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuNeeds:
+    """What a model takes of a GPU's memory.
+
+    part_bytes: of one part of an expert, which has one for each plane.
+    """
+
+    spec: ModelSpec
+    dense_bytes: int
+    part_bytes: int
+    n_context: int
+    kv: cpu.KvFormat
+
+    def n_bytes(self, gpu: Gpu, n_planes: int, max_tokens: int) -> int:
+        """All of it."""
+        n_experts = [layer.feed_forward.n_experts for layer in self.spec.layers]
+        parts = (self.part_bytes,) * n_planes
+        return (
+            self.dense_bytes
+            + ResidentExperts.needed_bytes(parts, n_experts)
+            + cache_bytes(self.spec, self.n_context, self.kv)
+            + Buffers.working_bytes(self.spec, gpu, max_tokens, self.n_context)
+        )
+
+    def divided(self, gpu: Gpu, planes: Sequence[int]) -> GpuDivision:
+        """The first of the numbers of planes that fits, with the most tokens at once that do.
+
+        Raises GpuRefusal if none does.
+        """
+        if reason := why_not_shape(self.spec):
+            raise GpuRefusal(reason, GpuError)
+        available = gpu.available_bytes()
+        chunks = sorted({min(chunk, self.n_context) for chunk in CHUNKS}, reverse=True)
+        for n_planes in planes:
+            for chunk in chunks:
+                if self.n_bytes(gpu, n_planes, chunk) <= available:
+                    return GpuDivision(n_planes=n_planes, max_tokens=chunk)
+        raise GpuRefusal(self._misfit(gpu, planes, chunks[-1], available), MemoryBudgetError)
+
+    def _misfit(self, gpu: Gpu, planes: Sequence[int], max_tokens: int, available: int) -> str:
+        """What it needs, what there is, what would fit."""
+        fewest = planes[-1]
+        found = (
+            f"{self.n_bytes(gpu, fewest, max_tokens)} bytes of GPU memory are needed at "
+            f"{SYMBOL_BITS * fewest} bits with a context of {self.n_context} tokens, and "
+            f"{available} are free on {gpu.name}"
+        )
+        for n_planes in range(fewest - 1, 0, -1):
+            if self.n_bytes(gpu, n_planes, max_tokens) <= available:
+                return f"{found}; bits {SYMBOL_BITS * n_planes} would fit"
+        n_context = self.n_context // 2
+        while n_context >= LEAST_CONTEXT:
+            shorter = replace(self, n_context=n_context)
+            if shorter.n_bytes(gpu, fewest, min(max_tokens, n_context)) <= available:
+                return f"{found}; context {n_context} would fit"
+            n_context //= 2
+        return found
+
+
+def _one_line(text: str) -> str:
+    return text.splitlines()[0].rstrip(".")

@@ -1,0 +1,56 @@
+"""What a user may say about how a model is run.
+
+Knows:        which values make sense, and on which machines.
+Ignorant of:  models, how they are loaded.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from lowmoe.engine.gpu import AUTO, check_gpu
+from lowmoe.errors import UsageError
+from lowmoe.kernels import cpu
+
+DEFAULT_KV: cpu.KvFormat = "float16"
+MAX_THREADS = 1024
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How to run a model.  None, or "auto", leaves the choice to us.
+
+    gpu: "auto", "none" or a card's name; bits: 2, 4, 6 or "auto"; ram, vram: sizes like "24GiB", of
+    the machine's memory and the GPU's; threads: of computation; context: tokens; kv: how keys and
+    values are kept, "float16", "int8" or "float32", for folders of planes; dtype: of unquantized
+    weights, for checkpoints only.
+    """
+
+    gpu: str = AUTO
+    bits: int | str = "auto"
+    ram: str | int | None = None
+    vram: str | int | None = None
+    threads: int | None = None
+    context: int | None = None
+    kv: str | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.bits not in ("auto", 2, 4, 6):
+            raise UsageError(f"bits is {self.bits!r}, but must be 2, 4, 6 or auto.")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise UsageError(f"dtype is {self.dtype!r}, but must be one of {', '.join(DTYPES)}.")
+        if self.kv is not None and self.kv not in cpu.KV_FORMATS:
+            raise UsageError(f"kv is {self.kv!r}, but must be one of {', '.join(cpu.KV_FORMATS)}.")
+        if self.threads is not None and self.threads > MAX_THREADS:
+            raise UsageError(f"threads is {self.threads}, but must be at most {MAX_THREADS}.")
+        for name, value in (("threads", self.threads), ("context", self.context)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}, but must be at least 1.")
+        check_gpu(self.gpu, self.vram)
+
+    @property
+    def kv_format(self) -> cpu.KvFormat:
+        """The format that `kv` names, or the default."""
+        return next((kv for kv in cpu.KV_FORMATS if kv == self.kv), DEFAULT_KV)

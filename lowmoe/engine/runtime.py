@@ -1,0 +1,100 @@
+"""A model while it is loaded, and after.
+
+Knows:        the parts of a running model, who gives what back.
+Ignorant of:  how the parts are chosen and made.
+"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from lowmoe.checkpoint.folder import ModelFolder
+from lowmoe.decoder.decoder import Decoder
+from lowmoe.decoder.weights import DenseWeights
+from lowmoe.engine.load_options import LoadOptions
+from lowmoe.engine.text_parts import TextParts
+from lowmoe.experts.lender import Lender
+from lowmoe.experts.resident import ResidentExperts
+from lowmoe.experts.store import ExpertStore
+from lowmoe.kernels import cpu
+from lowmoe.kernels.gpu import Gpu
+from lowmoe.spec import ModelSpec
+
+AnyDecoder: TypeAlias = Decoder[ExpertStore] | Decoder[ResidentExperts]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """A model in memory.  bits: what experts are computed at, 2, 4, 6 or the dtype's 16 or 32.
+
+    n_context: tokens a conversation may have; working_bytes: RAM set aside for temporaries, of
+    which a given budget has no more; dense_bytes_per_token: read for every token; isa: of the
+    native code that computes, or torch or cuda; pool: its threads; gpu: which has all of it, None
+    where nothing is on one; folder: None for a checkpoint.
+    """
+
+    spec: ModelSpec
+    decoder: AnyDecoder
+    store: Lender
+    text: TextParts
+    bits: int
+    n_context: int
+    dense_bytes: int
+    dense_bytes_per_token: int
+    working_bytes: int
+    isa: str
+    pool: cpu.Pool | None
+    gpu: Gpu | None
+    folder: ModelFolder | None
+    _closing: ExitStack
+
+    def close(self) -> None:
+        """Give memory, files and threads back."""
+        self._closing.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """What was read of a model and asked of it.  weights: in RAM; context: tokens."""
+
+    spec: ModelSpec
+    weights: DenseWeights
+    context: int
+    text: TextParts
+    folder: ModelFolder | None
+    options: LoadOptions
+    closing: ExitStack
+
+    @property
+    def opened(self) -> ModelFolder:
+        """The folder, of a model that comes from one."""
+        assert self.folder is not None
+        return self.folder
+
+    def runtime(
+        self,
+        decoder: AnyDecoder,
+        *,
+        bits: int,
+        working_bytes: int,
+        isa: str,
+        pool: cpu.Pool | None = None,
+        gpu: Gpu | None = None,
+    ) -> Runtime:
+        """The whole of it."""
+        return Runtime(
+            spec=self.spec,
+            decoder=decoder,
+            store=decoder.store,
+            text=self.text,
+            bits=bits,
+            n_context=self.context,
+            dense_bytes=self.weights.n_bytes,
+            dense_bytes_per_token=self.weights.bytes_per_token,
+            working_bytes=working_bytes,
+            isa=isa,
+            pool=pool,
+            gpu=gpu,
+            folder=self.folder,
+            _closing=self.closing.pop_all(),
+        )

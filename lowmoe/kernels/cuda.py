@@ -1,0 +1,116 @@
+"""An NVIDIA card as a Gpu: memory by torch, kernels by cuda_ext, CUDA graphs.
+
+Knows:        torch.cuda, how the ops of cuda_ext come to run on a card.
+Ignorant of:  models; which card was asked for, and why.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cuda_ext import ops
+from cuda_ext.card import Card
+from cuda_ext.compile import Announce
+from cuda_ext.on_card import OnCard, put_on
+from lowmoe.errors import UsageError
+from quant.layout import round_up
+
+# Left to the driver, to kernels' local memory, and to gaps between torch's pieces of memory.
+MARGIN_BYTES = 512 * 2**20
+PAGE_BYTES = 4096
+PROBE_BYTES = 256 * 2**20  # twice, read and written: several times the L2 cache of any card
+PROBE_RUNS = 5
+
+
+class CapturedWork:
+    """A CUDA graph.  Call it to replay it on torch's current stream."""
+
+    def __init__(self, work: Callable[[], None], place: torch.device) -> None:
+        # On a stream of its own, since the default one cannot be captured; once beforehand, since
+        # what is loaded or allocated at a first call cannot be either.
+        with torch.cuda.device(place):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                work()
+            torch.cuda.current_stream().wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, stream=stream):
+                work()
+
+    def __call__(self) -> None:
+        self._graph.replay()
+
+
+class CudaGpu:
+    """A card whose kernels are loaded."""
+
+    def __init__(self, card: Card, *, limit_bytes: int | None) -> None:
+        """limit_bytes: of memory, for the whole process; None for all there is."""
+        self.name = card.name
+        self.n_multiprocessors = card.n_multiprocessors
+        self.place = torch.device("cuda", card.index)
+        self.memory_bytes = min(card.memory_bytes, limit_bytes or card.memory_bytes)
+        self.operations: Any = torch.ops.lowmoe
+        self._bandwidth: float | None = None
+        share = self.memory_bytes / card.memory_bytes
+        torch.cuda.set_per_process_memory_fraction(share, self.place)
+
+    def available_bytes(self) -> int:
+        free, _ = torch.cuda.mem_get_info(self.place)
+        taken = torch.cuda.memory_allocated(self.place)
+        free += torch.cuda.memory_reserved(self.place) - taken  # torch's own, for it to give again
+        return max(0, min(free, self.memory_bytes - taken) - MARGIN_BYTES)
+
+    def staging(self, n_bytes: int) -> Tensor:
+        memory = torch.empty(n_bytes + PAGE_BYTES, dtype=torch.uint8, pin_memory=True)
+        first = round_up(memory.data_ptr(), PAGE_BYTES) - memory.data_ptr()
+        return memory[first : first + n_bytes]
+
+    def capture(self, work: Callable[[], None]) -> CapturedWork:
+        return CapturedWork(work, self.place)
+
+    def read_bandwidth(self) -> float:
+        """Of a copy: what is read and what is written."""
+        if self._bandwidth is None:
+            n_bytes = min(PROBE_BYTES, self.available_bytes() // 4)
+            self._bandwidth = 2 * n_bytes / _copy_seconds(n_bytes, self.place)
+        return self._bandwidth
+
+
+def _copy_seconds(n_bytes: int, place: torch.device) -> float:
+    """The best of some copies within the card, after one that does not count."""
+    source, target = (torch.zeros(n_bytes, dtype=torch.uint8, device=place) for _ in range(2))
+    times: list[float] = []
+    for _ in range(PROBE_RUNS + 1):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record(torch.cuda.current_stream(place))
+        target.copy_(source)
+        end.record(torch.cuda.current_stream(place))
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return min(times[1:])
+
+
+# torch knows a kernel for the rest of the process, one for all cards; so does a captured graph.
+_registered: dict[int, tuple[OnCard, list[torch.library.Library]]] = {}
+
+
+def open_card(card: Card, *, kernels: Path, limit_bytes: int | None, announce: Announce) -> CudaGpu:
+    """Compile and load kernels, if that was not done before, and make their ops known to torch.
+
+    kernels: the folder of compiled ones.  Raises CompileError and LaunchError as put_on does, and
+    UsageError for a second card.
+    """
+    if card.index not in _registered:
+        for other in _registered:
+            raise UsageError(
+                f"gpu is cuda:{card.index}, but this process computes on cuda:{other} already. Use "
+                "another process for another card."
+            )
+        launch = put_on(card, kernels, announce)
+        _registered[card.index] = launch, [ops.define(), ops.implement(launch, "CUDA")]
+    return CudaGpu(card, limit_bytes=limit_bytes)

@@ -1,0 +1,348 @@
+"""Every operation of cuda_ext/ops.py in plain torch on the CPU: slow and right.
+
+Products and attention are summed in float64 from the very codes, scales and cached numbers that a
+kernel reads, so that a kernel differs from them by the order of its sums and by float32 alone.
+What ops.py promises bit for bit (roundings to int8, groups, cached heads) is the same bits here,
+given the same input.
+
+Knows:        what every operation means, in terms of quant/ and lowmoe/decoder.
+Ignorant of:  kernels, launches.
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lowmoe.decoder.rope import rotate
+from quant.activations import MOST_CODE, SCALE_COLUMNS, SILENCE, round_activations
+from quant.expert import Expert, TrellisFormat
+from quant.layout import BLOCK_CODE_BYTES, BLOCK_COLUMNS, BLOCK_SCALE_BYTES, PlaneLayout, round_up
+from quant.matrix import TrellisMatrix
+from quant.trellis import (
+    SCALE_LEVELS,
+    TrellisCode,
+    gain,
+    group_scales,
+    row_scales,
+    table_values,
+)
+
+HEAD_SCALE_BYTES = 4
+
+# --- vectors
+
+
+def embed(
+    ids: Tensor, planes: Sequence[Tensor], table: Tensor, scale_unit: float, d: Tensor, x: Tensor
+) -> None:
+    layout = PlaneLayout(_rows_of(planes[0], d.shape[0]), d.shape[0])
+    matrix = TrellisMatrix(layout, code_of(table, scale_unit), tuple(planes), d)
+    x.copy_(matrix.rows(ids.long()))
+
+
+def norm_round(
+    x: Tensor,
+    weight: Tensor,
+    epsilon: float,
+    d: Tensor,
+    normed: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+) -> None:
+    """normed: [T, H], or empty where nobody wants it."""
+    wide = x.double()
+    root = (wide.square().mean(1, keepdim=True) + epsilon).sqrt()
+    found = (wide / root * weight.double()).float()
+    if normed.numel():
+        normed.copy_(found)
+    round_tokens(found, d, codes, scales)
+
+
+def round_tokens(x: Tensor, d: Tensor, codes: Tensor, scales: Tensor) -> None:
+    rounded = round_activations(x, d)
+    codes.copy_(rounded.codes)
+    scales.copy_(rounded.scales)
+
+
+# --- products
+
+
+def linear(
+    codes: Tensor,
+    scales: Tensor,
+    planes: Sequence[Tensor],
+    table: Tensor,
+    scale_unit: float,
+    n_out: int,
+    n_in: int,
+    add: bool,
+    y: Tensor,
+    workspace: Tensor,
+) -> None:
+    code = code_of(table, scale_unit)
+    product = values_of(codes, scales) @ weights_of(planes, PlaneLayout(n_out, n_in), code).T
+    y.copy_(y.double() + product if add else product)
+
+
+def experts_inner(
+    codes: Tensor,
+    scales: Tensor,
+    parts: Tensor,
+    n_planes: int,
+    table: Tensor,
+    scale_unit: float,
+    first: Tensor,
+    order: Tensor,
+    active: Tensor,
+    d_inner: Tensor,
+    n_hidden: int,
+    n_active: int,
+    inner_codes: Tensor,
+    inner_scales: Tensor,
+    workspace: Tensor,
+) -> None:
+    """Places whose expert has no parts are left as they are."""
+    format = TrellisFormat(n_hidden, d_inner.shape[1], n_planes, code_of(table, scale_unit))
+    x = values_of(codes, scales)
+    for expert_id, places in groups_of(first, active):
+        expert = expert_at(parts[expert_id], format)
+        if expert is not None:
+            tokens = order[places].long() // n_active
+            inner = inner_of(x[tokens], expert).float()
+            rounded = round_activations(inner, d_inner[expert_id])
+            inner_codes[places], inner_scales[places] = rounded.codes, rounded.scales
+
+
+def experts_down(
+    inner_codes: Tensor,
+    inner_scales: Tensor,
+    parts: Tensor,
+    n_planes: int,
+    table: Tensor,
+    scale_unit: float,
+    first: Tensor,
+    order: Tensor,
+    active: Tensor,
+    weights: Tensor,
+    n_inner: int,
+    x: Tensor,
+    workspace: Tensor,
+) -> None:
+    """An expert that has no parts adds nothing."""
+    format = TrellisFormat(x.shape[1], n_inner, n_planes, code_of(table, scale_unit))
+    outputs = torch.zeros(order.shape[0], x.shape[1], dtype=torch.float64)  # [T * K, H]
+    for expert_id, places in groups_of(first, active):
+        expert = expert_at(parts[expert_id], format)
+        if expert is not None:
+            inner = values_of(inner_codes[places], inner_scales[places])
+            outputs[order[places].long()] = inner @ matrix_weights(expert.down).T
+    heard = outputs.view(*weights.shape, -1) * weights.double()[:, :, None]  # [T, K, H]
+    x.copy_(x.double() + heard.sum(1))
+
+
+# --- attention
+
+
+def rope_store(
+    qkv: Tensor,
+    frequencies: Tensor,
+    positions: Tensor,
+    sequences: Tensor,
+    n_heads: int,
+    keys: Tensor,
+    values: Tensor,
+) -> None:
+    n_tokens, n_kv_heads, head_size = qkv.shape[0], keys.shape[1], 2 * frequencies.shape[0]
+    heads = qkv.view(n_tokens, n_heads + 2 * n_kv_heads, head_size)
+    angles = torch.outer(positions.float(), frequencies)
+    angles = torch.cat([angles, angles], dim=1)
+    turned = n_heads + n_kv_heads
+    heads[:, :turned] = rotate(heads[:, :turned].clone(), angles.cos(), angles.sin())
+    at = (sequences.long(), slice(None), positions.long())
+    keys[at] = stored_heads(heads[:, n_heads:turned], keys.dtype)
+    values[at] = stored_heads(heads[:, turned:], values.dtype)
+
+
+def attend(
+    qkv: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    sequences: Tensor,
+    n_heads: int,
+    window: int,
+    out: Tensor,
+    workspace: Tensor,
+) -> None:
+    """For any T, so that it is the oracle of a prompt's attention too."""
+    n_kv_heads, head_size = keys.shape[1], out.shape[1] // n_heads
+    queries = qkv[:, : out.shape[1]].double().view(-1, n_kv_heads, n_heads // n_kv_heads, head_size)
+    for token, (position, sequence) in enumerate(
+        zip(positions.tolist(), sequences.tolist(), strict=True)
+    ):
+        end = position + 1
+        seen = slice(max(0, end - window) if window else 0, end)
+        k, v = (cached_heads(c[sequence, :, seen], head_size) for c in (keys, values))  # [B, S, D]
+        scores = queries[token] @ k.transpose(1, 2) / head_size**0.5  # [B, A / B, S]
+        out[token] = (scores.softmax(2) @ v).flatten()
+
+
+def stored_heads(heads: Tensor, dtype: torch.dtype) -> Tensor:
+    """How heads [..., D] float32 lie in a cache of this dtype, [..., row]."""
+    if dtype in (torch.float16, torch.float32):
+        return heads.to(dtype)
+    amax = heads.abs().amax(-1, keepdim=True)
+    finite, loud = amax.isfinite(), amax >= SILENCE
+    most = torch.tensor(float(MOST_CODE))
+    scales = torch.where(loud, amax / most, 0.0).where(finite, torch.nan)
+    steps = torch.where(loud & finite, most / amax, 0.0)
+    codes = (heads * steps).round().nan_to_num(0.0).to(torch.int8)
+    padding = round_up(heads.shape[-1], HEAD_SCALE_BYTES) - heads.shape[-1]
+    codes = torch.nn.functional.pad(codes, (0, padding))
+    return torch.cat([codes, scales.contiguous().view(torch.int8)], dim=-1).view(dtype)
+
+
+def cached_heads(rows: Tensor, head_size: int) -> Tensor:
+    """The numbers that rows of a cache [..., row] stand for, [..., D] float64."""
+    if rows.dtype in (torch.float16, torch.float32):
+        return rows.double()
+    scales = rows[..., -HEAD_SCALE_BYTES:].contiguous().view(torch.float32)
+    return rows[..., :head_size].view(torch.int8).double() * scales.double()
+
+
+# --- routing
+
+
+def route(
+    normed: Tensor,
+    router: Tensor,
+    renormalize: bool,
+    weights: Tensor,
+    ids: Tensor,
+    workspace: Tensor,
+) -> None:
+    scores = normed.double() @ router.double().T  # [T, E]
+    shares = scores.softmax(1)
+    # Sorted by score: shares of experts far behind are all 0. Stable: ties go to the lower id.
+    chosen = scores.sort(stable=True, dim=1, descending=True).indices[:, : ids.shape[1]]
+    heard = shares.gather(1, chosen)
+    weights.copy_(heard / heard.sum(1, keepdim=True) if renormalize else heard)
+    ids.copy_(chosen)
+
+
+def group(ids: Tensor, n_experts: int, first: Tensor, order: Tensor, active: Tensor) -> None:
+    flat = ids.flatten().long()
+    counts = torch.bincount(flat, minlength=n_experts)
+    order.copy_(flat.argsort(stable=True))
+    first.zero_()
+    first[1:] = counts.cumsum(0)
+    which = torch.nonzero(counts).flatten()
+    active[0] = which.shape[0]
+    active[1 : 1 + which.shape[0]] = which
+
+
+def norm_route(
+    x: Tensor,
+    weight: Tensor,
+    epsilon: float,
+    d: Tensor,
+    router: Tensor,
+    renormalize: bool,
+    normed: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    weights: Tensor,
+    ids: Tensor,
+    first: Tensor,
+    order: Tensor,
+    active: Tensor,
+    workspace: Tensor,
+) -> None:
+    norm_round(x, weight, epsilon, d, normed, codes, scales)
+    route(normed, router, renormalize, weights, ids, workspace)
+    group(ids, router.shape[0], first, order, active)
+
+
+OPERATIONS = {
+    "embed": embed,
+    "norm_round": norm_round,
+    "round_tokens": round_tokens,
+    "linear": linear,
+    "rope_store": rope_store,
+    "attend": attend,
+    "route": route,
+    "group": group,
+    "norm_route": norm_route,
+    "experts_inner": experts_inner,
+    "experts_down": experts_down,
+}
+
+
+# --- what all of them read
+
+
+def code_of(table: Tensor, scale_unit: float) -> TrellisCode:
+    """The code of a table [64] int8."""
+    return TrellisCode(table=tuple(table.tolist()), table_unit=scale_unit * SCALE_LEVELS)
+
+
+def values_of(codes: Tensor, scales: Tensor) -> Tensor:
+    """What rounded tokens stand for, [T, padded columns] float64, no rounding."""
+    wide = scales.double().repeat_interleave(SCALE_COLUMNS, dim=1)
+    return codes.double() * wide[:, : codes.shape[1]]
+
+
+def weights_of(planes: Sequence[Tensor], layout: PlaneLayout, code: TrellisCode) -> Tensor:
+    """What a rounded token is multiplied with, [n_out, padded columns] float64: gain W / d H.
+
+    Unlike TrellisMatrix.transformed, no float32 on the way.
+    """
+    total = torch.zeros(layout.padded_rows, layout.padded_columns, dtype=torch.float64)
+    for plane in planes:
+        numbers = table_values(plane, layout, code).double()
+        groups = group_scales(plane, layout).double() * row_scales(plane, layout).double()[:, None]
+        total += numbers * groups.repeat_interleave(BLOCK_COLUMNS, dim=1)
+    return (total * (code.scale_unit * gain(planes[-1], layout)))[: layout.n_out]
+
+
+def matrix_weights(matrix: object) -> Tensor:
+    """weights_of a matrix of planes."""
+    assert isinstance(matrix, TrellisMatrix)
+    return weights_of(matrix.planes, matrix.layout, matrix.code)
+
+
+def inner_of(x: Tensor, expert: Expert) -> Tensor:
+    """silu(gate x) * (up x), [T, I] float64.  x: values_of the expert's tokens."""
+    gate, up = expert.split(x @ matrix_weights(expert.gate_up).T)
+    return torch.nn.functional.silu(gate) * up
+
+
+def groups_of(first: Tensor, active: Tensor) -> list[tuple[int, slice]]:
+    """Every active expert, and the places of its assignments."""
+    which = active[1 : 1 + int(active[0])].tolist()
+    return [(e, slice(int(first[e]), int(first[e + 1]))) for e in which]
+
+
+def expert_at(addresses: Tensor, format: TrellisFormat) -> Expert | None:
+    """The expert whose parts lie at addresses [3] int64; None where there is none."""
+    where = addresses[: format.n_planes].tolist()
+    if 0 in where:
+        return None
+    parts = [_bytes_at(a, n) for a, n in zip(where, format.part_bytes, strict=True)]
+    no_d = torch.empty(0)  # tokens have been turned already
+    return format.open(tuple(parts), no_d, no_d)
+
+
+def _bytes_at(address: int, n_bytes: int) -> Tensor:
+    return torch.frombuffer((ctypes.c_uint8 * n_bytes).from_address(address), dtype=torch.uint8)
+
+
+def _rows_of(plane: Tensor, n_in: int) -> int:
+    """Rows of the matrix that a plane codes, padded, from the regions of quant/layout.py."""
+    column_blocks = -(-n_in // BLOCK_COLUMNS)
+    of_a_row_block = column_blocks * (BLOCK_CODE_BYTES + BLOCK_SCALE_BYTES) + 2 * 64
+    row_blocks = (plane.shape[0] - 64) // of_a_row_block
+    assert PlaneLayout(64 * row_blocks, n_in).plane_bytes == plane.shape[0]
+    return 64 * row_blocks

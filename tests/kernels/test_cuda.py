@@ -1,0 +1,83 @@
+"""What of a card can be tried without one: the arithmetic of its memory, that there is but one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cuda_ext.card import Card
+from lowmoe.errors import UsageError
+from lowmoe.kernels import cuda
+from lowmoe.kernels.cuda import MARGIN_BYTES, CudaGpu, open_card
+from tests.stand_in_gpu import CARD
+
+GIB = 2**30
+
+
+class Driver:
+    """What torch says of a card's memory.  share: of it that this process is limited to."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.free = 20 * GIB
+        self.reserved = self.allocated = 0
+        self.share: float | None = None
+        patch.setattr(torch.cuda, "mem_get_info", lambda place: (self.free, CARD.memory_bytes))
+        patch.setattr(torch.cuda, "memory_reserved", lambda place: self.reserved)
+        patch.setattr(torch.cuda, "memory_allocated", lambda place: self.allocated)
+        patch.setattr(torch.cuda, "set_per_process_memory_fraction", self._limit)
+
+    def _limit(self, share: float, place: torch.device) -> None:
+        self.share = share
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    return Driver(monkeypatch)
+
+
+def test_what_is_available_is_what_is_free_and_what_torch_keeps_less_a_margin(
+    driver: Driver,
+) -> None:
+    gpu = CudaGpu(CARD, limit_bytes=None)
+    assert driver.share == 1
+    assert gpu.memory_bytes == CARD.memory_bytes
+    assert gpu.available_bytes() == 20 * GIB - MARGIN_BYTES
+    driver.reserved, driver.allocated = 3 * GIB, GIB
+    assert gpu.available_bytes() == 22 * GIB - MARGIN_BYTES
+    driver.free = driver.reserved = driver.allocated = 0
+    assert gpu.available_bytes() == 0
+
+
+def test_a_limit_is_of_all_that_this_process_takes(driver: Driver) -> None:
+    gpu = CudaGpu(CARD, limit_bytes=8 * GIB)
+    assert driver.share == 8 * GIB / CARD.memory_bytes
+    assert gpu.memory_bytes == 8 * GIB
+    assert gpu.available_bytes() == 8 * GIB - MARGIN_BYTES
+    driver.reserved = driver.allocated = 5 * GIB
+    assert gpu.available_bytes() == 3 * GIB - MARGIN_BYTES
+    driver.free = GIB
+    assert gpu.available_bytes() == GIB - MARGIN_BYTES
+
+
+def test_a_limit_beyond_the_card_is_the_cards(driver: Driver) -> None:
+    assert CudaGpu(CARD, limit_bytes=100 * GIB).memory_bytes == CARD.memory_bytes
+    assert driver.share == 1
+
+
+def test_kernels_are_loaded_once_and_for_one_card(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loaded: list[int] = []
+    monkeypatch.setattr(cuda, "_registered", {})
+    monkeypatch.setattr(cuda, "put_on", lambda card, *others: loaded.append(card.index))
+    monkeypatch.setattr(cuda.ops, "define", lambda: None)
+    monkeypatch.setattr(cuda.ops, "implement", lambda launch, key: key)
+
+    def opened(card: Card) -> CudaGpu:
+        return open_card(card, kernels=tmp_path, limit_bytes=None, announce=lambda line: None)
+
+    assert [opened(CARD).name for _ in range(2)] == [CARD.name] * 2
+    assert loaded == [0]
+    with pytest.raises(UsageError, match="gpu is cuda:1, but this process computes on cuda:0 alre"):
+        opened(replace(CARD, index=1))

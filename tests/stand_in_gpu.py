@@ -1,0 +1,121 @@
+"""A GPU for machines that have none: CPU tensors, and operations that somebody else implements.
+
+What it captures are calls of operations with the very arguments they had; replaying makes the same
+calls and runs nothing else. So work that is not the same work every time, or that is done by
+anything but operations, is found out as a CUDA graph would find it out: by wrong results.
+
+Knows:        what lowmoe/kernels/gpu.py asks for, where lowmoe finds cards.
+Ignorant of:  what operations do.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cuda_ext import ops
+from cuda_ext.card import Card, Facts
+from cuda_ext.launch import Launch
+from lowmoe.checkpoint.buffers import page_aligned
+from tests.cuda_ext import oracle
+
+Operation = Callable[..., None]
+CARD = Card(
+    index=0,
+    name="NVIDIA GeForce RTX 4090",
+    sm=89,
+    memory_bytes=25_400_000_000,
+    n_multiprocessors=128,
+    l2_bytes=72 * 2**20,
+)
+
+
+class StandInGpu:
+    """free_bytes: what may be taken, whatever was; n_captured, n_replayed: how often."""
+
+    name = "a stand-in"
+    place = torch.device("cpu")
+    n_multiprocessors = 4
+
+    def __init__(
+        self, operations: Mapping[str, Operation] = oracle.OPERATIONS, free_bytes: int = 2**40
+    ) -> None:
+        self.operations: Any = _Operations(operations)
+        self.memory_bytes = self.free_bytes = free_bytes
+        self.n_captured = self.n_replayed = 0
+
+    def available_bytes(self) -> int:
+        return self.free_bytes
+
+    def staging(self, n_bytes: int) -> Tensor:
+        return page_aligned(n_bytes)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        calls = self.operations.recorded(work)
+        self.n_captured += 1
+
+        def replay() -> None:
+            self.n_replayed += 1
+            for operation, arguments in calls:
+                operation(*arguments)
+
+        return replay
+
+    def read_bandwidth(self) -> float:
+        return 1e12
+
+
+def with_kernels(launch: Launch) -> dict[str, Operation]:
+    """The operations as cuda_ext launches them."""
+
+    def bound(run: Callable[..., None]) -> Operation:
+        return lambda *arguments: run(launch, *arguments)
+
+    return {name: bound(run) for name, (run, _) in ops.OPERATIONS.items()}
+
+
+class Cards:
+    """A machine whose cards are stand-ins, a 4090 unless others are put.
+
+    free_bytes: of each; limits: those they were opened with.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._patch = patch
+        self.free_bytes = 2**40
+        self.limits: list[int | None] = []
+        patch.setattr("lowmoe.engine.gpu.open_card", self._open)
+        self.put(CARD)
+
+    def put(self, *cards: Card) -> None:
+        facts = Facts(driver=(13, 0), torch=(13, 0), cuda_core=(99, 0), cards=cards)
+        self._patch.setattr("lowmoe.engine.gpu.look", lambda: facts)
+
+    def _open(self, card: Card, *, limit_bytes: int | None, **others: Any) -> StandInGpu:
+        self.limits.append(limit_bytes)
+        return StandInGpu(free_bytes=self.free_bytes)
+
+
+class _Operations:
+    def __init__(self, operations: Mapping[str, Operation]) -> None:
+        self._operations = operations
+        self._calls: list[tuple[Operation, tuple[Any, ...]]] | None = None
+
+    def __getattr__(self, name: str) -> Operation:
+        operation = self._operations[name]
+
+        def call(*arguments: Any) -> None:
+            if self._calls is not None:
+                self._calls.append((operation, arguments))
+            operation(*arguments)
+
+        return call
+
+    def recorded(self, work: Callable[[], None]) -> list[tuple[Operation, tuple[Any, ...]]]:
+        """The calls that some work makes, made."""
+        self._calls = calls = []
+        work()
+        self._calls = None
+        return calls
