@@ -36,18 +36,19 @@ from quant.trellis import TrellisCode
 ABLE = frozenset(
     {
         "a bias behind attention",
+        "another activation",
         "another scale of scores",
+        "attention sinks",
+        "biases of experts",
         "biases of queries, keys and values",
         "biases of routers",
         "biases of the choice",
         "clamped queries, keys and values",
         "experts without a choice",
         "layers without experts",
-        "layers without rope",
         "norms after rope",
         "norms of all heads together",
         "norms of single heads",
-        "norms without weights",
         "rope of a part of a head",
         "rope that lengthens",
         "routers by sigmoid",
@@ -92,7 +93,6 @@ class NativeComputation:
         self._engine = cpu.engine(isa, pool, code, max_tokens=max_tokens)
         self._frequencies: dict[object, Tensor] = {}
         self._no_choice = torch.zeros(1, spec.n_hidden)
-        self._ones = torch.ones(max(grouped(layer.attention).head_size for layer in spec.layers))
         # Layers that add r times what they compute to x are layers that add all of it to x / r.
         # Norms divide r out again, but for their epsilon.
         self._norm_epsilon = spec.norm_epsilon / spec.residual_scale**2
@@ -225,36 +225,29 @@ class NativeComputation:
             grouped(self._spec.layers[layer_id].attention),
         )
         rope, head_norm = spec.rope, spec.norm
-        q_norm, k_norm = self._head_norms(weights, spec)
+        assert rope is not None
         return cpu.AttentionLayer(
             norm=weights.attention_norm.data_ptr(),
             norm_epsilon=self._norm_epsilon,
             qkv=self._linear(weights.qkv),
             out=self._linear(weights.attention_out),
-            frequencies=0 if rope is None else self._frequencies_of(rope, spec).data_ptr(),
+            frequencies=self._frequencies_of(rope, spec).data_ptr(),
             n_heads=spec.n_heads,
             n_kv_heads=spec.n_kv_heads,
             head_size=spec.head_size,
             window=spec.window or 0,
-            rope_size=0 if rope is None else rope.size or spec.head_size,
-            rope_length=1.0 if rope is None else rope_length(rope, self._n_context),
+            rope_size=rope.size or spec.head_size,
+            rope_length=rope_length(rope, self._n_context),
             score_scale=spec.score_scale or spec.head_size**-0.5,
             qkv_bias=_address(weights.optional("qkv_bias")),
             out_bias=_address(weights.optional("attention_out_bias")),
             head_norm=_kind_of(head_norm),
-            q_norm=_address(q_norm),
-            k_norm=_address(k_norm),
+            q_norm=_address(weights.optional("q_norm")),
+            k_norm=_address(weights.optional("k_norm")),
             head_norm_epsilon=1.0 if head_norm is None else head_norm.epsilon,
             clamp=math.inf if spec.clamp is None else spec.clamp,
+            sinks=_address(weights.optional("sinks")),
         )
-
-    def _head_norms(
-        self, weights: LayerWeights, spec: GroupedQueryAttention
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Weights of the norms of queries and keys, ones where they have none."""
-        if spec.norm is None or spec.norm.weighted:
-            return weights.optional("q_norm"), weights.optional("k_norm")
-        return self._ones, self._ones
 
     def _frequencies_of(self, rope: Rope, spec: GroupedQueryAttention) -> Tensor:
         """Shared by layers that turn alike, which native code knows by the address."""
@@ -275,6 +268,11 @@ class NativeComputation:
             n_hidden=self._spec.n_hidden,
             n_experts=spec.n_experts,
             n_inner=spec.n_inner,
+            steepness=spec.activation.steepness,
+            shift=spec.activation.shift,
+            limit=math.inf if spec.activation.limit is None else spec.activation.limit,
+            gate_up_bias=_address(weights.optional("gate_up_bias")),
+            down_bias=_address(weights.optional("down_bias")),
             shared=None if spec.shared is None else self._shared(weights),
         )
 

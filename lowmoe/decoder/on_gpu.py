@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from cuda_ext.ops import MOST_DECODED
+from lowmoe.decoder.abilities import lacking
 from lowmoe.decoder.computation import Cache
-from lowmoe.decoder.gpu_buffers import Buffers
+from lowmoe.decoder.gpu_buffers import ABLE, Buffers
 from lowmoe.decoder.prompt_attention import attend_prompt, cached_numbers, row_numbers
 from lowmoe.decoder.rope import rope_frequencies
 from lowmoe.decoder.weights import DenseWeights, LayerWeights
@@ -76,6 +77,7 @@ class GpuComputation:
         n_context: int,
     ) -> None:
         """max_tokens: of one pass; n_context: of a cache."""
+        assert not lacking(spec, ABLE), lacking(spec, ABLE)
         self.max_tokens = max_tokens
         self.working_bytes = Buffers.working_bytes(spec, gpu, max_tokens, n_context)
         self._spec, self._experts, self._gpu, self._ops = spec, experts, gpu, gpu.operations

@@ -4,6 +4,7 @@ Source: databricks/dbrx; transformers' DbrxForCausalLM, which does not read rope
 published files have it.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from lowmoe.errors import CheckpointError
@@ -60,7 +61,8 @@ def spec(hf: HfConfig) -> ModelSpec:
             n_active=ffn.integer("moe_top_k", maximum=n_experts), renormalize=True
         ),
     )
-    return read_model(HfConfig(usual), attention, experts, norm_epsilon=1e-5, norm="layer")
+    model = read_model(HfConfig(usual), attention, experts, norm_epsilon=1e-5)
+    return replace(model, norm="layer")
 
 
 def _table(hf: HfConfig, key: str) -> HfConfig:

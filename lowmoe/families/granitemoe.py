@@ -3,6 +3,8 @@
 Source: transformers' GraniteMoeForCausalLM.
 """
 
+from dataclasses import replace
+
 from lowmoe.families.names import decoder_names
 from lowmoe.families.reading import epsilon, read_attention, read_model, require_plain
 from lowmoe.spec import ExpertsFeedForward, HfConfig, ModelSpec, SoftmaxRouter, Stored
@@ -39,11 +41,8 @@ def spec(hf: HfConfig) -> ModelSpec:
             n_active=hf.integer("num_experts_per_tok", maximum=n_experts), renormalize=True
         ),
     )
-    return read_model(
-        hf,
-        attention,
-        experts,
-        norm_epsilon=epsilon(hf, default=1e-6),
+    return replace(
+        read_model(hf, attention, experts, norm_epsilon=epsilon(hf, default=1e-6)),
         embedding_scale=hf.number("embedding_multiplier", default=1.0),
         residual_scale=hf.number("residual_multiplier", default=1.0),
         logit_scale=1 / hf.number("logits_scaling", default=1.0),

@@ -4,6 +4,8 @@ Source: arXiv 2404.14219, 2409.12136; transformers' PhimoeForCausalLM, which is 
 text is no longer than the model was first trained on: beyond it keeps the short factors.
 """
 
+from dataclasses import replace
+
 from lowmoe.families.names import decoder_names, numbered_names
 from lowmoe.families.reading import epsilon, read_attention, read_model, require_plain
 from lowmoe.spec import ExpertsFeedForward, HfConfig, ModelSpec, SparseMixerRouter
@@ -26,11 +28,8 @@ def spec(hf: HfConfig) -> ModelSpec:
         n_inner=hf.integer("intermediate_size"),
         router=SparseMixerRouter(jitter=hf.number("router_jitter_noise", default=0.01)),
     )
-    return read_model(
-        hf,
-        attention,
-        experts,
-        norm_epsilon=epsilon(hf, default=1e-5),
+    return replace(
+        read_model(hf, attention, experts, norm_epsilon=epsilon(hf, default=1e-5)),
         norm="layer",
         norm_bias=True,
         head_bias=hf.boolean("lm_head_bias", default=False),

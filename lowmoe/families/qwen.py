@@ -44,10 +44,10 @@ def spec(hf: HfConfig) -> ModelSpec:
         )
     attention = read_attention(hf, theta=hf.number("rotary_emb_base", default=1e4), qkv_bias=True)
     experts = ExpertsFeedForward(n_experts=1, n_inner=n_inner // 2, router=EveryToken(n_active=1))
+    trained = hf.integer("seq_length", default=8192)
     return read_model(
-        hf,
+        HfConfig({**hf.values, "max_position_embeddings": trained}),
         attention,
         experts,
         norm_epsilon=hf.number("layer_norm_epsilon", default=1e-6),
-        context=hf.integer("seq_length", default=8192),
     )

@@ -102,12 +102,11 @@ def read_model(
     norm_epsilon: float,
     tied: bool = False,
     context: int | None = None,
-    **others: Any,
 ) -> ModelSpec:
     """The whole model of the usual keys.
 
     attention, feed_forward: one for all layers or one for each; tied, context: where the config
-    does not say; others: what else ModelSpec has.
+    does not say.
     """
     count = n_layers(hf)
     attentions = [attention] * count if not isinstance(attention, Sequence) else attention
@@ -123,7 +122,6 @@ def read_model(
             LayerSpec(attention=a, feed_forward=f) for a, f in zip(attentions, feeds, strict=True)
         ),
         end_ids=hf.end_ids(),
-        **others,
     )
 
 

@@ -21,7 +21,9 @@ import torch
 from tiny_models import in_chunks, with_attention, with_router
 from torch import Tensor
 from trellis_models import (
+    DEMANDING_SHAPES,
     LAYERS,
+    MIXTRAL,
     SHAPES,
     Answer,
     Guided,
@@ -34,9 +36,11 @@ from trellis_models import (
 
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.layout import Recipe
-from lowmoe.decoder.native import NativeCache
+from lowmoe.decoder.abilities import needs
+from lowmoe.decoder.native import ABLE, NativeCache
 from lowmoe.decoder.weights import DenseWeights
 from lowmoe.experts.store import ExpertStore
+from lowmoe.families import read_config
 from lowmoe.kernels import cpu
 from lowmoe.spec import ModelSpec, Rope
 from quant.trellis import WINDOW_6_TABLE, TrellisCode
@@ -97,11 +101,12 @@ def golden_of(model: TrellisModel, n_tokens: int = N_TOKENS) -> Golden:
     return Golden(model, ids, answer_of_torch(model, ids))
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=SHAPES | DEMANDING_SHAPES)
 def golden(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Golden]:
-    with trellis_model(tmp_path_factory.mktemp("model") / "folder", SHAPES[request.param]) as model:
+    shape = (SHAPES | DEMANDING_SHAPES)[request.param]
+    with trellis_model(tmp_path_factory.mktemp("model") / "folder", shape) as model:
         yield golden_of(model)
 
 
@@ -213,6 +218,13 @@ def test_every_vector_of_a_layer_counts(golden: Golden) -> None:
             logits = in_chunks(decoder, golden.ids, [1])
         vector.copy_(kept)
         assert errors(logits, golden.answer.logits).mean() > 2 * limit, name
+
+
+def test_the_shapes_demand_all_that_native_code_says_it_is_able_to_do() -> None:
+    demanded = set()
+    for shape in DEMANDING_SHAPES.values():
+        demanded |= set(needs(read_config(MIXTRAL | shape.config).spec))
+    assert demanded == ABLE
 
 
 def test_layers_may_differ_in_what_they_see_and_how_they_turn(tmp_path: Path) -> None:

@@ -124,6 +124,10 @@ SHAPES = {
     "tied head, 2 dense planes": Shape(
         config={"tie_word_embeddings": True}, recipe=Recipe(dense_planes=2, expert_planes=1)
     ),
+}
+# Those that ask for more than a plain decoder, see lowmoe/decoder/abilities.py, all of which native
+# code is able to do.
+DEMANDING_SHAPES = {
     "one expert, wavelengths": Shape(config={"model_type": "llama", "rope_scaling": WAVELENGTHS}),
     "one expert, biases everywhere, linear": Shape(
         config={
@@ -195,6 +199,18 @@ SHAPES = {
             "moe_intermediate_size": 48,
             "tie_word_embeddings": False,
         }
+    ),
+    "sinks, biases everywhere, another activation, odd sizes": Shape(
+        config={
+            "model_type": "gpt_oss",
+            "hidden_size": 50,
+            "intermediate_size": 33,
+            "head_dim": 16,
+            "sliding_window": 7,
+            "swiglu_limit": 1.0,
+            "rope_scaling": YARN | {"truncate": False},
+        },
+        recipe=planes(3),
     ),
     "everything scaled": Shape(
         config={
@@ -321,6 +337,8 @@ def _enliven_layer(
         if name.endswith("router"):
             # Scores of deviation 2: routers that choose, but not one expert alone.
             vectors[name].mul_(2 * vectors[name].shape[1] ** -0.5)
+        elif name == "sinks":
+            vectors[name].uniform_(1, 3, generator=generator)  # beside scores of about 0
         elif not name.endswith("norm"):
             vectors[name].uniform_(-0.2, 0.2, generator=generator)
 

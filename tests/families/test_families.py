@@ -21,6 +21,20 @@ def test_a_config_that_wants_code_run_is_refused(key: str) -> None:
         mixtral(**{key: {"AutoModel": "modeling.Model"}})
 
 
+def test_code_that_does_what_a_family_does_is_passed_by_and_other_code_refused() -> None:
+    config = dict(ALIASES["phi-3.5-moe"].config)
+    known = {"AutoModelForCausalLM": "modeling_phimoe.PhiMoEForCausalLM"}
+    assert read_config({**config, "auto_map": known}).spec == read_config(config).spec
+    for other in ({"AutoModelForCausalLM": "modeling.Other"}, {"AutoModel": "x"}, "PhiMoE"):
+        with pytest.raises(UnsupportedModelError, match="has auto_map: .* never runs"):
+            read_config({**config, "auto_map": other})
+
+
+def test_a_layer_that_guesses_further_tokens_is_left_out() -> None:
+    assert read_config(ALIASES["glm-4.5-air"].config).ignored == ("model.layers.46.",)
+    assert mixtral().ignored == ()
+
+
 @pytest.mark.parametrize("model_type", [None, 7, ["mixtral"], {}])
 def test_a_model_type_must_be_a_name(model_type: object) -> None:
     found = re.escape(repr(model_type))
@@ -144,7 +158,7 @@ def test_what_nobody_implemented_is_refused(changes: dict[str, Any], message: st
             {"rope_scaling": {"type": "longrope", "short_factor": [1], "long_factor": [1, 2]}},
             "1 short factors and 2 long ones, but 128 channels that turn need 64",
         ),
-        ({"partial_rotary_factor": 1.5}, "1.5 of 128 channels turn"),
+        ({"partial_rotary_factor": 1.5}, r"1\.5 of 128 channels turn"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": "x"}}, "rope_theta is 'x'"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes', .* true or false"),
         ({"vocab_size": None}, "vocab_size is missing"),

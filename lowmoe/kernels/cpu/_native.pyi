@@ -58,6 +58,7 @@ class AttentionLayer:
         k_norm: int,
         head_norm_epsilon: float,
         clamp: float,
+        sinks: int,
     ) -> None: ...
 
 class Attention:
@@ -96,6 +97,11 @@ class ExpertsLayer:
         n_hidden: int,
         n_experts: int,
         n_inner: int,
+        steepness: float,
+        shift: float,
+        limit: float,
+        gate_up_bias: int,
+        down_bias: int,
         shared: SharedExpert | None,
     ) -> None: ...
 

@@ -114,7 +114,7 @@ void Attention::place(Team& team, const AttentionLayer& layer, size_t layer_id,
       if (layer.head_norm == HeadNorm::kBeforeRope) {
         v.rms_norm(head, weight, epsilon, head_size_, head);
       }
-      if (layer.rope_size) v.rotate(head, cos, sin, layer.rope_size);
+      v.rotate(head, cos, sin, layer.rope_size);
       if (layer.head_norm == HeadNorm::kAfterRope) {
         v.rms_norm(head, weight, epsilon, head_size_, head);
       }
@@ -145,13 +145,14 @@ void Attention::attend_one(Team& team, const AttentionLayer& layer, size_t layer
     const size_t head = unit / n_parts, at = (first_part + unit % n_parts) * kPartTokens;
     attend_pages(team.thread(), layer_id, cache, head, std::max(begin, at),
                  std::min(end, at + kPartTokens), part_of(unit));
-    if (n_parts == 1) divide(part_of(unit), group_, attended_.data() + head * group_ * head_size_);
+    if (n_parts > 1) return;
+    divide(part_of(unit), sinks_of(layer, head), attended_.data() + head * group_ * head_size_);
   });
   if (n_parts == 1) return;
   team.each("attention", layer.n_kv_heads, [&](size_t head) {
     const Part whole = part_of(head * n_parts);
     for (size_t p = 1; p < n_parts; p++) merge(part_of(head * n_parts + p), whole);
-    divide(whole, group_, attended_.data() + head * group_ * head_size_);
+    divide(whole, sinks_of(layer, head), attended_.data() + head * group_ * head_size_);
   });
 }
 
@@ -214,7 +215,8 @@ void Attention::attend_tile(int thread, const AttentionLayer& layer, size_t laye
   }
   for (size_t t = 0; t < count; t++) {
     const size_t row = t * group_;
-    divide({found.top + row, found.total + row, found.out + row * head_size_}, group_,
+    divide({found.top + row, found.total + row, found.out + row * head_size_},
+           sinks_of(layer, head),
            attended_.data() + (token + t) * q_size_ + head * group_ * head_size_);
   }
 }
@@ -226,13 +228,19 @@ void Attention::merge(const Part& from, const Part& to) const {
   }
 }
 
-void Attention::divide(const Part& from, size_t n_rows, float* to) const {
-  for (size_t row = 0; row < n_rows; row++) {
-    const float scale = 1.0f / from.total[row];
+// The query heads of one token.  sinks: of each, or null.
+void Attention::divide(const Part& from, const float* sinks, float* to) const {
+  for (size_t row = 0; row < group_; row++) {
+    const float nothing = sinks ? std::exp(sinks[row] - from.top[row]) : 0.0f;
+    const float scale = 1.0f / (from.total[row] + nothing);
     for (size_t i = 0; i < head_size_; i++) {
       to[row * head_size_ + i] = from.out[row * head_size_ + i] * scale;
     }
   }
+}
+
+const float* Attention::sinks_of(const AttentionLayer& layer, size_t head) const {
+  return layer.sinks ? layer.sinks + head * group_ : nullptr;
 }
 
 size_t Attention::tile_tokens() const { return std::max<size_t>(1, kTileRows / group_); }

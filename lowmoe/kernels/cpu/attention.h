@@ -24,7 +24,7 @@ struct AttentionLayer {
   size_t n_hidden, n_heads, n_kv_heads, head_size;
   size_t window;  // the latest tokens that a token sees, itself included; 0 for all
 
-  size_t rope_size;       // channels that turn, the first of each head; 0 for none
+  size_t rope_size;       // channels that turn, the first of each head
   float rope_length;      // what those that turn are multiplied by
   float score_scale;      // what scores are multiplied by
   const float* qkv_bias;  // [q_size + 2 * kv_size], or null
@@ -33,7 +33,8 @@ struct AttentionLayer {
   const float* q_norm;  // [head_size], of all heads [q_size]; null without a norm
   const float* k_norm;  // [head_size], of all heads [kv_size]
   float head_norm_epsilon;
-  float clamp;  // queries, keys and values are kept within +-clamp; infinity for none
+  float clamp;         // queries, keys and values are kept within +-clamp; infinity for none
+  const float* sinks;  // [n_heads], each head's score of nothing; or null
 
   size_t q_size() const { return n_heads * head_size; }
   size_t kv_size() const { return n_kv_heads * head_size; }
@@ -75,12 +76,13 @@ class Attention {
                   size_t position);
   void attend_many(Team& team, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
                    size_t first, size_t n);
+  const float* sinks_of(const AttentionLayer& layer, size_t head) const;
   void attend_pages(int thread, size_t layer_id, const KvPages& cache, size_t head, size_t begin,
                     size_t end, const Part& to);
   void attend_tile(int thread, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
                    size_t head, size_t first, size_t token, size_t count);
   void merge(const Part& from, const Part& to) const;
-  void divide(const Part& from, size_t n_rows, float* to) const;
+  void divide(const Part& from, const float* sinks, float* to) const;
 
   Engine& engine_;
   size_t n_qkv_, q_size_, head_size_, group_;

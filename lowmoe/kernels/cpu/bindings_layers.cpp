@@ -3,6 +3,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -248,7 +249,7 @@ void bind_layers(nb::module_& m) {
              const Linear& out, Address frequencies, size_t n_heads, size_t n_kv_heads,
              size_t head_size, size_t window, size_t rope_size, float rope_length,
              float score_scale, Address qkv_bias, Address out_bias, int head_norm, Address q_norm,
-             Address k_norm, float head_norm_epsilon, float clamp) {
+             Address k_norm, float head_norm_epsilon, float clamp, Address sinks) {
             new (self) AttentionLayer{at<const float>(norm),
                                       norm_epsilon,
                                       qkv,
@@ -268,21 +269,22 @@ void bind_layers(nb::module_& m) {
                                       at<const float>(q_norm),
                                       at<const float>(k_norm),
                                       head_norm_epsilon,
-                                      clamp};
+                                      clamp,
+                                      at<const float>(sinks)};
             require(n_kv_heads > 0 && n_heads % n_kv_heads == 0 && head_size % 2 == 0 &&
                         qkv.w.shape.n_out == (n_heads + 2 * n_kv_heads) * head_size &&
                         out.w.shape.n_in == n_heads * head_size &&
                         out.w.shape.n_out == qkv.w.shape.n_in,
                     "the heads do not fit the matrices");
-            require(rope_size % 2 == 0 && rope_size <= head_size && (frequencies || !rope_size),
-                    "rope_size is odd or above head_size, or has no frequencies");
+            require(rope_size % 2 == 0 && 0 < rope_size && rope_size <= head_size,
+                    "rope_size is odd, 0 or above head_size");
             require(head_norm >= 0 && head_norm <= 3 && (!head_norm || (q_norm && k_norm)),
                     "no such norm of heads, or one without weights");
           },
           nb::kw_only(), "norm"_a, "norm_epsilon"_a, "qkv"_a, "out"_a, "frequencies"_a, "n_heads"_a,
           "n_kv_heads"_a, "head_size"_a, "window"_a, "rope_size"_a, "rope_length"_a,
           "score_scale"_a, "qkv_bias"_a, "out_bias"_a, "head_norm"_a, "q_norm"_a, "k_norm"_a,
-          "head_norm_epsilon"_a, "clamp"_a,
+          "head_norm_epsilon"_a, "clamp"_a, "sinks"_a,
           "Addresses of what a layer has not are 0; head_norm: 0 none, 1 before rope, 2 after it, "
           "3 of all heads together.");
 
@@ -349,6 +351,7 @@ void bind_layers(nb::module_& m) {
           "__init__",
           [](ExpertsLayer* self, Address norm, float norm_epsilon, const Router& router,
              Address d_in, Address d_inner, size_t n_hidden, size_t n_experts, size_t n_inner,
+             float steepness, float shift, float limit, Address gate_up_bias, Address down_bias,
              const SharedExpert* shared) {
             const size_t n_active = router.n_active;
             require(
@@ -359,6 +362,8 @@ void bind_layers(nb::module_& m) {
             require(router.n_groups == 1 ||
                         n_active <= n_experts / router.n_groups * router.n_groups_active,
                     "groups");
+            require(!shared || (steepness == 1 && shift == 0 && std::isinf(limit)),
+                    "shared experts of another activation");
             require(!shared || shared->down.w.shape.n_out == n_hidden, "shared expert's size");
             new (self) ExpertsLayer{at<const float>(norm),
                                     norm_epsilon,
@@ -368,10 +373,14 @@ void bind_layers(nb::module_& m) {
                                     n_hidden,
                                     n_experts,
                                     n_inner,
+                                    {steepness, shift, limit},
+                                    at<const float>(gate_up_bias),
+                                    at<const float>(down_bias),
                                     shared ? std::optional(*shared) : std::nullopt};
           },
           nb::kw_only(), "norm"_a, "norm_epsilon"_a, "router"_a, "d_in"_a, "d_inner"_a,
-          "n_hidden"_a, "n_experts"_a, "n_inner"_a, "shared"_a.none());
+          "n_hidden"_a, "n_experts"_a, "n_inner"_a, "steepness"_a, "shift"_a, "limit"_a,
+          "gate_up_bias"_a, "down_bias"_a, "shared"_a.none());
 
   nb::class_<BoundExperts>(m, "Experts", "experts.h")
       .def(

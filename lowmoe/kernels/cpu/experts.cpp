@@ -22,6 +22,15 @@ TrellisMatrix matrix_of(const Code& code, const ExpertParts& parts, layout::Plan
   return w;
 }
 
+// y[i] = activation of gate[i] and up[i].  y may be gate.
+void activate(const Activation& kind, const float* gate, const float* up, size_t n, float* y) {
+  for (size_t i = 0; i < n; i++) {
+    const float g = std::min(gate[i], kind.limit);
+    const float u = std::clamp(up[i], -kind.limit, kind.limit);
+    y[i] = g / (1.0f + std::exp(-kind.steepness * g)) * (u + kind.shift);
+  }
+}
+
 layout::PlaneLayout gate_up_shape(const ExpertsLayer& layer) {
   return {2 * layout::round_up(layer.n_inner, layout::kBlockRows), layer.n_hidden};
 }
@@ -161,7 +170,11 @@ size_t Experts::find_groups(const ExpertsLayer& layer, const int64_t* ids, size_
     expert_at_[id] = static_cast<int32_t>(i);
     groups_[i] = {matrix_of(engine_.code(), experts[i], gate_up, 0),
                   matrix_of(engine_.code(), experts[i], down, gate_up.plane_bytes()),
-                  layer.d_inner + id * layer.n_inner, 0, 0};
+                  layer.d_inner + id * layer.n_inner,
+                  layer.gate_up_bias ? layer.gate_up_bias + id * 2 * layer.n_inner : nullptr,
+                  layer.down_bias ? layer.down_bias + id * layer.n_hidden : nullptr,
+                  0,
+                  0};
   }
   const size_t n_assignments = n * layer.n_active();
   for (size_t a = 0; a < n_assignments; a++) {
@@ -215,8 +228,17 @@ void Experts::run_inner(int thread, const ExpertsLayer& layer, const Group& grou
   for (size_t t = 0; t < group.count; t++) {
     float* both = rows + t * kUnitRows;
     for (size_t at = 0; at < n_channels; at += layout::kBlockRows) {
-      v.silu_multiply(both + 2 * at, both + 2 * at + layout::kBlockRows, layout::kBlockRows,
-                      both + at);
+      float *gate = both + 2 * at, *up = gate + layout::kBlockRows;
+      const size_t n_some = std::min<size_t>(layout::kBlockRows, n_channels - at);
+      if (group.gate_up_bias) {
+        v.add_scaled(group.gate_up_bias + channel + at, 1.0f, n_some, gate);
+        v.add_scaled(group.gate_up_bias + layer.n_inner + channel + at, 1.0f, n_some, up);
+      }
+      if (layer.activation.is_silu()) {
+        v.silu_multiply(gate, up, layout::kBlockRows, both + at);
+      } else {
+        activate(layer.activation, gate, up, layout::kBlockRows, both + at);
+      }
     }
     v.round_token(both, group.d_inner, channel, n_channels, inner.from(t));
   }
@@ -229,8 +251,11 @@ void Experts::run_down(int thread, const ExpertsLayer& layer, const Group& group
   const size_t first = block * layout::kBlockRows;
   const size_t n_rows = std::min<size_t>(layout::kBlockRows, layer.n_hidden - first);
   for (size_t t = 0; t < group.count; t++) {
-    std::copy_n(rows + t * layout::kBlockRows, n_rows,
-                outputs_.data() + (group.first + t) * layer.n_hidden + first);
+    float* to = outputs_.data() + (group.first + t) * layer.n_hidden + first;
+    std::copy_n(rows + t * layout::kBlockRows, n_rows, to);
+    if (group.down_bias) {
+      engine_.isa().vector->add_scaled(group.down_bias + first, 1.0f, n_rows, to);
+    }
   }
 }
 

@@ -5,6 +5,7 @@
 // is kept apart until add(), so that the order they come in does not change a sum's rounding.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -14,6 +15,14 @@
 #include "lowmoe/kernels/cpu/router.h"
 
 namespace lowmoe {
+
+// What is between gate and up, and down: gate * sigmoid(steepness * gate) * (up + shift), with gate
+// kept under limit and up within +-limit before.
+struct Activation {
+  float steepness, shift, limit;
+
+  bool is_silu() const { return steepness == 1 && shift == 0 && std::isinf(limit); }
+};
 
 // An expert that every token uses, always in memory.
 struct SharedExpert {
@@ -32,6 +41,9 @@ struct ExpertsLayer {
   const uint16_t* d_in;     // float16 [n_hidden], of gate and up of all experts
   const uint16_t* d_inner;  // float16 [n_experts][n_inner], of each one's down
   size_t n_hidden, n_experts, n_inner;
+  Activation activation;
+  const float* gate_up_bias;  // [n_experts][2 * n_inner], gate's first, or null
+  const float* down_bias;     // [n_experts][n_hidden], or null
   std::optional<SharedExpert> shared;
 
   int n_active() const { return router.n_active; }
@@ -74,6 +86,7 @@ class Experts {
   struct Group {
     TrellisMatrix gate_up, down;
     const uint16_t* d_inner;
+    const float *gate_up_bias, *down_bias;  // or null
     size_t first, count;
   };
 
