@@ -4,6 +4,7 @@ Knows:        what a conversion holds at once, in memory and of shards on the di
 Ignorant of:  how a conversion is run, what the weights are.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,10 +20,10 @@ from lowmoe.families import Family
 from lowmoe.library.calibration import calibration_tokens
 from lowmoe.library.options import MakeOptions
 from lowmoe.loader.hub import HubRepository
-from lowmoe.spec import ModelSpec, Role
+from lowmoe.spec import ModelSpec, Role, layer_parts
 
-# Working memory of a conversion beside experts and hidden states: the interpreter, torch and one
-# layer's dense weights in float32.
+# Working memory of a conversion beside experts, hidden states and one layer's dense weights in
+# float32: the interpreter, torch, what is made of a matrix at a time.
 CONVERSION_SPARE_BYTES = 2**30
 # What each thread of the encoder holds, see encoder_rows.h: 64 rows in float32 twice and as table
 # values, sums for every 64 columns, and for feedback three depths' errors of two Hadamard blocks.
@@ -42,14 +43,17 @@ def check_ram(family: Family, options: MakeOptions) -> None:
 
 def _conversion_bytes(spec: ModelSpec, options: MakeOptions) -> int:
     """An expert twice in float32, hidden states, one layer: what a conversion holds at once."""
+    parts = [list(layer_parts(layer, spec)) for layer in spec.layers]
+    dense = 4 * max(sum(math.prod(part.shape) for part in of) for of in parts)
     n_inner = spec.uniform_experts().n_inner
     expert = 3 * spec.n_hidden * n_inner
     embedding = spec.n_vocab * spec.n_hidden
     states = 4 * _state_bytes(spec, options)
-    widest = max(spec.n_hidden, n_inner, *(layer.attention.q_size for layer in spec.layers))
+    widest = max(spec.n_hidden, n_inner, *(part.n_columns or 0 for of in parts for part in of))
     thread = THREAD_BYTES_A_COLUMN * widest + THREAD_BYTES
     threads = (options.threads or physical_cores()) * thread
-    return max(2 * 4 * expert, 4 * embedding) + states + threads + CONVERSION_SPARE_BYTES
+    largest = max(2 * 4 * expert, 4 * embedding, dense)
+    return largest + states + threads + CONVERSION_SPARE_BYTES
 
 
 def _state_bytes(spec: ModelSpec, options: MakeOptions) -> int:

@@ -216,7 +216,7 @@ CASES = [
         "family nobody implemented",
         lambda w: run(w.checkpoint(model_type="deepseek_v9")),
         1,
-        "model_type is 'deepseek_v9', but implemented are mixtral",
+        "model_type is 'deepseek_v9', but implemented are dbrx, ",
     ),
     Case("no model type", lambda w: run(w.checkpoint(model_type=None)), 1, "model_type is None"),
     Case(

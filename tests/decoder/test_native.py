@@ -204,7 +204,7 @@ def test_a_slightly_different_model_is_told_apart(
 
 def test_every_vector_of_a_layer_counts(golden: Golden) -> None:
     # Routings are torch's, so that what only they depend on is not to be seen here.
-    unseen = {"router", "choice_bias"}
+    unseen = {"router", "router_bias", "choice_bias"}
     found: dict[str, Tensor] = {}
     for layer in golden.model.weights.layers:
         parts = layer.parts.items()

@@ -1,14 +1,19 @@
+from typing import Any
+
 import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lowmoe.decoder.mask import visible
 from lowmoe.decoder.norm import rms_norm
-from lowmoe.decoder.rope import rope_angles, rotate
+from lowmoe.decoder.rope import rope_angles, rope_frequencies, rope_length, rotate
 from lowmoe.decoder.router import route_softmax, router_logits
-from lowmoe.spec import Rope, SoftmaxRouter
+from lowmoe.families.rope import read_rope
+from lowmoe.spec import HfConfig, Rope, SoftmaxRouter
 
 
 @given(n_tokens=st.integers(1, 12), first=st.integers(0, 12), window=st.none() | st.integers(1, 30))
@@ -105,3 +110,48 @@ def test_angles_go_on_where_the_last_chunk_ended() -> None:
     later_cos, later_sin = rope_angles(Rope(theta=1e6), 8, 30, 20)
     assert torch.equal(later_cos, cos[30:])
     assert torch.equal(later_sin, sin[30:])
+
+
+SCALINGS: dict[str, dict[str, Any]] = {
+    "linear": {"factor": 4.0},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "yarn": {"factor": 40.0, "original_max_position_embeddings": 4096},
+    "yarn, not truncated": {
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "truncate": False,
+    },
+    "yarn of one step": {
+        "factor": 32.0,
+        "beta_fast": 1.0,
+        "original_max_position_embeddings": 4096,
+        "mscale": 0.7,
+        "mscale_all_dim": 0.4,
+    },
+    "longrope": {
+        "short_factor": [1 + i / 8 for i in range(32)],
+        "long_factor": [2 + i / 2 for i in range(32)],
+        "original_max_position_embeddings": 4096,
+    },
+}
+
+
+@pytest.mark.parametrize("n_tokens", [4096, 4097])
+@pytest.mark.parametrize("name", SCALINGS)
+def test_scaled_frequencies_are_those_of_transformers_at_the_sizes_of_real_models(
+    name: str, n_tokens: int
+) -> None:
+    parameters = {"rope_type": name.split(",")[0].split()[0], "rope_theta": 5e5, **SCALINGS[name]}
+    keys = {"hidden_size": 128, "num_attention_heads": 2, "max_position_embeddings": 131072}
+    rope = read_rope(HfConfig({**keys, "rope_parameters": parameters}), head_size=64, theta=1e4)
+    config = LlamaConfig(**keys, rope_parameters=dict(parameters))
+    wanted, length = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](
+        config, torch.device("cpu"), seq_len=n_tokens
+    )
+    torch.testing.assert_close(rope_frequencies(rope, 64, n_tokens), wanted, rtol=1e-6, atol=0)
+    assert rope_length(rope, n_tokens) == pytest.approx(length, rel=1e-9)

@@ -26,7 +26,7 @@ def test_code_that_does_what_a_family_does_is_passed_by_and_other_code_refused()
     known = {"AutoModelForCausalLM": "modeling_phimoe.PhiMoEForCausalLM"}
     assert read_config({**config, "auto_map": known}).spec == read_config(config).spec
     for other in ({"AutoModelForCausalLM": "modeling.Other"}, {"AutoModel": "x"}, "PhiMoE"):
-        with pytest.raises(UnsupportedModelError, match="has auto_map: .* never runs"):
+        with pytest.raises(UnsupportedModelError, match=r"has auto_map: .* never runs"):
             read_config({**config, "auto_map": other})
 
 
