@@ -20,6 +20,7 @@ REPOSITORY = EMULATOR.parent.parent
 KERNELS = REPOSITORY / "cuda_ext" / "kernels"
 LIBRARIES = REPOSITORY / "build" / "cuda_emulator"
 
+_KEPT = 4  # libraries of one file and build; a day of changes leaves half a gigabyte otherwise
 _INCLUDE = re.compile(rb'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 _FLAGS = [
     *("-std=c++20", "-shared", "-fPIC", "-Wall", "-Werror"),
@@ -61,7 +62,16 @@ def library_of(source: Path, build: Build) -> Path:
     with FileLock(f"{library}.lock"):
         if not library.exists():
             _compile(source, command, library)
+            _forget_all_but_latest(f"{source.stem}-{build.name.lower()}-*.so")
     return library
+
+
+def _forget_all_but_latest(pattern: str) -> None:
+    """Keeps as many as two people who try something would go back and forth between."""
+    by_age = sorted(LIBRARIES.glob(pattern), key=lambda library: library.stat().st_mtime_ns)
+    for library in by_age[:-_KEPT]:
+        library.unlink()
+        library.with_suffix(".so.lock").unlink(missing_ok=True)
 
 
 def _compile(source: Path, command: list[str], library: Path) -> None:
