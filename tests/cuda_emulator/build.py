@@ -55,14 +55,15 @@ def library_of(source: Path, build: Build) -> Path:
     for part in sorted(_parts(source) | _parts(EMULATOR / "cuda_emu.h")):
         digest.update(part.read_bytes())
     digest.update((EMULATOR / "shared_memory.ld").read_bytes())
-    library = LIBRARIES / f"{source.stem}-{build.name.lower()}-{digest.hexdigest()[:16]}.so"
+    name = f"{source.stem}-{build.name.lower()}"
+    library = LIBRARIES / f"{name}-{digest.hexdigest()[:16]}.so"
     if library.exists():
         return library
     LIBRARIES.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{library}.lock"):
+    with FileLock(LIBRARIES / f"{name}.lock"):
         if not library.exists():
             _compile(source, command, library)
-            _forget_all_but_latest(f"{source.stem}-{build.name.lower()}-*.so")
+            _forget_all_but_latest(f"{name}-*.so")
     return library
 
 
@@ -71,7 +72,6 @@ def _forget_all_but_latest(pattern: str) -> None:
     by_age = sorted(LIBRARIES.glob(pattern), key=lambda library: library.stat().st_mtime_ns)
     for library in by_age[:-_KEPT]:
         library.unlink()
-        library.with_suffix(".so.lock").unlink(missing_ok=True)
 
 
 def _compile(source: Path, command: list[str], library: Path) -> None:
