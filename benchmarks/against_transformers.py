@@ -81,7 +81,7 @@ def main() -> None:
         )
         for bits in (2, 4, 6):
             watches[f"lowmoe {bits} bits"] = with_lowmoe(
-                stack.enter_context(lowmoe.load(Path(work) / "folder", bits=bits))
+                stack.enter_context(lowmoe.load(Path(work) / "folder", gpu="none", bits=bits))
             )
         samples: dict[str, list[float]] = {name: [] for name in watches}
         for run in range(arguments.runs + 1):

@@ -54,7 +54,7 @@ def main() -> None:
                 folder = Path(work) / name.replace(" ", "-")
                 lowmoe.quantize(arguments.checkpoint, folder, **making)
                 for bits in widths:
-                    with lowmoe.load(folder, bits=bits) as model:
+                    with lowmoe.load(folder, gpu="none", bits=bits) as model:
                         found = evaluate(
                             model.logits,
                             ids,

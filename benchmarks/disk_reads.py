@@ -46,7 +46,7 @@ def main() -> None:
             progress=lambda done, total: None,
         )
         size = sum(f.stat().st_size for f in folder.iterdir())
-        with lowmoe.load(folder, ram=arguments.ram, context=128) as model:
+        with lowmoe.load(folder, gpu="none", ram=arguments.ram, context=128) as model:
             assert model.runtime.folder is not None
             direct_before = disk_bandwidth(model.runtime.folder)
             result = bench(

@@ -105,7 +105,7 @@ def main() -> None:
 
     shipped = resources.files("lowmoe.loader") / "calibration.txt"
     text = (options.text or shipped).read_text(encoding="utf-8")
-    with lowmoe.load(options.model, context=options.tokens) as model:
+    with lowmoe.load(options.model, gpu="none", context=options.tokens) as model:
         print(machine_line())
         ids = model.runtime.text.encode(text)[: options.tokens]
         rows = measure(model.runtime.decoder, ids)

@@ -24,6 +24,8 @@ _OLD_CARDS_LACK = "the tensor core products m16n8k16 of float16 and m16n8k32 of 
 _DRIVERS = {12: ((12, 4), 550), 13: ((13, 0), 580)}
 _OLDEST_CUDA_CORE = (1, 1)  # 1.0.0 cannot be imported beside the cuda-bindings of torch 2.13
 
+_NO_DEVICE = "torch sees no CUDA device; CUDA_VISIBLE_DEVICES may hide it"
+
 Version = tuple[int, int]
 
 
@@ -48,13 +50,15 @@ class Facts:
     """All of this machine that decides.  Versions are None where the thing is not there.
 
     driver: the newest CUDA that the driver runs; torch: the CUDA that torch is built for;
-    cuda_core: the installed package's; cards: those that torch sees.
+    cuda_core: the installed package's; cards: those that torch sees; trouble: what it said
+    instead.
     """
 
     driver: Version | None
     torch: Version | None
     cuda_core: Version | None
     cards: tuple[Card, ...]
+    trouble: str | None = None
 
 
 def look() -> Facts:
@@ -63,11 +67,18 @@ def look() -> Facts:
     torch_version = _version(torch.version.cuda) if torch.version.cuda else None
     # A torch whose driver is too old warns at length when it is asked for its cards.
     may_ask = driver is not None and torch_version is not None and driver >= (torch_version[0], 0)
+    cards: tuple[Card, ...] = ()
+    trouble = None
+    try:
+        cards = tuple(map(_card, range(torch.cuda.device_count()))) if may_ask else ()
+    except RuntimeError as e:  # all that torch raises where CUDA cannot start
+        trouble = str(e).splitlines()[0].rstrip(".")
     return Facts(
         driver=driver,
         torch=torch_version,
         cuda_core=_cuda_core_version(),
-        cards=tuple(map(_card, range(torch.cuda.device_count()))) if may_ask else (),
+        cards=cards,
+        trouble=trouble,
     )
 
 
@@ -109,8 +120,10 @@ def why_none(facts: Facts) -> str | None:
             f"the NVIDIA driver runs CUDA up to {_dotted(facts.driver)}, and a torch for CUDA "
             f"{_dotted(facts.torch)} needs driver {number} or newer. Update it"
         )
+    if facts.trouble is not None:
+        return f"CUDA cannot start: {facts.trouble}"
     if not facts.cards:
-        return "torch sees no CUDA device; CUDA_VISIBLE_DEVICES may hide it"
+        return _NO_DEVICE
     if facts.cuda_core is None:
         return f"cuda-core is not installed: {INSTALL}"
     if facts.cuda_core < _OLDEST_CUDA_CORE:
@@ -119,6 +132,11 @@ def why_none(facts: Facts) -> str | None:
             f"is needed: {INSTALL}"
         )
     return None
+
+
+def is_without(facts: Facts) -> bool:
+    """Whether there is nothing to complain about: no driver, or no card beside it."""
+    return facts.driver is None or why_none(facts) == _NO_DEVICE
 
 
 def why_not(card: Card) -> str | None:
@@ -147,7 +165,16 @@ def describe(card: Card) -> str:
 
 
 def _answers_to(wanted: str, card: Card) -> bool:
-    return wanted.lower() == f"cuda:{card.index}" or wanted.lower() in card.name.lower()
+    """By torch's word for it, or by words of its name as they follow each other: 4070tisuper."""
+    if wanted.lower() == f"cuda:{card.index}":
+        return True
+    words = card.name.lower().replace("-", " ").split()
+    asked = wanted.lower().replace("-", "").replace(" ", "")
+    return any(
+        "".join(words[first:end]) == asked
+        for first in range(len(words))
+        for end in range(first + 1, len(words) + 1)
+    )
 
 
 def _card(index: int) -> Card:

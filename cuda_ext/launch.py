@@ -23,7 +23,7 @@ class Launch(Protocol):
         *arguments: Argument,
         shared_bytes: int = 0,
     ) -> None:
-        """kernel: "file/name", a kernel of cuda_ext/kernels/file.cu; block: threads of one block."""
+        """kernel: "file/name", one of cuda_ext/kernels/file.cu; block: threads of one block."""
 
     @property
     def n_multiprocessors(self) -> int:

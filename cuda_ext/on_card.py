@@ -128,8 +128,11 @@ def put_on(card: Card, cache: Path, announce: Announce, sources: Path = KERNELS)
     from cuda import core
 
     compiled = Compiler(sm=card.sm, cache=cache, sources=sources).compile_all(announce)
-    core.Device(card.index).set_current()
     kernels = {}
+    try:
+        core.Device(card.index).set_current()
+    except Exception as e:  # of a class that cuda-core has no public name for
+        raise LaunchError(f"{card.name} cannot be used, {e}.") from e
     for file, code in compiled.items():
         library = core.ObjectCode.from_cubin(code, name=file)
         for name in kernel_names(code):

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ram", help="default: what is free")
     arguments = parser.parse_args()
-    with lowmoe.load(arguments.folder, ram=arguments.ram, context=N_TOKENS) as model:
+    with lowmoe.load(arguments.folder, gpu="none", ram=arguments.ram, context=N_TOKENS) as model:
         runtime, generator = model.runtime, random.Random(0)
         listener = ListeningComputation(runtime.decoder.computation, runtime.spec)
         decoder = replace(runtime.decoder, computation=cast(Computation, listener))

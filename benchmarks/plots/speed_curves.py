@@ -78,7 +78,7 @@ class Setting:
             shape, name = replace(shape, n_layers=n_layers), f"{name}-{n_layers}layers"
         folder = synthetic_folder(self.work, name, shape, MOST_BITS)
         capacity = context + self.tokens + N_STATISTICS + 1
-        with lowmoe.load(folder, bits=bits, threads=threads, context=capacity) as model:
+        with lowmoe.load(folder, gpu="none", bits=bits, threads=threads, context=capacity) as model:
             if not fill_ram(model.runtime):
                 raise SystemExit(
                     f"{folder.name} at {bits} bits does not fit into RAM. Give fewer --layers."

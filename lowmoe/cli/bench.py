@@ -17,6 +17,7 @@ from lowmoe.engine.bench import BenchOptions, BenchResult, bench
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.machine import machine_line
 from lowmoe.engine.profile import require_native
+from lowmoe.engine.runtime import Runtime
 from lowmoe.errors import UnknownModelError, UsageError
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES, near_names
@@ -40,10 +41,10 @@ def bench_command(
         if options.profile:
             require_native(model.runtime)
         if not json:
-            out.print(machine_line(), style="dim", markup=False, soft_wrap=True)
+            out.print(_machine(model.runtime), style="dim", markup=False, soft_wrap=True)
         with TerminalReporter() as report:
             result = bench(model.runtime, options, lambda d, t: report.step("bench", d, t, "runs"))
-        _show(result, json=json)
+        _show(result, _machine(model.runtime), json=json)
 
 
 def _synthetic(name: str, load: LoadOptions) -> Path:
@@ -85,9 +86,15 @@ def _short_hash(text: str) -> str:
     return xxhash.xxh3_64_hexdigest(text.encode())[:8]
 
 
-def _show(result: BenchResult, *, json: bool) -> None:
+def _machine(runtime: Runtime) -> str:
+    """This machine, and the GPU if it computes."""
+    gpu = "" if runtime.gpu is None else f", {runtime.gpu.name} ({size(runtime.gpu.memory_bytes)})"
+    return machine_line() + gpu
+
+
+def _show(result: BenchResult, machine: str, *, json: bool) -> None:
     if json:
-        print_json({"machine": machine_line(), **result.to_json()})
+        print_json({"machine": machine, **result.to_json()})
         return
     for sample in result.samples:
         out.print(statistics_line(sample), markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The parts of a pass that are computed: one protocol, an implementation in torch and a native one.
+"""The parts of a pass that are computed: one protocol, implemented in torch, natively, on a GPU.
 
 Knows:        what a decoder asks for; what a pass that goes layer by layer asks for.
 Ignorant of:  how it is computed.

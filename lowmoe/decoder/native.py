@@ -1,7 +1,7 @@
 """A pass in native code on the CPU, for models whose matrices are all trellis planes.
 
 Knows:        which addresses and sizes the operations of lowmoe/kernels/cpu want.
-Ignorant of:  the order of layers, files, what instruction sets there are.
+Ignorant of:  files, what instruction sets there are.
 """
 
 import math

@@ -36,8 +36,10 @@ def attend_prompt(queries: Tensor, keys: Tensor, values: Tensor, window: int | N
     """
     n_tokens, n_cached = queries.shape[0], keys.shape[1]
     by_head = queries.transpose(0, 1)  # [A, T, D]
-    if n_tokens == n_cached and (window is None or n_tokens <= window):
-        # What every fused kernel knows.
+    is_whole = n_tokens == n_cached and (window is None or n_tokens <= window)
+    if is_whole and keys.dtype == torch.float16:
+        # What fused kernels of half precision know. In float32 this would be done by matrices of
+        # all scores.
         out = F.scaled_dot_product_attention(
             by_head[None], keys[None], values[None], is_causal=True, enable_gqa=True
         )

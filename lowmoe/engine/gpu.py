@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cuda_ext.card import Card, CardError, find_card, look, why_none, why_not
+from cuda_ext.card import Card, CardError, find_card, is_without, look, why_none, why_not
 from cuda_ext.compile import CompileError
 from cuda_ext.on_card import LaunchError
-from lowmoe.decoder.gpu_buffers import Buffers, why_not_shape
+from lowmoe.decoder.gpu_buffers import Buffers
 from lowmoe.decoder.on_gpu import cache_bytes
 from lowmoe.engine.memory import parse_budget
 from lowmoe.errors import GpuError, LowMoeError, MemoryBudgetError, UsageError
@@ -70,14 +70,19 @@ class FoundCard:
 def find_gpu(wanted: str) -> FoundCard | None:
     """The card to compute on.  wanted: "auto", "none" or a card's name.  None for none.
 
-    Raises UsageError for a name if there is no such card, nor a larger one to stand in for it.
+    Raises UsageError for a name if there is no such card, nor a larger one to stand in for it, and
+    GpuRefusal for "auto" if there is a driver, and so a card, that cannot be used.
     """
     if wanted == NONE:
         return None
     facts = look()
     try:
         card = find_card(wanted, facts)
-        return None if card is None else FoundCard(card=card, limit_bytes=None)
+        if card is not None:
+            return FoundCard(card=card, limit_bytes=None)
+        if is_without(facts):
+            return None
+        raise GpuRefusal(why_none(facts) or why_not(facts.cards[0]) or "", GpuError)
     except CardError as e:
         n_bytes = CARD_GB.get(wanted.lower(), 0) * 10**9
         usable = [] if why_none(facts) else [c for c in facts.cards if why_not(c) is None]
@@ -93,8 +98,13 @@ def check_gpu(wanted: str, vram: str | int | None) -> None:
         return
     if wanted == NONE and vram is not None:
         raise UsageError(f"vram is {vram!r}, but gpu is none. Leave one of them out.")
-    if find_gpu(wanted) is None and vram is not None:
-        reason = why_none(look()) or "no card here can be used"
+    reason = None
+    try:
+        if find_gpu(wanted) is None:
+            reason = why_none(look())
+    except GpuRefusal as refusal:
+        reason = refusal.reason
+    if reason is not None and vram is not None:
         raise UsageError(f"vram is {vram!r}, but {reason}. Leave it out to run on the CPU.")
 
 
@@ -115,13 +125,15 @@ def open_gpu(wanted: str, vram: str | int | None, note: Callable[[str], None]) -
     kernels = read_settings().home / "kernels"
     try:
         return open_card(card, kernels=kernels, limit_bytes=limit, announce=note)
-    except (CompileError, LaunchError) as e:
+    except (CompileError, LaunchError, RuntimeError) as e:  # torch's own are RuntimeErrors
         raise GpuRefusal(_one_line(str(e)), GpuError) from e
 
 
-def settle(refusal: GpuRefusal, wanted: str, note: Callable[[str], None]) -> None:
-    """Say why the CPU computes, or where the GPU was asked for by name, raise that."""
-    if wanted == AUTO:
+def settle(
+    refusal: GpuRefusal, wanted: str, vram: str | int | None, note: Callable[[str], None]
+) -> None:
+    """Say why the CPU computes; where a GPU was asked for, by name or by a budget, raise that."""
+    if wanted == AUTO and vram is None:
         note(f"computing on the CPU: {refusal.reason}.")
         return
     raise refusal.error(
@@ -178,8 +190,6 @@ class GpuNeeds:
 
         Raises GpuRefusal if none does.
         """
-        if reason := why_not_shape(self.spec):
-            raise GpuRefusal(reason, GpuError)
         available = gpu.available_bytes()
         chunks = sorted({min(chunk, self.n_context) for chunk in CHUNKS}, reverse=True)
         for n_planes in planes:
@@ -194,7 +204,7 @@ class GpuNeeds:
         found = (
             f"{self.n_bytes(gpu, fewest, max_tokens)} bytes of GPU memory are needed at "
             f"{SYMBOL_BITS * fewest} bits with a context of {self.n_context} tokens, and "
-            f"{available} are free on {gpu.name}"
+            f"{available} of {gpu.memory_bytes} are free on {gpu.name}"
         )
         for n_planes in range(fewest - 1, 0, -1):
             if self.n_bytes(gpu, n_planes, max_tokens) <= available:

@@ -9,8 +9,17 @@ from dataclasses import dataclass, replace
 import torch
 
 from lowmoe.decoder.decoder import Decoder
+from lowmoe.decoder.gpu_buffers import why_not_shape
 from lowmoe.decoder.on_gpu import GpuComputation
-from lowmoe.engine.gpu import GpuDivision, GpuNeeds, GpuRefusal, gpu_memory, open_gpu, settle
+from lowmoe.engine.gpu import (
+    GpuDivision,
+    GpuNeeds,
+    GpuRefusal,
+    find_gpu,
+    gpu_memory,
+    open_gpu,
+    settle,
+)
 from lowmoe.engine.machine import PROBE_BYTES
 from lowmoe.engine.report import Reporter
 from lowmoe.engine.runtime import Loading, Runtime
@@ -40,14 +49,21 @@ def place_on_gpu(loading: Loading, planes: list[int], report: Reporter) -> GpuPl
     """
     folder, options = loading.opened, loading.options
     try:
-        gpu = open_gpu(options.gpu, options.vram, report.note)
-        if gpu is None:
+        if find_gpu(options.gpu) is None:
             return None
         recipe = folder.recipe
-        if recipe.format != "trellis" or recipe.code.window_bits > cpu.WINDOW_BITS:
+        if recipe.format != "trellis":
+            raise GpuRefusal(f"no GPU kernel reads the {recipe.format} of {folder.path}", GpuError)
+        if recipe.code.window_bits > cpu.WINDOW_BITS:
             raise GpuRefusal(
-                f"no GPU kernel reads the {recipe.format} code of {folder.path}", GpuError
+                f"no GPU kernel reads windows of {recipe.code.window_bits} bits, as in "
+                f"{folder.path}",
+                GpuError,
             )
+        if reason := why_not_shape(loading.spec):
+            raise GpuRefusal(reason, GpuError)
+        gpu = open_gpu(options.gpu, options.vram, report.note)
+        assert gpu is not None
         needs = GpuNeeds(
             spec=loading.spec,
             dense_bytes=loading.weights.n_bytes,
@@ -55,9 +71,15 @@ def place_on_gpu(loading: Loading, planes: list[int], report: Reporter) -> GpuPl
             n_context=loading.context,
             kv=options.kv_format,
         )
-        return GpuPlace(gpu=gpu, division=needs.divided(gpu, planes))
+        division = needs.divided(gpu, planes)
+        if division.n_planes < planes[0]:
+            report.note(
+                f"experts at {SYMBOL_BITS * division.n_planes} bits, which fit on {gpu.name}; with "
+                f"gpu none the CPU computes at up to {SYMBOL_BITS * planes[0]}"
+            )
+        return GpuPlace(gpu=gpu, division=division)
     except GpuRefusal as refusal:
-        settle(refusal, options.gpu, report.note)
+        settle(refusal, options.gpu, options.vram, report.note)
         return None
 
 

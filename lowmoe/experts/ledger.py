@@ -15,7 +15,8 @@ class Traffic:
 
     gpu_requests, ram_requests, disk_requests: experts lent that were on the GPU or in RAM when
     asked for, or in neither; gpu_bytes, ram_bytes: bytes of all experts lent there; disk_bytes:
-    bytes read from disk, guesses included; disk_busy_s: seconds with at least one read under way.
+    bytes read from disk, guesses and what was read unasked included; disk_busy_s: seconds with at
+    least one read under way.
     guessed, guessed_right: experts read ahead, and those of them that were then asked for.
     """
 

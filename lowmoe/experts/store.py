@@ -229,7 +229,7 @@ class ExpertStore:
             return
         if self._rest is None:
             self._rest = ((layer, e) for layer, n in enumerate(n_experts) for e in range(n))
-        n_more = N_READERS - self._ledger.n_reads_now
+        n_more = N_READERS // 2 - self._ledger.n_reads_now  # the others are for what is wanted
         absent = (key for key in self._rest if key not in self._tier.residents)
         for key in itertools.islice(absent, max(0, n_more)):
             self._start_read(key, set())

@@ -47,7 +47,7 @@ def test_one_that_does_not_fit_is_answered_by_the_cpu_which_is_said(
     assert done.code == 0
     assert json.loads(done.out.splitlines()[-1])["placement"]["gpu"] == 0
     assert done.err.count("computing on the CPU: ") == 1
-    assert "and 1000 are free on a stand-in." in done.err
+    assert "and 1000 of 1000 are free on a stand-in." in done.err
 
 
 def test_but_a_card_that_was_asked_for_by_name_must_do_it(

@@ -20,6 +20,7 @@ REPOSITORY = EMULATOR.parent.parent
 KERNELS = REPOSITORY / "cuda_ext" / "kernels"
 LIBRARIES = REPOSITORY / "build" / "cuda_emulator"
 
+_KEPT = 4  # libraries of one file and build; a day of changes leaves half a gigabyte otherwise
 _INCLUDE = re.compile(rb'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 _FLAGS = [
     *("-std=c++20", "-shared", "-fPIC", "-Wall", "-Werror"),
@@ -54,14 +55,23 @@ def library_of(source: Path, build: Build) -> Path:
     for part in sorted(_parts(source) | _parts(EMULATOR / "cuda_emu.h")):
         digest.update(part.read_bytes())
     digest.update((EMULATOR / "shared_memory.ld").read_bytes())
-    library = LIBRARIES / f"{source.stem}-{build.name.lower()}-{digest.hexdigest()[:16]}.so"
+    name = f"{source.stem}-{build.name.lower()}"
+    library = LIBRARIES / f"{name}-{digest.hexdigest()[:16]}.so"
     if library.exists():
         return library
     LIBRARIES.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{library}.lock"):
+    with FileLock(LIBRARIES / f"{name}.lock"):
         if not library.exists():
             _compile(source, command, library)
+            _forget_all_but_latest(f"{name}-*.so")
     return library
+
+
+def _forget_all_but_latest(pattern: str) -> None:
+    """Keeps as many as two people who try something would go back and forth between."""
+    by_age = sorted(LIBRARIES.glob(pattern), key=lambda library: library.stat().st_mtime_ns)
+    for library in by_age[:-_KEPT]:
+        library.unlink()
 
 
 def _compile(source: Path, command: list[str], library: Path) -> None:

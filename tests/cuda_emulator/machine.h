@@ -26,8 +26,9 @@ enum Order : unsigned { kForward = 0, kReverse = 1 };
 inline constexpr int kWarp = 32;
 inline constexpr int kMaxThreads = 1024;
 inline constexpr unsigned kWholeWarp = ~0u;
-// Memory nobody has written: as float16 and float32 NaN in the forward order, for it spreads, and in
-// the others a large number, for a maximum drops NaN. So whoever reads it gives different results.
+// Memory nobody has written: as float16 and float32 NaN in the forward order, for it spreads, and
+// in the others a large number, for a maximum drops NaN. So whoever reads it gives different
+// results.
 inline constexpr unsigned char kUnwritten[] = {0xff, 0x7b};
 
 // One kind of meeting of lanes. Two sets of places, for a lane that is through may begin the next

@@ -85,6 +85,14 @@ def test_a_file_is_compiled_again_when_it_or_what_it_includes_has_changed(source
     assert library_of(source, Build.PLAIN) not in (first, second)
 
 
+def test_libraries_of_old_contents_are_forgotten(source: Path) -> None:
+    latest = []
+    for step in range(6):
+        (source.parent / "step.cuh").write_text(HEADER.replace("1", str(step)))
+        latest.append(library_of(source, Build.PLAIN))
+    assert sorted(latest[2:]) == sorted((source.parent / "libraries").glob("*.so"))
+
+
 def test_a_file_that_is_no_cpp_is_refused_with_what_the_compiler_says(source: Path) -> None:
     source.write_text(SOURCE.replace("kStep;", "kSteps;"))
     with pytest.raises(RuntimeError, match=r"(?s)cannot compile .*adding\.cu.*kSteps"):

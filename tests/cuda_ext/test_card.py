@@ -16,6 +16,7 @@ from cuda_ext.card import (
     describe,
     find_card,
     in_a_line,
+    is_without,
     look,
     why_none,
     why_not,
@@ -181,3 +182,27 @@ def test_a_torch_with_too_old_a_driver_is_not_asked(machine: pytest.MonkeyPatch)
     machine.setattr(torch.cuda, "device_count", asked)
     assert look().driver == (12, 8)
     assert look().cards == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", ["4070tisuper", "4070", "RTX 4070 Ti"]),
+        ("NVIDIA A100-SXM4-80GB", ["a100", "a100-sxm4"]),
+        ("NVIDIA L40S", ["l40s"]),
+    ],
+)
+def test_a_card_is_found_by_words_of_its_name(name: str, found: list[str]) -> None:
+    card = replace(RTX_4090, name=name)
+    for wanted in found:
+        assert find_card(wanted, replace(GOOD, cards=(card,))) == card
+    for wanted in ("l4", "40", "", "super ti"):
+        with pytest.raises(CardError, match="the cards here are"):
+            find_card(wanted, replace(GOOD, cards=(card,)))
+
+
+def test_a_cuda_that_cannot_start_is_a_reason() -> None:
+    facts = replace(GOOD, cards=(), trouble="out of memory")
+    assert why_none(facts) == "CUDA cannot start: out of memory"
+    assert not is_without(facts)
+    assert is_without(replace(GOOD, cards=()))

@@ -174,6 +174,21 @@ def test_auto_takes_a_card_and_none_does_not(work: Workplace, model_folder: Path
     assert work.reports.notes == []
 
 
+def test_auto_says_why_a_card_that_is_here_is_not_used(work: Workplace, model_folder: Path) -> None:
+    work.put(OLD)
+    assert not is_on_gpu(work.load(model_folder))
+    (note,) = work.reports.notes
+    assert note.startswith(f"computing on the CPU: {OLD.name} is sm_{OLD.sm}, and kernels need")
+
+
+def test_a_budget_for_a_card_asks_for_it_as_its_name_does(
+    work: Workplace, model_folder: Path
+) -> None:
+    work.free_bytes = 1000
+    with pytest.raises(MemoryBudgetError, match="bytes of GPU memory are needed"):
+        work.load(model_folder, vram="1GB")
+
+
 def test_a_card_by_name_has_all_its_memory(work: Workplace, model_folder: Path) -> None:
     assert is_on_gpu(work.load(model_folder, gpu="4090"))
     assert work.limits == [None]
@@ -266,7 +281,7 @@ def test_a_misfit_says_what_is_needed_what_is_free_and_what_would_fit(
     with pytest.raises(
         MemoryBudgetError,
         match=f"gpu is '4090', but {four} bytes of GPU memory are needed at 4 bits with a context "
-        rf"of 384 tokens, and {four - 1} are free on a stand-in; bits 2 would fit\. Run on the CPU",
+        rf"of 384 tokens, and {four - 1} of {four - 1} are free on a stand-in; bits 2 would fit\.",
     ):
         work.load(model_folder, gpu="4090", bits=4)
     work.free_bytes = two - 1
@@ -274,7 +289,9 @@ def test_a_misfit_says_what_is_needed_what_is_free_and_what_would_fit(
     with pytest.raises(MemoryBudgetError, match=r"at 2 bits .* context 192 would fit\. Run on"):
         work.load(model_folder, gpu="4090")
     work.free_bytes = 1000
-    with pytest.raises(MemoryBudgetError, match=r"and 1000 are free on a stand-in\. Run on the"):
+    with pytest.raises(
+        MemoryBudgetError, match=r"and 1000 of 1000 are free on a stand-in\. Run on "
+    ):
         work.load(model_folder, gpu="4090")
 
 
@@ -302,7 +319,11 @@ def test_auto_takes_the_most_bits_that_fit(
         work.free_bytes = needed(bits=bits)
         runtime = work.load(model_folder)
         assert (is_on_gpu(runtime), runtime.bits) == (True, bits)
-    assert work.reports.notes == []
+    assert work.reports.notes == [
+        f"experts at {bits} bits, which fit on a stand-in; "
+        "with gpu none the CPU computes at up to 6"
+        for bits in (4, 2)
+    ]
 
 
 def test_auto_goes_on_on_the_cpu_and_says_so_once(
