@@ -15,6 +15,7 @@ from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.layout import Recipe
 from lowmoe.decoder.abilities import ALL, lacking, needs
 from lowmoe.decoder.decoder import Decoder
+from lowmoe.decoder.gpu_buffers import why_not_shape
 from lowmoe.decoder.in_torch import TorchComputation
 from lowmoe.decoder.weights import from_folder
 from lowmoe.engine.load import TORCH, load_folder
@@ -155,3 +156,13 @@ def test_a_plain_decoder_needs_nothing_and_what_others_need_is_named() -> None:
     assert lacking(spec, ALL - {"attention sinks"}) == ["attention sinks"]
     every = {n for alias in ALIASES.values() for n in needs(read_config(alias.config).spec)}
     assert ALL - every <= {"rope by length"}, "a need that no model has"
+
+
+def test_a_gpu_refuses_what_its_kernels_cannot_do_by_name() -> None:
+    assert why_not_shape(read_config(ALIASES["mixtral-8x7b"].config).spec) is None
+    refused = why_not_shape(read_config(ALIASES["glm-4.5-air"].config).spec)
+    assert refused is not None
+    assert refused.startswith("GPU kernels have no biases of queries, keys and values, rope of a")
+    latent = why_not_shape(read_config(ALIASES["kimi-k2"].config).spec)
+    assert latent is not None
+    assert "no latent attention" in latent
