@@ -65,6 +65,30 @@ FAMILIES: Mapping[str, ModuleType] = {
     "qwen3_moe": qwen_moe,
 }
 
+# Classes of checkpoints' own code that compute what a family here does; ours runs instead.
+_KNOWN_CODE: Mapping[str, str] = {
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "dots1": "Dots1ForCausalLM",
+    "ernie4_5_moe": "Ernie4_5_MoeForCausalLM",
+    "hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM",
+    "kimi_k2": "DeepseekV3ForCausalLM",
+    "minimax_m2": "MiniMaxM2ForCausalLM",
+    "phimoe": "PhiMoEForCausalLM",
+    "qwen": "QWenLMHeadModel",
+}
+# What tensors' names begin with that are no part of the decoder: parts that see, and layers that
+# guess further tokens.
+_GUESSING = ("model.layers.{n_layers}.",)
+_IGNORED: Mapping[str, tuple[str, ...]] = {
+    "deepseek_v3": _GUESSING,
+    "dots1": _GUESSING,
+    "ernie4_5_moe": ("model.mtp_",),
+    "glm4_moe": _GUESSING,
+    "glm4_moe_lite": _GUESSING,
+    "kimi_k2": _GUESSING,
+    "llama4": ("vision_model.", "multi_modal_projector."),
+}
+
 # Keys by which a config asks for code of its own to be run, or reaches into transformers' loader.
 _DANGEROUS = ("auto_map", "trust_remote_code", "_attn_implementation_internal")
 
@@ -152,31 +176,30 @@ class Family:
 def read_config(config: Mapping[str, Any]) -> Family:
     """The family of a config.json.  Raises UnsupportedModelError for what nobody implemented."""
     model_type = config.get("model_type")
-    module = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    _refuse_code(config, getattr(module, "REMOTE_CLASSES", ()))
+    _refuse_code(config, _KNOWN_CODE.get(str(model_type)))
     if not isinstance(model_type, str):
         raise CheckpointError(
             f"config.json: model_type is {model_type!r}, but must name a model family. "
             "Is this a model's config.json?"
         )
-    if module is None:
+    if model_type not in FAMILIES:
         raise UnsupportedModelError(
             f"config.json: model_type is {model_type!r}, but implemented are "
             f"{', '.join(sorted(FAMILIES))}."
         )
+    module = FAMILIES[model_type]
     spec: ModelSpec = module.spec(HfConfig(config))
     shapes = dict(checkpoint_tensors(spec))
-    ignored = (name.format(n_layers=len(spec.layers)) for name in getattr(module, "IGNORED", ()))
+    ignored = (name.format(n_layers=len(spec.layers)) for name in _IGNORED.get(model_type, ()))
     return Family(spec, module.NAMES, shapes, tuple(ignored))
 
 
-def _refuse_code(config: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    """known: classes of a checkpoint's own code that do what we implement; ours runs instead."""
+def _refuse_code(config: Mapping[str, Any], known: str | None) -> None:
+    """known: the class of a checkpoint's own code that may be passed by."""
     dangerous = [key for key in _DANGEROUS if key in config]
     table = config.get("auto_map")
-    if isinstance(table, dict) and known:
-        wanted = str(table.get("AutoModelForCausalLM", "")).rpartition(".")[2]
-        if wanted in known:
+    if isinstance(table, dict) and known is not None:
+        if str(table.get("AutoModelForCausalLM", "")).rpartition(".")[2] == known:
             dangerous.remove("auto_map")
     if dangerous:
         raise UnsupportedModelError(

@@ -23,8 +23,6 @@ NAMES = {
     "kv_latent_norm": _ATTENTION + "kv_a_layernorm.weight",
     "kv_up": _ATTENTION + "kv_b_proj.weight",
 }
-IGNORED = ("model.layers.{n_layers}.",)  # a layer that guesses further tokens
-REMOTE_CLASSES = ("DeepseekV3ForCausalLM",)
 
 
 def spec(hf: HfConfig) -> ModelSpec:

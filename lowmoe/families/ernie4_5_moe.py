@@ -29,8 +29,6 @@ NAMES = {
         name="model.layers.{layer}.mlp.moe_statics.e_score_correction_bias", leading_one=True
     ),
 }
-IGNORED = ("model.mtp_",)  # layers that guess further tokens
-REMOTE_CLASSES = ("Ernie4_5_MoeForCausalLM",)
 
 
 def spec(hf: HfConfig) -> ModelSpec:

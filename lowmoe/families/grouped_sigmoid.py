@@ -27,8 +27,6 @@ from lowmoe.spec import (
 )
 
 NAMES = {**decoder_names(), **expert_names(shared="shared_experts")}
-IGNORED = ("model.layers.{n_layers}.",)  # a layer that guesses further tokens
-REMOTE_CLASSES = ("Dots1ForCausalLM",)
 
 
 def spec(hf: HfConfig) -> ModelSpec:

@@ -35,7 +35,6 @@ NAMES = {
     "k_norm": _LAYER + "self_attn.key_layernorm.weight",
     "router": _LAYER + "mlp.gate.wg.weight",
 }
-REMOTE_CLASSES = ("HunYuanMoEV1ForCausalLM",)
 
 
 def spec(hf: HfConfig) -> ModelSpec:

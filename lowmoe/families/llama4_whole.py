@@ -6,8 +6,6 @@ from lowmoe.errors import CheckpointError
 from lowmoe.families import llama4
 from lowmoe.spec import HfConfig, ModelSpec, Stored
 
-IGNORED = ("vision_model.", "multi_modal_projector.")
-
 
 def _inside(entry: str | Stored) -> str | Stored:
     if isinstance(entry, str):

@@ -8,7 +8,6 @@ from lowmoe.families.reading import epsilon, read_attention, read_model, require
 from lowmoe.spec import ExpertsFeedForward, HeadNorm, HfConfig, ModelSpec, SigmoidRouter
 
 NAMES = {**decoder_names(), **numbered_names()}
-REMOTE_CLASSES = ("MiniMaxM2ForCausalLM",)
 
 
 def spec(hf: HfConfig) -> ModelSpec:

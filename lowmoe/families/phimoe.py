@@ -11,7 +11,6 @@ from lowmoe.families.reading import epsilon, read_attention, read_model, require
 from lowmoe.spec import ExpertsFeedForward, HfConfig, ModelSpec, SparseMixerRouter
 
 NAMES = {**decoder_names(), **numbered_names()}
-REMOTE_CLASSES = ("PhiMoEForCausalLM",)
 
 
 def spec(hf: HfConfig) -> ModelSpec:

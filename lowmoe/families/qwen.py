@@ -26,7 +26,6 @@ NAMES = {
     "up": _LAYER + "mlp.w1.weight",
     "down": _LAYER + "mlp.c_proj.weight",
 }
-REMOTE_CLASSES = ("QWenLMHeadModel",)
 
 
 def spec(hf: HfConfig) -> ModelSpec:
