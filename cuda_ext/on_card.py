@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 # A grid that comes again, as all do in decoding, finds its LaunchConfig made. Prompts of ever new
 # lengths bring ever new grids: so many are remembered.
 _REMEMBERED_CONFIGS = 4096
+# CU_STREAM_LEGACY: torch's default stream by its own name. Its handle is 0, which cuda-core may be
+# told (CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM) to take for another one.
+_LEGACY_STREAM = 1
 
 
 class LaunchError(Exception):
@@ -81,7 +84,7 @@ class OnCard:
                 f"{kernel} takes {loaded.n_parameters} parameters, got {len(arguments)}."
             )
         self._core.launch(
-            self._stream(torch.cuda.current_stream(index).cuda_stream),
+            self._stream(torch.cuda.current_stream(index).cuda_stream or _LEGACY_STREAM),
             self._config(grid, block, shared_bytes),
             loaded.kernel,
             *as_parameters(arguments, index),

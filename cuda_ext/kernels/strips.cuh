@@ -23,14 +23,21 @@
 
 namespace lowmoe {
 
-// A launch has two blocks for each multiprocessor. Where two tables of 64 KB do not fit into one,
-// the second half of the blocks leaves at once, so that no table is built twice.
-#if defined(__CUDA_ARCH__) && \
-    (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
-inline constexpr int kBlocksForOneAtWork = 2;
+// A launch has two blocks for each multiprocessor. Where two of them do not fit into its shared
+// memory (100 KB; or 164 KB, for 5 to 8 tokens, whose blocks take up to 97), the second half of the
+// blocks leaves at once, so that no table is built twice.
+template <int kTokens>
+constexpr int blocks_for_one_at_work() {
+#if !defined(__CUDA_ARCH__)
+  return 1;
+#elif __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
+  return 2;
+#elif __CUDA_ARCH__ < 900
+  return kTokens;
 #else
-inline constexpr int kBlocksForOneAtWork = 1;
+  return 1;
 #endif
+}
 
 inline constexpr int kMostBlocks = 4096;  // of a launch: so many counters are theirs
 
@@ -82,7 +89,8 @@ class Strips {
         counters_(counters),
         partials_(partials),
         run_cells_(job.n_column_blocks),
-        shares_(run_cells_ * job.n_planes * job.n_strips, gridDim.x / kBlocksForOneAtWork) {}
+        shares_(run_cells_ * job.n_planes * job.n_strips,
+                gridDim.x / blocks_for_one_at_work<kTokens>()) {}
 
   // Everything. values: the code's table, [64].
   __device__ __forceinline__ void run(const int8_t* values) {

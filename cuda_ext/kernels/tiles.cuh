@@ -161,13 +161,18 @@ class TileProduct {
     const int late = threadIdx.x / 32 / (kTileWarps / 2);
     for (int step = 0; step <= 2 * n; step++) {
       if (step % 2) {
-        cp_async_wait<0>();
+        // The first have asked for the words of their next group a moment ago, and do not wait for
+        // them yet: the tokens were asked for before.
+        if (late) cp_async_wait<0>();
+        if (!late) cp_async_wait<1>();
         __syncthreads();
         if (step / 2 + 1 < n) fetch_tokens(first, step / 2 + 1, n);
+        cp_async_commit();
       }
       const int own = step - late, group = own / 2;
       if (own < 0 || own == 2 * n) continue;
       if (own % 2 == 0) {
+        if (!late) cp_async_wait<1>();  // the words; the tokens asked for last may still come
         decode_group(first + group, group + 1 < n);
       } else {
         multiply_group(group % 2, sums);
@@ -176,10 +181,9 @@ class TileProduct {
   }
 
  private:
-  // Begins to copy the tokens of the group after `first` by `next`.
+  // Begins to copy the tokens of the group after `first` by `next`, and leaves it to be committed.
   __device__ __forceinline__ void fetch_tokens(int first, int next, int n) {
     fetch_codes(tokens_, memory_.from, first + next, memory_.lines + next % 2 * kTokens);
-    cp_async_commit();
     keep_next_scale(next % 2);
     if (next + 1 < n) next_scale_ = scale_at(first + next + 1);
   }

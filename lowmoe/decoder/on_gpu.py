@@ -126,8 +126,7 @@ class GpuComputation:
     def embed(self, ids: Tensor) -> Tensor:
         """In a buffer, until the next pass."""
         b = self._of(ids.shape[0])
-        # Out of memory that is not pinned: read before the call returns, whatever is under way.
-        b.ids.copy_(ids, non_blocking=True)
+        b.ids.copy_(ids)  # waits: what it is copied from may be gone at return
         planes = list(self._embedding.planes)
         self._ops.embed(b.ids, planes, *self._code, self._embedding.d, b.x)
         return b.x
@@ -140,8 +139,7 @@ class GpuComputation:
         assert x.data_ptr() == b.x.data_ptr(), "not what embed returned"
         first, end = cache.n_tokens, cache.n_tokens + x.shape[0]
         assert end <= cache.capacity, (end, cache.capacity)
-        positions = torch.arange(first, end, dtype=b.positions.dtype)
-        b.positions.copy_(positions, non_blocking=True)
+        torch.arange(first, end, out=b.positions)
         if b.n_tokens == 1:
             cache.step()
             store.count_used(self._n_used)

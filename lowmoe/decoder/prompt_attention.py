@@ -7,11 +7,15 @@ Ignorant of:  layers, how queries and keys were made.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from quant.layout import round_up
 
 # Rows of queries that are attended with at once where a mask is needed, which has as many rows.
 BLOCK_ROWS = 1024
+# Not cuDNN's, which torch prefers on Hopper and Blackwell (its sdp_utils.cpp): it makes a plan for
+# each new shape, said to take 20 ms and more, and every prompt and block of one has another.
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 SCALE_BYTES = 4  # behind the codes of a head, see lowmoe/kernels/cpu/kv_cache.h
 
 
@@ -40,9 +44,10 @@ def attend_prompt(queries: Tensor, keys: Tensor, values: Tensor, window: int | N
     if is_whole and keys.dtype == torch.float16:
         # What fused kernels of half precision know. In float32 this would be done by matrices of
         # all scores.
-        out = F.scaled_dot_product_attention(
-            by_head[None], keys[None], values[None], is_causal=True, enable_gqa=True
-        )
+        with sdpa_kernel(KERNELS):
+            out = F.scaled_dot_product_attention(
+                by_head[None], keys[None], values[None], is_causal=True, enable_gqa=True
+            )
         return out[0].transpose(0, 1)
     n_groups = queries.shape[1] // keys.shape[0]
     step = max(1, BLOCK_ROWS // n_groups)
@@ -67,9 +72,10 @@ def _attend_block(
     # heads on either side.
     rows = queries.reshape(n_kv_heads, -1, head_size)  # [B, A / B * n, D]
     mask = mask.expand(n_heads // n_kv_heads, -1, -1).reshape(rows.shape[1], -1)
-    out = F.scaled_dot_product_attention(
-        rows[None], keys[None, :, seen], values[None, :, seen], attn_mask=mask
-    )
+    with sdpa_kernel(KERNELS):
+        out = F.scaled_dot_product_attention(
+            rows[None], keys[None, :, seen], values[None, :, seen], attn_mask=mask
+        )
     return out[0].reshape(n_heads, n_tokens, head_size)
 
 

@@ -38,7 +38,8 @@ class CapturedWork:
                 work()
             torch.cuda.current_stream().wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=stream):
+            # Other threads may allocate meanwhile, which ends a capture in the default mode.
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 work()
 
     def __call__(self) -> None:

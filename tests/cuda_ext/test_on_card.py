@@ -112,7 +112,7 @@ def test_a_launch_goes_to_torchs_current_stream_with_its_sizes(
     launch("vectors/zero", (1, 1, 1), 32)
     assert core.launched == [
         (
-            "stream 0",
+            "stream 1",  # CU_STREAM_LEGACY, whatever handle 0 is taken for
             {"grid": (2, 3, 4), "block": 128, "shmem_size": 64},
             "the kernel",
             (x.data_ptr(), 5, np.float32(0.5)),
@@ -126,7 +126,7 @@ def test_a_launch_that_comes_again_makes_nothing_new(launch: OnCard, core: FakeC
     for _ in range(3):
         launch("vectors/zero", (8, 1, 1), 32)
     assert len(core.launched) == 3
-    assert core.made == ["stream 0", {"grid": (8, 1, 1), "block": 32, "shmem_size": 0}]
+    assert core.made == ["stream 1", {"grid": (8, 1, 1), "block": 32, "shmem_size": 0}]
 
 
 def test_each_thread_enters_the_cards_context_once(launch: OnCard, core: FakeCore) -> None:
