@@ -198,9 +198,9 @@ def _refuse_code(config: Mapping[str, Any], known: str | None) -> None:
     """known: the class of a checkpoint's own code that may be passed by."""
     dangerous = [key for key in _DANGEROUS if key in config]
     table = config.get("auto_map")
-    if isinstance(table, dict) and known is not None:
-        if str(table.get("AutoModelForCausalLM", "")).rpartition(".")[2] == known:
-            dangerous.remove("auto_map")
+    wanted = table.get("AutoModelForCausalLM") if isinstance(table, dict) else None
+    if known is not None and str(wanted).rpartition(".")[2] == known:
+        dangerous.remove("auto_map")
     if dangerous:
         raise UnsupportedModelError(
             f"config.json has {', '.join(dangerous)}: it wants code of its own to run, and lowmoe "
