@@ -77,7 +77,8 @@ def test_native_code_of_every_instruction_set_can_be_asked_for(
     runtime = load_folder(model_folder, LoadOptions())
     assert runtime.isa == isa
     assert isinstance(runtime.decoder.computation, NativeComputation)
-    assert len(list(Session(runtime).token_ids([1, 2, 3], SamplingOptions(max_new_tokens=2)))) == 2
+    asked = SamplingOptions(max_new_tokens=2)
+    assert len(list(Session(runtime).token_ids([1, 2, 3], asked, heed_ends=False))) == 2
     runtime.close()
 
 
