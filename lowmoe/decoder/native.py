@@ -4,7 +4,7 @@ Knows:        which addresses and sizes the operations of lowmoe/kernels/cpu wan
 Ignorant of:  the order of layers, files, what instruction sets there are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from lowmoe.decoder.computation import Cache, layer_by_layer
 from lowmoe.decoder.moe import Routing
 from lowmoe.decoder.rope import rope_frequencies
-from lowmoe.decoder.weights import DenseWeights
+from lowmoe.decoder.weights import DenseWeights, LayerWeights
 from lowmoe.experts.store import ExpertStore
 from lowmoe.kernels import cpu
 from lowmoe.spec import GroupedQueryAttention, ModelSpec
@@ -59,9 +59,7 @@ class NativeComputation:
             [self._attention_layer(i) for i in range(len(spec.layers))],
             max_context=n_context,
         )
-        self._experts = cpu.Experts(
-            self._engine, [self._experts_layer(i) for i in range(len(spec.layers))]
-        )
+        self._experts = cpu.Experts(self._engine, experts_layers(spec, weights.layers))
         self._ends = cpu.Ends(
             engine=self._engine,
             embedding=self._linear(weights.embedding),
@@ -197,17 +195,21 @@ class NativeComputation:
             self._frequencies[key] = rope_frequencies(spec.rope, spec.head_size)
         return self._frequencies[key]
 
-    def _experts_layer(self, layer_id: int) -> cpu.ExpertsLayer:
-        weights, spec = self.weights.layers[layer_id], self._spec.layers[layer_id].feed_forward
-        return cpu.ExpertsLayer(
-            norm=weights.experts_norm.data_ptr(),
-            norm_epsilon=self._spec.norm_epsilon,
-            router=weights.router.data_ptr(),
-            d_in=weights.transforms.d_in.data_ptr(),
-            d_inner=weights.transforms.d_inner.data_ptr(),
-            n_hidden=self._spec.n_hidden,
-            n_experts=spec.n_experts,
-            n_inner=spec.n_inner,
-            n_active=spec.router.n_active,
-            renormalize=spec.router.renormalize,
+
+def experts_layers(spec: ModelSpec, weights: Sequence[LayerWeights]) -> list[cpu.ExpertsLayer]:
+    """Norms and routers as native code wants them; who calls keeps the weights alive."""
+    return [
+        cpu.ExpertsLayer(
+            norm=of.experts_norm.data_ptr(),
+            norm_epsilon=spec.norm_epsilon,
+            router=of.router.data_ptr(),
+            d_in=of.transforms.d_in.data_ptr(),
+            d_inner=of.transforms.d_inner.data_ptr(),
+            n_hidden=spec.n_hidden,
+            n_experts=layer.feed_forward.n_experts,
+            n_inner=layer.feed_forward.n_inner,
+            n_active=layer.feed_forward.router.n_active,
+            renormalize=layer.feed_forward.router.renormalize,
         )
+        for layer, of in zip(spec.layers, weights, strict=True)
+    ]

@@ -14,7 +14,7 @@ from cuda_ext.card import Card, CardError, find_card, look, why_none, why_not
 from cuda_ext.compile import CompileError
 from cuda_ext.on_card import LaunchError
 from lowmoe.decoder.gpu_buffers import Buffers, why_not_shape
-from lowmoe.decoder.on_gpu import cache_bytes
+from lowmoe.decoder.gpu_parts import cache_bytes
 from lowmoe.engine.memory import parse_budget
 from lowmoe.errors import GpuError, LowMoeError, MemoryBudgetError, UsageError
 from lowmoe.experts.resident import ResidentExperts

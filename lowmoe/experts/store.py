@@ -121,6 +121,14 @@ class ExpertStore:
             layers.setdefault(layer_id, []).append(expert_id)
         return layers
 
+    def n_in_memory(self) -> dict[Tier, int]:
+        """Those in RAM."""
+        return {"ram": sum(map(self._is_ready, self._tier.residents))}
+
+    def has(self, layer_id: int, expert_id: int) -> bool:
+        """Whether an expert is in RAM now."""
+        return self._is_ready((layer_id, expert_id))
+
     def want(self, layer_id: int, expert_ids: Collection[int]) -> None:
         """Say which experts a layer needs now: counts them as used and starts reading.
 

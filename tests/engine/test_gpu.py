@@ -13,7 +13,8 @@ from cuda_ext.card import Card
 from cuda_ext.compile import CompileError
 from lowmoe.checkpoint.layout import Recipe
 from lowmoe.decoder.native import NativeComputation
-from lowmoe.decoder.on_gpu import GpuComputation, cache_bytes
+from lowmoe.decoder.gpu_parts import cache_bytes
+from lowmoe.decoder.on_gpu import GpuComputation
 from lowmoe.engine import gpu as gpu_module
 from lowmoe.engine.generate import Session
 from lowmoe.engine.gpu import find_gpu

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "lowmoe/kernels/cpu/router.h"
 
@@ -13,6 +14,9 @@ namespace {
 constexpr size_t kScoredTogether = 8;
 // Columns of a token that one thread sums at a time.
 constexpr size_t kSummedTogether = 512;
+
+// An assignment whose expert has not run.
+constexpr uint32_t kNoRow = ~uint32_t{0};
 
 size_t divide_up(size_t count, size_t by) { return (count + by - 1) / by; }
 
@@ -44,7 +48,7 @@ Experts::Experts(Engine& engine, const ExpertsLayer& like)
 
 void Experts::route(const ExpertsLayer& layer, const float* x, size_t n, float* weights,
                     int64_t* ids) {
-  n_rows_ = 0;
+  begin(layer, n);
   engine_.pool().run([&](Team& team) {
     engine_.norm_and_round(team, x, n, layer.norm, layer.norm_epsilon, layer.d_in, normed_.data(),
                            rounded_.tokens());
@@ -54,6 +58,24 @@ void Experts::route(const ExpertsLayer& layer, const float* x, size_t n, float* 
                     layer.renormalize, weights + t * layer.n_active, ids + t * layer.n_active);
     });
   });
+}
+
+void Experts::take(const ExpertsLayer& layer, const int8_t* codes, const float* scales, size_t n) {
+  begin(layer, n);
+  const RoundedTokens to = rounded_.tokens();
+  const size_t columns = padded_columns(layer.n_hidden);
+  std::memcpy(to.codes, codes, n * columns);
+  std::memcpy(to.scales, scales, n * scale_groups(layer.n_hidden) * sizeof(float));
+  for (size_t block = 0; block < n * columns / layout::kBlockColumns; block++) {
+    const int8_t* of_block = codes + block * layout::kBlockColumns;
+    to.sums[block] = std::accumulate(of_block, of_block + layout::kBlockColumns, int32_t{0});
+  }
+}
+
+// No expert has run for these tokens.
+void Experts::begin(const ExpertsLayer& layer, size_t n) {
+  n_rows_ = 0;
+  std::fill_n(row_of_.data(), n * layer.n_active, kNoRow);
 }
 
 void Experts::foresee(const ExpertsLayer& layer, const float* x, size_t n, float* weights,
@@ -197,6 +219,7 @@ void Experts::add(const ExpertsLayer& layer, const float* weights, size_t n, flo
       const size_t count = std::min(kSummedTogether, layer.n_hidden - first);
       float sum[kSummedTogether] = {};
       for (size_t a = t * n_active; a < (t + 1) * n_active; a++) {
+        if (row_of_[a] == kNoRow) continue;
         v.add_scaled(outputs_.data() + row_of_[a] * layer.n_hidden + first, weights[a], count, sum);
       }
       v.add_scaled(sum, 1.0f, count, x + t * layer.n_hidden + first);
