@@ -233,13 +233,11 @@ class HybridComputation:
     def _mix_missing(self, layer_id: int, b: Buffers, here: set[int]) -> None:
         """The experts wanted from RAM, as they come: through the GPU or on the CPU."""
         ram = self._experts.ram
-        for group in ram.portions():
+        for group in ram.portions_in_order(self._experts.staging.n_staged):
             with ram.borrow(layer_id, group) as experts:
-                passing = [e for e in experts if e not in here]
-                n_staged = self._experts.staging.n_staged
-                for first in range(0, len(passing), n_staged):
-                    some = {e: experts[e] for e in passing[first : first + n_staged]}
-                    self._mix_passing(layer_id, b, some)
+                passing = {e: parts for e, parts in experts.items() if e not in here}
+                if passing:
+                    self._mix_passing(layer_id, b, passing)
                 staying = {e: parts for e, parts in experts.items() if e in here}
                 if staying:
                     self._on_cpu.run(layer_id, staying)

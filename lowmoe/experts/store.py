@@ -169,6 +169,17 @@ class ExpertStore:
             self._wanted = [key for key in self._wanted if key not in group]
             self._read_wanted()
 
+    def portions_in_order(self, n_most: int) -> Iterator[list[int]]:
+        """The same in the order of their ids, n_most at a time: for whoever's sums are rounded
+        otherwise in another order, which here does not depend on what is in RAM.
+        """
+        self._wanted.sort()
+        while self._wanted:
+            group = self._wanted[: min(n_most, self.n_slots)]
+            self._read_wanted()
+            yield [expert_id for _, expert_id in group]
+            self._wanted = self._wanted[len(group) :]
+
     def _read_wanted(self) -> None:
         near = self._wanted[: self.n_slots]
         missing = [key for key in near if not self._is_ready(key)]
