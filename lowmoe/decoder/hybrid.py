@@ -251,6 +251,11 @@ class HybridComputation:
         staging.done()
 
 
+def share_bytes(spec: ModelSpec) -> int:
+    """GPU memory for the CPU's share of a layer."""
+    return MOST_DECODED * spec.n_hidden * torch.float32.itemsize
+
+
 def _few(missing: list[int], counts: Tensor) -> set[int]:
     """The missing experts that the CPU is to compute, those of the fewest tokens."""
     few: set[int] = set()

@@ -16,7 +16,8 @@ from lowmoe.kernels.gpu import Event, Gpu
 from quant.layout import MAX_PLANES
 
 N_SETS = 2
-# Of a set: enough that a launch has work for a whole card, little beside 24 GB.
+# Of a set, which has at most a quarter of a layer: enough that a launch has work for a whole card,
+# little beside 24 GB.
 SET_BYTES = 256 * 2**20
 
 
@@ -89,4 +90,4 @@ class Staging:
 
 
 def _n_staged(part_bytes: tuple[int, ...], n_experts: int) -> int:
-    return max(1, min(n_experts, SET_BYTES // ExpertPlaces(part_bytes).stride))
+    return max(1, min(n_experts // 4, SET_BYTES // ExpertPlaces(part_bytes).stride))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from test_native import CHUNKS, N_TOKENS, Golden, assert_within, expected_error, golden_of
-from test_on_gpu import GuidedRoute, on_gpu
+from test_on_gpu import GuidedRoute, Uncaptured, card, on_gpu
 from tiny_models import in_chunks
 from torch import Tensor
 from trellis_models import CONTEXT, LAYERS, SHAPES, TrellisModel, trellis_model
@@ -32,9 +32,12 @@ from lowmoe.experts.source import FolderExperts
 from lowmoe.experts.staging import Staging
 from lowmoe.experts.store import ExpertStore
 from lowmoe.kernels import cpu
+from lowmoe.kernels.cuda import CudaGpu
+from lowmoe.kernels.gpu import Gpu
 from tests.cuda_ext import oracle
 from tests.stand_in_gpu import Operation, StandInGpu
 
+__all__ = ["card"]  # a fixture
 SIZES = {**CHUNKS, "eight by eight": [MOST_DECODED]}
 ALL = 1000
 
@@ -57,9 +60,13 @@ def hybrid(
     *,
     n_slots: int,
     n_in_ram: int = ALL,
+    on: Gpu | None = None,
 ) -> Iterator[Decoder[HybridExperts]]:
-    """With slots for so many experts on the GPU, and RAM for so many."""
-    gpu = StandInGpu(operations)
+    """With slots for so many experts on the GPU, and RAM for so many.
+
+    On a stand-in with these operations, or on a card with its own.
+    """
+    gpu = StandInGpu(operations) if on is None else on
     format = model.recipe.expert_format(model.spec)
     source = Flaky(model.folder, model.recipe.part_names, format.part_bytes)
     n_experts = [layer.feed_forward.n_experts for layer in model.spec.layers]
@@ -84,7 +91,7 @@ def hybrid(
         )
         computation = HybridComputation(
             model.spec,
-            model.weights,
+            model.weights.at(gpu.place),
             model.recipe.code,
             experts,
             gpu,
@@ -114,10 +121,12 @@ class Guided:
 
 
 @contextmanager
-def guided(golden: Golden, **how: Any) -> Iterator[Decoder[Any]]:
-    by_name = oracle.OPERATIONS
+def guided(golden: Golden, *, on: CudaGpu | None = None, **how: Any) -> Iterator[Decoder[Any]]:
+    """Where torch sent its tokens."""
+    by_name = oracle.OPERATIONS if on is None else vars(Uncaptured(on).operations)
     route = GuidedRoute(by_name["norm_route"], by_name["group"], golden.answer.routings)
-    with hybrid(golden.model, {**by_name, "norm_route": route}, **how) as decoder:
+    card: Any = None if on is None else Uncaptured(on, route)
+    with hybrid(golden.model, {**by_name, "norm_route": route}, on=card, **how) as decoder:
         computation: Any = Guided(decoder.computation, route)
         yield Decoder(spec=decoder.spec, store=decoder.store, computation=computation)
 
@@ -310,3 +319,26 @@ def test_a_step_is_the_same_work_whatever_the_token_and_its_position(plain: Gold
         gpu: Any = decoder.computation._gpu  # type: ignore[attr-defined]
         in_chunks(decoder, plain.ids, [1])
         assert (gpu.n_captured, gpu.n_replayed) == (2 * LAYERS, 2 * LAYERS * N_TOKENS)
+
+
+# --- on a card
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n_slots", [2, 9, ALL])
+@pytest.mark.parametrize("chunks", SIZES)
+def test_a_cards_logits_are_torchs_but_for_rounding(
+    card: CudaGpu, plain: Golden, chunks: str, n_slots: int
+) -> None:
+    with guided(plain, on=card, n_slots=n_slots, n_in_ram=7) as decoder:
+        found = in_chunks(decoder, plain.ids, SIZES[chunks])
+    assert_within(found, plain.answer.logits, expected(SIZES[chunks]))
+
+
+@pytest.mark.gpu
+def test_graphs_replay_what_a_card_does_step_by_step(card: CudaGpu, plain: Golden) -> None:
+    found = []
+    for gpu in (card, Uncaptured(card)):
+        with hybrid(plain.model, n_slots=6, on=gpu) as decoder:  # type: ignore[arg-type]
+            found.append(in_chunks(decoder, plain.ids, [20, 1, 1, 7, 1]))
+    assert torch.equal(*found)
