@@ -188,7 +188,7 @@ class HybridComputation:
 
     def _foresee(self, layer_id: int, x: Tensor) -> None:
         """Begin to read what a layer will likely miss; see layer_by_layer."""
-        if layer_id < len(self._spec.layers) and not self._experts.ram.has_all:
+        if layer_id < len(self._spec.layers) and not self._experts.has_all:
             likely = self._on_cpu.foresee(layer_id, x).by_weight()
             self._experts.ram.prefetch(layer_id, self._experts.missing(layer_id, likely))
 
@@ -252,7 +252,11 @@ class HybridComputation:
 
 
 def share_bytes(spec: ModelSpec) -> int:
-    """GPU memory for the CPU's share of a layer."""
+    """GPU memory for the CPU's share of a layer.
+
+    A prompt's, with what it is computed from, is made anew each time: at most 2 * MOST_ON_CPU rows,
+    megabytes, which the margin of kernels/cuda.py is for.
+    """
     return MOST_DECODED * spec.n_hidden * torch.float32.itemsize
 
 

@@ -198,4 +198,5 @@ def _hybrid_experts(
     slots = GpuSlots(part_bytes, n_experts, place.gpu, ring, n_slots=n_slots)
     slots.fill(source, _progress(report))
     staging = Staging(part_bytes, max(n_experts), place.gpu, ring)
-    return HybridExperts(slots=slots, staging=staging, ring=ring, ram=ram), working_bytes
+    experts = HybridExperts(slots=slots, staging=staging, ring=ring, ram=ram, n_experts_total=total)
+    return experts, working_bytes

@@ -9,7 +9,7 @@ Knows:        which expert is in which slot, which deserves one, what is on its 
 Ignorant of:  tokens, routing, what the bits mean, where experts come from.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -99,6 +99,10 @@ class GpuSlots:
         """The experts that a pass finds there."""
         return sorted(self._slot_of)
 
+    def keys(self) -> Set[Key]:
+        """The same, as they change."""
+        return self._slot_of.keys()
+
     def has(self, layer_id: int, expert_id: int) -> bool:
         """Whether a pass that is asked for now finds this expert there."""
         return (layer_id, expert_id) in self._slot_of
@@ -133,14 +137,15 @@ class GpuSlots:
 
     # --- promotion, between passes
 
-    def welcome(self) -> None:
-        """Let the expert that was on its way take its place."""
+    def welcome(self) -> Key | None:
+        """Let the expert that was on its way take its place; returns it, if there is one."""
         if self._arrival is None:
-            return
+            return None
         arrival, self._arrival = self._arrival, None
         self._gpu.wait_for(arrival.event)
         self._settle(arrival.key, arrival.slot)
         self._copy_row(arrival.key)
+        return arrival.key
 
     def candidate(self, can_come: Callable[[Key], bool]) -> Key | None:
         """An expert missed by the last pass that deserves a slot more than one that has it, if any.
@@ -158,10 +163,14 @@ class GpuSlots:
                 return key
         return None
 
-    def promote(self, key: Key, parts: Iterable[Tensor]) -> None:
-        """Begin to copy an expert, named by `candidate`, from its parts in RAM."""
+    def promote(self, key: Key, parts: Iterable[Tensor]) -> Key | None:
+        """Begin to copy an expert, named by `candidate`, from its parts in RAM.
+
+        Returns the one that leaves for it.
+        """
         assert self._arrival is None
-        slot = self._free.pop() if self._free else self._evict(key[0])
+        leaving = None if self._free else self._worth_least(key[0])
+        slot = self._free.pop() if leaving is None else self._evict(leaving)
         # Whatever may still read from the slot was asked for before now.
         self._ring.copies.wait_for(self._gpu.event())
         try:
@@ -170,6 +179,7 @@ class GpuSlots:
             self._free.append(slot)
             raise
         self._arrival = _Arrival(key, slot, event)
+        return leaving
 
     def _best_absent(self, layer_id: int, can_come: Callable[[Key], bool]) -> Key | None:
         absent = [k for k in self._missed[layer_id] if k not in self._slot_of and can_come(k)]
@@ -190,9 +200,7 @@ class GpuSlots:
         there = [key for key in keys if key in self._slot_of]
         return min(there, key=self._policy.worth) if there else None
 
-    def _evict(self, layer_id: int) -> int:
-        key = self._worth_least(layer_id)
-        assert key is not None
+    def _evict(self, key: Key) -> int:
         slot = self._slot_of.pop(key)
         self._mirror[key] = 0
         self._copy_row(key)

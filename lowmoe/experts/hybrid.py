@@ -24,7 +24,10 @@ class HybridExperts:
     staging: Staging
     ring: PinnedRing
     ram: ExpertStore
+    n_experts_total: int
+    has_all: bool = False  # whether none had to be read from disk when the latest pass began
     _n_hits: int = 0
+    _left: Key | None = None  # for the one that is on its way to the GPU
 
     @property
     def tier(self) -> Tier:
@@ -43,8 +46,7 @@ class HybridExperts:
 
     def read_rest(self, n_experts: Sequence[int]) -> None:
         """Into RAM, while nothing else is read."""
-        if not self.ram.is_complete:
-            self.ram.read_rest(n_experts)
+        self.ram.read_rest(n_experts, self.slots.keys())
 
     def residents(self) -> dict[int, list[int]]:
         """The experts on the GPU now, by layer."""
@@ -82,12 +84,20 @@ class HybridExperts:
 
     def move_up(self) -> None:
         """Between passes: let what is on its way to the GPU arrive, and send what deserves it."""
-        self.slots.welcome()
+        arrived, left = self.slots.welcome(), self._left
+        if arrived is not None and left is not None and self._have_room_for_all:
+            self.ram.exchange(arrived, left)
+        self._left = None
+        self.has_all = len(self.slots.keys() | self.ram.keys()) == self.n_experts_total
         key = self.slots.candidate(self._is_in_ram)
         if key is not None:
             layer_id, expert_id = key
             with self.ram.borrow(layer_id, [expert_id]) as experts:
-                self.slots.promote(key, experts[expert_id])
+                self._left = self.slots.promote(key, experts[expert_id])
+
+    @property
+    def _have_room_for_all(self) -> bool:
+        return self.slots.n_slots + self.ram.n_slots >= self.n_experts_total
 
     def _is_in_ram(self, key: Key) -> bool:
         return self.ram.has(*key)

@@ -80,6 +80,7 @@ def hybrid(
             staging=Staging(format.part_bytes, max(n_experts), gpu, ring),
             ring=ring,
             ram=ram,
+            n_experts_total=total,
         )
         on_cpu = CpuShare(
             model.spec,
@@ -275,6 +276,23 @@ def test_every_use_is_counted_where_it_is_served(plain: Golden) -> None:
         assert served == N_TOKENS * LAYERS * 4
         assert min(traffic.gpu_requests, traffic.ram_requests, traffic.disk_requests) > 0
         assert traffic.gpu_bytes == traffic.gpu_requests * decoder.store.expert_bytes
+
+
+def test_where_ram_has_room_for_the_rest_nothing_stays_on_disk(plain: Golden) -> None:
+    total = plain.model.spec.n_experts_total
+    with hybrid(plain.model, n_slots=9, n_in_ram=total - 9) as decoder:
+        store, cache, n_moved = decoder.store, decoder.new_cache(N_TOKENS), 0
+        for token, ids in enumerate(plain.ids.split(1)):
+            there = store.slots.residents()
+            decoder.forward(ids, cache)
+            n_moved += store.slots.residents() != there
+            for slot in list(store.ram._tier.residents.values()):
+                if slot.filling is not None:
+                    slot.filling.result()
+            if token >= 20:
+                # But the one that leaves the GPU, until another has come there.
+                assert len(store.slots.keys() | store.ram.keys()) >= total - 1
+        assert n_moved > 4
 
 
 # --- what goes wrong, and what is broken off
