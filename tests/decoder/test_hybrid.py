@@ -34,8 +34,9 @@ from lowmoe.experts.store import ExpertStore
 from lowmoe.kernels import cpu
 from lowmoe.kernels.cuda import CudaGpu
 from lowmoe.kernels.gpu import Gpu
+from tests.cuda_emulator.emulated import EmulatedLaunch
 from tests.cuda_ext import oracle
-from tests.stand_in_gpu import Operation, StandInGpu
+from tests.stand_in_gpu import Operation, StandInGpu, with_kernels
 
 __all__ = ["card"]  # a fixture
 SIZES = {**CHUNKS, "eight by eight": [MOST_DECODED]}
@@ -122,9 +123,15 @@ class Guided:
 
 
 @contextmanager
-def guided(golden: Golden, *, on: CudaGpu | None = None, **how: Any) -> Iterator[Decoder[Any]]:
+def guided(
+    golden: Golden,
+    *,
+    operations: Mapping[str, Operation] = oracle.OPERATIONS,
+    on: CudaGpu | None = None,
+    **how: Any,
+) -> Iterator[Decoder[Any]]:
     """Where torch sent its tokens."""
-    by_name = oracle.OPERATIONS if on is None else vars(Uncaptured(on).operations)
+    by_name = operations if on is None else vars(Uncaptured(on).operations)
     route = GuidedRoute(by_name["norm_route"], by_name["group"], golden.answer.routings)
     card: Any = None if on is None else Uncaptured(on, route)
     with hybrid(golden.model, {**by_name, "norm_route": route}, on=card, **how) as decoder:
@@ -337,6 +344,22 @@ def test_a_step_is_the_same_work_whatever_the_token_and_its_position(plain: Gold
         gpu: Any = decoder.computation._gpu  # type: ignore[attr-defined]
         in_chunks(decoder, plain.ids, [1])
         assert (gpu.n_captured, gpu.n_replayed) == (2 * LAYERS, 2 * LAYERS * N_TOKENS)
+
+
+# --- the kernels, emulated
+
+
+@pytest.mark.parametrize("sizes", [[3, 1, MOST_DECODED, 1], [17, 13]])
+@pytest.mark.parametrize("name", ["4 heads of 16 over 2", "top 3 of 9, not renormalized"])
+def test_kernels_leave_out_experts_that_are_not_there(
+    tmp_path: Path, name: str, sizes: list[int]
+) -> None:
+    with trellis_model(tmp_path / "folder", SHAPES[name]) as model:
+        golden = golden_of(model, sum(sizes))
+        kernels = with_kernels(EmulatedLaunch())
+        with guided(golden, operations=kernels, n_slots=5) as decoder:
+            found = in_chunks(decoder, golden.ids, sizes)
+    assert_within(found, golden.answer.logits, expected([17]))
 
 
 # --- on a card
