@@ -9,6 +9,7 @@ Ignorant of:  what operations do.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,6 +33,55 @@ CARD = Card(
 )
 
 
+POISON = 0xFF  # as a scale it is no number, and no answer that it enters is one
+
+
+class StandInEvent:
+    """copies: those to be made before it has come, if it is of copies."""
+
+    def __init__(self, copies: Callable[[], None] | None = None) -> None:
+        self._copies = copies
+
+    def wait(self) -> None:
+        if self._copies is not None:
+            self._copies()
+
+
+class StandInCopies:
+    """Copies as late as they may be: when an event after them is waited for.
+
+    Until then what they write to is poisoned, so that whoever reads it too early reads nonsense,
+    and so does who gives it away too early; what they read from too early changed, is read changed.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._earlier = StandInEvent()
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        assert target.shape == source.shape
+        assert target.is_contiguous()
+        assert source.is_contiguous()
+        target.view(torch.uint8).fill_(POISON)
+        self._waiting.append((target, source))
+
+    def wait_for(self, event: Any) -> None:
+        event.wait()
+
+    def event(self) -> StandInEvent:
+        waiting = self._waiting
+        self._waiting = []
+        self._earlier = StandInEvent(partial(_make_once, self._earlier, waiting))
+        return self._earlier
+
+
+def _make_once(earlier: StandInEvent, waiting: list[tuple[Tensor, Tensor]]) -> None:
+    earlier.wait()
+    while waiting:
+        target, source = waiting.pop(0)
+        target.copy_(source)
+
+
 class StandInGpu:
     """free_bytes: what may be taken, whatever was; n_captured, n_replayed: how often."""
 
@@ -51,6 +101,24 @@ class StandInGpu:
 
     def staging(self, n_bytes: int) -> Tensor:
         return page_aligned(n_bytes)
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        assert target.shape == source.shape
+        assert target.is_contiguous()
+        assert source.is_contiguous()
+        self.operations.call(lambda to, of: to.copy_(of), target, source)
+
+    def add(self, target: Tensor, source: Tensor) -> None:
+        self.operations.call(lambda to, of: to.add_(of), target, source)
+
+    def event(self) -> StandInEvent:
+        return StandInEvent()  # all work is done when it is asked for
+
+    def wait_for(self, event: StandInEvent) -> None:
+        event.wait()
+
+    def copies(self) -> StandInCopies:
+        return StandInCopies()
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         calls = self.operations.recorded(work)
@@ -104,14 +172,12 @@ class _Operations:
         self._calls: list[tuple[Operation, tuple[Any, ...]]] | None = None
 
     def __getattr__(self, name: str) -> Operation:
-        operation = self._operations[name]
+        return partial(self.call, self._operations[name])
 
-        def call(*arguments: Any) -> None:
-            if self._calls is not None:
-                self._calls.append((operation, arguments))
-            operation(*arguments)
-
-        return call
+    def call(self, operation: Operation, *arguments: Any) -> None:
+        if self._calls is not None:
+            self._calls.append((operation, arguments))
+        operation(*arguments)
 
     def recorded(self, work: Callable[[], None]) -> list[tuple[Operation, tuple[Any, ...]]]:
         """The calls that some work makes, made."""

@@ -16,7 +16,7 @@ from lowmoe.checkpoint import files
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.cli.render import TerminalReporter, err, out, print_json, size
-from lowmoe.engine.load import TORCH
+from lowmoe.engine.load_options import TORCH
 from lowmoe.engine.machine import machine_line, new_pool, ram_read_bandwidth
 from lowmoe.engine.memory import available_ram_bytes, total_ram_bytes
 from lowmoe.errors import FolderError, UsageError

@@ -5,7 +5,7 @@ Ignorant of:  files, what instruction sets there are.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -298,6 +298,47 @@ class NativeComputation:
             down=self._linear(weights.parts["shared_down"]),
             router=_address(weights.optional("shared_router")),
         )
+
+
+def plain_experts_layers(
+    spec: ModelSpec, weights: Sequence[LayerWeights]
+) -> list[cpu.ExpertsLayer]:
+    """Of a model whose experts have nothing of their own, but norms, routers and transforms; who
+    calls keeps the weights alive.
+    """
+    layers = []
+    for layer, of in zip(spec.layers, weights, strict=True):
+        feed_forward, router = layer.feed_forward, layer.feed_forward.router
+        assert isinstance(router, SoftmaxRouter)
+        layers.append(
+            cpu.ExpertsLayer(
+                norm=of.experts_norm.data_ptr(),
+                norm_epsilon=spec.norm_epsilon,
+                router=cpu.Router(
+                    weights=of.router.data_ptr(),
+                    bias=0,
+                    choice_bias=0,
+                    sigmoid=False,
+                    renormalize=router.renormalize,
+                    n_active=router.n_active,
+                    n_groups=1,
+                    n_groups_active=1,
+                    scale=1.0,
+                ),
+                d_in=of.transforms.d_in.data_ptr(),
+                d_inner=of.transforms.d_inner.data_ptr(),
+                n_hidden=spec.n_hidden,
+                n_experts=feed_forward.n_experts,
+                n_inner=feed_forward.n_inner,
+                steepness=feed_forward.activation.steepness,
+                shift=feed_forward.activation.shift,
+                limit=math.inf,
+                gate_up_bias=0,
+                down_bias=0,
+                shared=None,
+            )
+        )
+    return layers
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:

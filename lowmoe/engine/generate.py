@@ -206,9 +206,14 @@ class Session:
         if self.last_run is None:
             raise UsageError("nothing has been generated yet, so there are no statistics.")
         gpu = self.runtime.gpu
-        if gpu is not None:  # which has all that is read
-            return self.last_run.statistics(Bandwidths(gpu=gpu.read_bandwidth()))
-        return self.last_run.statistics(Bandwidths(ram=self.ram_bandwidth()))
+        # Without threads beside it, a GPU has all that is read.
+        from_ram = gpu is None or self.runtime.pool is not None
+        return self.last_run.statistics(
+            Bandwidths(
+                gpu=None if gpu is None else gpu.read_bandwidth(),
+                ram=self.ram_bandwidth() if from_ram else None,
+            )
+        )
 
     def ram_bandwidth(self) -> float:
         """Bytes a second this machine reads from RAM, measured once."""
@@ -308,8 +313,9 @@ class _Run:
 
 
 def placement(runtime: Runtime) -> PerTier:
-    """Bytes of weights in the memory that is computed from, and of those that are on disk only."""
-    resident = runtime.store.expert_bytes * sum(map(len, runtime.store.residents().values()))
-    everything = runtime.store.expert_bytes * runtime.spec.n_experts_total
-    in_memory = {runtime.store.tier: runtime.dense_bytes + resident}
-    return PerTier(**in_memory, disk=everything - resident)
+    """Bytes of weights in each memory that is computed from, and of those that are on disk only."""
+    store, counts = runtime.store, runtime.store.n_in_memory()
+    in_memory = {tier: n * store.expert_bytes for tier, n in counts.items()}
+    n_on_disk = runtime.spec.n_experts_total - sum(counts.values())
+    in_memory[store.tier] += runtime.dense_bytes
+    return PerTier(**in_memory, disk=n_on_disk * store.expert_bytes)

@@ -13,17 +13,21 @@ import torch
 from cuda_ext.card import Card, CardError, find_card, is_without, look, why_none, why_not
 from cuda_ext.compile import CompileError
 from cuda_ext.on_card import LaunchError
+from lowmoe.checkpoint.files import ALIGNMENT
 from lowmoe.decoder.gpu_buffers import Buffers
-from lowmoe.decoder.on_gpu import cache_bytes
+from lowmoe.decoder.gpu_parts import cache_bytes
+from lowmoe.decoder.hybrid import share_bytes
 from lowmoe.engine.memory import parse_budget
 from lowmoe.errors import GpuError, LowMoeError, MemoryBudgetError, UsageError
+from lowmoe.experts.gpu_slots import MIN_GPU_SLOTS, GpuSlots
 from lowmoe.experts.resident import ResidentExperts
+from lowmoe.experts.staging import Staging
 from lowmoe.kernels import cpu
 from lowmoe.kernels.cuda import open_card
 from lowmoe.kernels.gpu import Gpu
 from lowmoe.settings import read_settings
 from lowmoe.spec import ModelSpec
-from quant.layout import SYMBOL_BITS
+from quant.layout import SYMBOL_BITS, round_up
 
 AUTO, NONE = "auto", "none"
 # Memory of cards, in GB of 1e9 bytes as their data sheets at nvidia.com say, for a larger card to
@@ -48,6 +52,8 @@ CARD_GB = {
 # Tokens of a prompt that pass through the layers at once, the most that fit: every expert's words
 # are decoded once for all of them.
 CHUNKS = (4096, 2048, 1024, 512, 256, 128)
+# Of what is free, tokens of a prompt take at most one part of so many where experts want room too.
+WORKING_SHARE = 8
 LEAST_CONTEXT = 256  # tokens, of those that are advised
 
 
@@ -155,10 +161,15 @@ def gpu_memory() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuDivision:
-    """How a card's memory is divided.  n_planes: of experts; max_tokens: of a pass."""
+    """How a card's memory is divided.
+
+    n_planes: of experts; max_tokens: of a pass; n_slots: how many experts are there, None for all
+    and for good.
+    """
 
     n_planes: int
     max_tokens: int
+    n_slots: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,19 +187,20 @@ class GpuNeeds:
 
     def n_bytes(self, gpu: Gpu, n_planes: int, max_tokens: int) -> int:
         """All of it."""
-        n_experts = [layer.feed_forward.n_experts for layer in self.spec.layers]
-        parts = (self.part_bytes,) * n_planes
-        return (
-            self.dense_bytes
-            + ResidentExperts.needed_bytes(parts, n_experts)
-            + cache_bytes(self.spec, self.n_context, self.kv)
-            + Buffers.working_bytes(self.spec, gpu, max_tokens, self.n_context)
-        )
+        experts = ResidentExperts.needed_bytes(self._parts(n_planes), self._n_experts)
+        return self._beside_experts(gpu, max_tokens) + experts
 
-    def divided(self, gpu: Gpu, planes: Sequence[int]) -> GpuDivision:
-        """The first of the numbers of planes that fits, with the most tokens at once that do.
+    def least_bytes(self, gpu: Gpu, n_planes: int, max_tokens: int) -> int:
+        """All of it, or where that is less, all of it with as few experts as can be."""
+        slots = MIN_GPU_SLOTS * GpuSlots.slot_bytes(self._parts(n_planes))
+        few = self._beside_slots(gpu, n_planes, max_tokens) + slots
+        return min(few, self.n_bytes(gpu, n_planes, max_tokens))
 
-        Raises GpuRefusal if none does.
+    def divided(self, gpu: Gpu, planes: Sequence[int], ram_bytes: int) -> GpuDivision:
+        """The first of the numbers of planes that fits, with the most tokens at once that do; if
+        none does, the first that fits in GPU and RAM together, or the last.
+
+        ram_bytes: that may be taken for experts.  Raises GpuRefusal if nothing can be done.
         """
         available = gpu.available_bytes()
         chunks = sorted({min(chunk, self.n_context) for chunk in CHUNKS}, reverse=True)
@@ -196,23 +208,72 @@ class GpuNeeds:
             for chunk in chunks:
                 if self.n_bytes(gpu, n_planes, chunk) <= available:
                     return GpuDivision(n_planes=n_planes, max_tokens=chunk)
-        raise GpuRefusal(self._misfit(gpu, planes, chunks[-1], available), MemoryBudgetError)
+        parts = [self._in_part(gpu, n_planes, chunks, available) for n_planes in planes]
+        possible = [division for division in parts if division is not None]
+        if not possible:
+            raise GpuRefusal(self._misfit(gpu, planes, chunks[-1], available), MemoryBudgetError)
+        in_memory = (d for d in possible if self._rest_bytes(d) <= ram_bytes)
+        return next(in_memory, possible[-1])
+
+    def _in_part(
+        self, gpu: Gpu, n_planes: int, chunks: list[int], available: int
+    ) -> GpuDivision | None:
+        """As many experts as there is room for beside the rest, and beside a chunk that is modest
+        or the smallest.
+        """
+        share = available // WORKING_SHARE
+        modest = (c for c in chunks if self._working_bytes(gpu, c) <= share)
+        max_tokens = next(modest, chunks[-1])
+        left = available - self._beside_slots(gpu, n_planes, max_tokens)
+        n_slots = min(left // GpuSlots.slot_bytes(self._parts(n_planes)), sum(self._n_experts))
+        if n_slots < MIN_GPU_SLOTS:
+            return None
+        return GpuDivision(n_planes=n_planes, max_tokens=max_tokens, n_slots=n_slots)
+
+    def _rest_bytes(self, division: GpuDivision) -> int:
+        """Of experts that are not on the GPU."""
+        n_slots = division.n_slots or 0
+        expert_bytes = division.n_planes * round_up(self.part_bytes, ALIGNMENT)
+        return expert_bytes * (sum(self._n_experts) - n_slots)
+
+    @property
+    def _n_experts(self) -> list[int]:
+        return [layer.feed_forward.n_experts for layer in self.spec.layers]
+
+    def _parts(self, n_planes: int) -> tuple[int, ...]:
+        return (self.part_bytes,) * n_planes
+
+    def _working_bytes(self, gpu: Gpu, max_tokens: int) -> int:
+        return Buffers.working_bytes(self.spec, gpu, max_tokens, self.n_context)
+
+    def _beside_experts(self, gpu: Gpu, max_tokens: int) -> int:
+        cache = cache_bytes(self.spec, self.n_context, self.kv)
+        return self.dense_bytes + cache + self._working_bytes(gpu, max_tokens)
+
+    def _beside_slots(self, gpu: Gpu, n_planes: int, max_tokens: int) -> int:
+        parts, n_experts = self._parts(n_planes), self._n_experts
+        return (
+            self._beside_experts(gpu, max_tokens)
+            + share_bytes(self.spec)
+            + GpuSlots.table_bytes(n_experts)
+            + Staging.needed_bytes(parts, max(n_experts))
+        )
 
     def _misfit(self, gpu: Gpu, planes: Sequence[int], max_tokens: int, available: int) -> str:
         """What it needs, what there is, what would fit."""
         fewest = planes[-1]
         found = (
-            f"{self.n_bytes(gpu, fewest, max_tokens)} bytes of GPU memory are needed at "
+            f"{self.least_bytes(gpu, fewest, max_tokens)} bytes of GPU memory are needed at "
             f"{SYMBOL_BITS * fewest} bits with a context of {self.n_context} tokens, and "
             f"{available} of {gpu.memory_bytes} are free on {gpu.name}"
         )
         for n_planes in range(fewest - 1, 0, -1):
-            if self.n_bytes(gpu, n_planes, max_tokens) <= available:
+            if self.least_bytes(gpu, n_planes, max_tokens) <= available:
                 return f"{found}; bits {SYMBOL_BITS * n_planes} would fit"
         n_context = self.n_context // 2
         while n_context >= LEAST_CONTEXT:
             shorter = replace(self, n_context=n_context)
-            if shorter.n_bytes(gpu, fewest, min(max_tokens, n_context)) <= available:
+            if shorter.least_bytes(gpu, fewest, min(max_tokens, n_context)) <= available:
                 return f"{found}; context {n_context} would fit"
             n_context //= 2
         return found

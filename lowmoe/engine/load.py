@@ -21,7 +21,7 @@ from lowmoe.decoder.native import ABLE, NativeComputation
 from lowmoe.decoder.weights import CheckpointTensors, from_checkpoint, from_folder
 from lowmoe.engine.gpu import AUTO, NONE
 from lowmoe.engine.load_on_gpu import load_on_gpu, place_on_gpu
-from lowmoe.engine.load_options import DTYPES, LoadOptions
+from lowmoe.engine.load_options import DTYPES, TORCH, LoadOptions
 from lowmoe.engine.machine import PROBE_BYTES, new_pool, physical_cores
 from lowmoe.engine.memory import available_ram_bytes, parse_budget, total_ram_bytes
 from lowmoe.engine.report import Reporter, SilentReporter
@@ -44,7 +44,6 @@ DEFAULT_CONTEXT = 8192
 NATIVE_CHUNK, TORCH_CHUNK = 512, 256
 # Of activations and cache where torch multiplies quantized weights: it does so in float32 anyway.
 FOLDER_DTYPE = torch.float32
-TORCH = "torch"  # what LOWMOE_ISA says to have no native code
 
 
 def load_folder(path: Path, options: LoadOptions, report: Reporter | None = None) -> Runtime:

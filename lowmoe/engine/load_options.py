@@ -14,6 +14,7 @@ from lowmoe.kernels import cpu
 
 DEFAULT_KV: cpu.KvFormat = "float16"
 MAX_THREADS = 1024
+TORCH = "torch"  # what LOWMOE_ISA says to have no native code
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

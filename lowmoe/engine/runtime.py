@@ -13,6 +13,7 @@ from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.weights import DenseWeights
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.text_parts import TextParts
+from lowmoe.experts.hybrid import HybridExperts
 from lowmoe.experts.lender import Lender
 from lowmoe.experts.resident import ResidentExperts
 from lowmoe.experts.store import ExpertStore
@@ -20,7 +21,7 @@ from lowmoe.kernels import cpu
 from lowmoe.kernels.gpu import Gpu
 from lowmoe.spec import ModelSpec
 
-AnyDecoder: TypeAlias = Decoder[ExpertStore] | Decoder[ResidentExperts]
+AnyDecoder: TypeAlias = Decoder[ExpertStore] | Decoder[ResidentExperts] | Decoder[HybridExperts]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +30,9 @@ class Runtime:
 
     n_context: tokens a conversation may have; working_bytes: RAM set aside for temporaries, of
     which a given budget has no more; dense_bytes_per_token: read for every token; isa: of the
-    native code that computes, or torch or cuda; pool: its threads; gpu: which has all of it, None
-    where nothing is on one; folder: None for a checkpoint.
+    native code that computes, or torch or cuda; pool: its threads; gpu: which has all of it, or
+    with a pool beside it, all but some of the experts, None where nothing is on one; folder: None
+    for a checkpoint.
     """
 
     spec: ModelSpec

@@ -33,5 +33,8 @@ class Lender(Protocol):
     def residents(self) -> dict[int, list[int]]:
         """The experts that are there now, by layer."""
 
+    def n_in_memory(self) -> dict[Tier, int]:
+        """How many experts each tier holds, those in several counted in the uppermost."""
+
     def traffic(self) -> Traffic:
         """What was lent and read so far."""

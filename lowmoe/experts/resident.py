@@ -4,9 +4,7 @@ Knows:        how they get there from disk, where each part of each expert lies,
 Ignorant of:  tokens, routing, what the bits mean.
 """
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,12 +13,9 @@ from lowmoe.experts.ledger import Traffic
 from lowmoe.experts.lender import Tier
 from lowmoe.experts.policy import Key
 from lowmoe.experts.source import ExpertSource
-from lowmoe.experts.store import N_READERS
+from lowmoe.experts.to_gpu import ADDRESS_BYTES, ExpertPlaces, Progress, read_to_gpu
 from lowmoe.kernels.gpu import Gpu
-from quant.layout import MAX_PLANES, REGION_ALIGNMENT, round_up
-
-Progress = Callable[[int, int], None]  # bytes done and in all
-_ADDRESS_BYTES = 8
+from quant.layout import MAX_PLANES
 
 
 class ResidentExperts:
@@ -40,10 +35,10 @@ class ResidentExperts:
     ) -> None:
         """part_bytes: of one expert; n_experts: of each layer.  Raises what reading raises."""
         self.expert_bytes, self.n_parts = sum(part_bytes), len(part_bytes)
-        self._n_experts, self._part_bytes = tuple(n_experts), part_bytes
-        self._offsets, self._stride = _places(part_bytes)
+        self._n_experts, self._places = tuple(n_experts), ExpertPlaces(part_bytes)
         self._layers = [
-            torch.empty(n * self._stride, dtype=torch.uint8, device=gpu.place) for n in n_experts
+            torch.empty(n * self._places.stride, dtype=torch.uint8, device=gpu.place)
+            for n in n_experts
         ]
         self.tables = [self._table(layer) for layer in self._layers]
         self.used = torch.zeros((), dtype=torch.int64, device=gpu.place)
@@ -53,7 +48,7 @@ class ResidentExperts:
     @staticmethod
     def needed_bytes(part_bytes: tuple[int, ...], n_experts: Sequence[int]) -> int:
         """GPU memory that so many experts take."""
-        return sum(n_experts) * (_places(part_bytes)[1] + MAX_PLANES * _ADDRESS_BYTES)
+        return sum(n_experts) * (ExpertPlaces(part_bytes).stride + MAX_PLANES * ADDRESS_BYTES)
 
     @property
     def tier(self) -> Tier:
@@ -72,6 +67,10 @@ class ResidentExperts:
         """Every expert, by layer."""
         return {layer_id: list(range(n)) for layer_id, n in enumerate(self._n_experts)}
 
+    def n_in_memory(self) -> dict[Tier, int]:
+        """All on the GPU."""
+        return {"gpu": sum(self._n_experts)}
+
     def count_used(self, n_experts: int) -> None:
         """So many experts were used."""
         self._n_counted += n_experts
@@ -89,47 +88,22 @@ class ResidentExperts:
         return Traffic(gpu_requests=self._n_counted, gpu_bytes=self._n_counted * self.expert_bytes)
 
     def _table(self, layer: Tensor) -> Tensor:
-        experts = layer.data_ptr() + torch.arange(0, layer.shape[0], self._stride)
+        experts = layer.data_ptr() + torch.arange(0, layer.shape[0], self._places.stride)
         table = torch.zeros(experts.shape[0], MAX_PLANES, dtype=torch.int64)
-        table[:, : self.n_parts] = experts[:, None] + torch.tensor(self._offsets)
+        table[:, : self.n_parts] = experts[:, None] + torch.tensor(self._places.offsets)
         return table.to(layer.device)
 
     def _put(self, key: Key, buffers: list[Tensor]) -> None:
         """Copy an expert's parts to their places."""
         layer_id, expert_id = key
-        expert = self._layers[layer_id][expert_id * self._stride :]
-        for offset, n_bytes, buffer in zip(self._offsets, self._part_bytes, buffers, strict=True):
-            expert[offset : offset + n_bytes].copy_(buffer[:n_bytes])
+        expert = self._layers[layer_id][expert_id * self._places.stride :]
+        for part, buffer in zip(self._places.of(expert), buffers, strict=True):
+            part.copy_(buffer[: part.shape[0]])
 
     def _fill(self, source: ExpertSource, gpu: Gpu, progress: Progress) -> None:
-        """Copy every expert, reads running ahead by as many as there are readers."""
-        left = deque((layer, e) for layer, n in enumerate(self._n_experts) for e in range(n))
-        done, total = 0, len(left) * self.expert_bytes
-        free = deque(_staging(source, gpu) for _ in range(N_READERS + 1))
-        reading: deque[tuple[Key, list[Tensor], Future[int]]] = deque()
-        with ThreadPoolExecutor(N_READERS, thread_name_prefix="lowmoe-read") as readers:
-            while left or reading:
-                while left and free:
-                    key, buffers = left.popleft(), free.popleft()
-                    read = readers.submit(source.read, *key, buffers)
-                    reading.append((key, buffers, read))
-                key, buffers, read = reading.popleft()
-                read.result()
-                self._put(key, buffers)
-                free.append(buffers)
-                done += self.expert_bytes
-                progress(done, total)
+        keys = [(layer, e) for layer, n in enumerate(self._n_experts) for e in range(n)]
 
+        def tell(done: int, total: int) -> None:
+            progress(done * self.expert_bytes, total * self.expert_bytes)
 
-def _places(part_bytes: tuple[int, ...]) -> tuple[list[int], int]:
-    """Where each part of an expert begins, and where the next expert does."""
-    offsets, end = [], 0
-    for n_bytes in part_bytes:
-        offsets.append(end)
-        end += round_up(n_bytes, REGION_ALIGNMENT)
-    return offsets, end
-
-
-def _staging(source: ExpertSource, gpu: Gpu) -> list[Tensor]:
-    """Room for one expert, as the source fills it."""
-    return list(gpu.staging(sum(source.buffer_bytes)).split(list(source.buffer_bytes)))
+        read_to_gpu(source, keys, self._put, gpu, tell)

@@ -6,7 +6,7 @@ Ignorant of:  tokens, routing, model families, what the bits mean.
 
 import contextlib
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from torch import Tensor
@@ -119,6 +119,18 @@ class ExpertStore:
             layers.setdefault(layer_id, []).append(expert_id)
         return layers
 
+    def n_in_memory(self) -> dict[Tier, int]:
+        """Those in RAM."""
+        return {"ram": sum(map(self._is_ready, self._tier.residents))}
+
+    def keys(self) -> Set[Key]:
+        """The experts in RAM or on their way there."""
+        return self._tier.residents.keys()
+
+    def has(self, layer_id: int, expert_id: int) -> bool:
+        """Whether an expert is in RAM now."""
+        return self._is_ready((layer_id, expert_id))
+
     def want(self, layer_id: int, expert_ids: Collection[int]) -> None:
         """Say which experts a layer needs now: counts them as used and starts reading.
 
@@ -158,6 +170,17 @@ class ExpertStore:
                 return
             self._wanted = [key for key in self._wanted if key not in group]
             self._read_wanted()
+
+    def portions_in_order(self, n_most: int) -> Iterator[list[int]]:
+        """The same in the order of their ids, n_most at a time: for whoever's sums are rounded
+        otherwise in another order, which here does not depend on what is in RAM.
+        """
+        self._wanted.sort()
+        while self._wanted:
+            group = self._wanted[: min(n_most, self.n_slots)]
+            self._read_wanted()
+            yield [expert_id for _, expert_id in group]
+            self._wanted = self._wanted[len(group) :]
 
     def _read_wanted(self) -> None:
         near = self._wanted[: self.n_slots]
@@ -219,20 +242,33 @@ class ExpertStore:
                 self._foresight.learn(rank, came_true=expert_id in wanted)
         self._guesses = []
 
-    def read_rest(self, n_experts: Sequence[int]) -> None:
+    def read_rest(self, n_experts: Sequence[int], elsewhere: Collection[Key] = ()) -> None:
         """Read on towards a complete store beside what is wanted, where RAM will hold all of it.
 
-        n_experts: of each layer, the same at every call. An expert that nobody has asked for yet
-        would make someone wait later; and a complete store is computed from faster.
+        n_experts: of each layer, the same at every call; elsewhere: those that are not needed here.
+        An expert that nobody has asked for yet would make someone wait later; and a complete store
+        is computed from faster.
         """
-        if self.n_slots < self._n_experts_total:
+        if self.n_slots < self._n_experts_total - len(elsewhere):
             return
         if self._rest is None:
-            self._rest = ((layer, e) for layer, n in enumerate(n_experts) for e in range(n))
+            others = frozenset(elsewhere)
+            keys = ((layer, e) for layer, n in enumerate(n_experts) for e in range(n))
+            self._rest = (key for key in keys if key not in others)
         n_more = N_READERS // 2 - self._ledger.n_reads_now  # the others are for what is wanted
         absent = (key for key in self._rest if key not in self._tier.residents)
         for key in itertools.islice(absent, max(0, n_more)):
             self._start_read(key, set())
+
+    def exchange(self, arrived: Key, left: Key) -> None:
+        """One expert has arrived above and another has left there: read this one, in the place of
+        the other's copy where RAM is full.
+        """
+        slot = self._tier.residents.get(arrived)
+        if self._tier.is_full and slot is not None and slot.lent == 0 and slot.is_settled:
+            self._tier.clear(slot)
+        if not self._tier.is_full:
+            self._start_read(left, set())
 
     def close(self) -> None:
         """Wait for reads under way and give their threads back."""

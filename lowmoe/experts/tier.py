@@ -73,6 +73,11 @@ class RamTier:
     def used_bytes(self) -> int:
         return self._n_made * self.slot_bytes
 
+    @property
+    def is_full(self) -> bool:
+        """Whether every slot there may be holds an expert, or is to."""
+        return not self._free and self._n_made == self.n_slots
+
     def take_free(self) -> Slot | None:
         """An empty slot, or None when the budget is spent."""
         if self._free:

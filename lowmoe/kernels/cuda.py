@@ -16,6 +16,7 @@ from cuda_ext.card import Card
 from cuda_ext.compile import Announce
 from cuda_ext.on_card import OnCard, put_on
 from lowmoe.errors import UsageError
+from lowmoe.kernels.gpu import Event
 from quant.layout import round_up
 
 # Left to the driver, to kernels' local memory, and to gaps between torch's pieces of memory.
@@ -46,6 +47,35 @@ class CapturedWork:
         self._graph.replay()
 
 
+class CudaEvent:
+    """An event on a stream.  stream: of the work it comes after."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.event = torch.cuda.Event()
+        self.event.record(stream)
+
+    def wait(self) -> None:
+        self.event.synchronize()
+
+
+class CudaCopies:
+    """A stream of its own."""
+
+    def __init__(self, place: torch.device) -> None:
+        self._stream = torch.cuda.Stream(place)
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        with torch.cuda.stream(self._stream):
+            target.copy_(source, non_blocking=True)
+
+    def wait_for(self, event: Event) -> None:
+        assert isinstance(event, CudaEvent)
+        self._stream.wait_event(event.event)
+
+    def event(self) -> CudaEvent:
+        return CudaEvent(self._stream)
+
+
 class CudaGpu:
     """A card whose kernels are loaded."""
 
@@ -70,6 +100,22 @@ class CudaGpu:
         memory = torch.empty(n_bytes + PAGE_BYTES, dtype=torch.uint8, pin_memory=True)
         first = round_up(memory.data_ptr(), PAGE_BYTES) - memory.data_ptr()
         return memory[first : first + n_bytes]
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        target.copy_(source, non_blocking=True)
+
+    def add(self, target: Tensor, source: Tensor) -> None:
+        target.add_(source)
+
+    def event(self) -> CudaEvent:
+        return CudaEvent(torch.cuda.current_stream(self.place))
+
+    def wait_for(self, event: Event) -> None:
+        assert isinstance(event, CudaEvent)
+        torch.cuda.current_stream(self.place).wait_event(event.event)
+
+    def copies(self) -> CudaCopies:
+        return CudaCopies(self.place)
 
     def capture(self, work: Callable[[], None]) -> CapturedWork:
         return CapturedWork(work, self.place)

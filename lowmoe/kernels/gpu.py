@@ -1,4 +1,4 @@
-"""What a pass asks of a GPU: memory, operations, work that is captured.
+"""What a pass asks of a GPU: memory, operations, copies, work that is captured.
 
 Knows:        the requests.
 Ignorant of:  CUDA; which operations a pass is made of.
@@ -9,6 +9,30 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Event(Protocol):
+    """All that was asked for, of a GPU or of copies beside, before the event was made."""
+
+    def wait(self) -> None:
+        """Until it is done; the host waits."""
+
+
+class Copies(Protocol):
+    """Copies that go on beside a GPU's other work, in an order of their own.
+
+    Until an event after a copy is waited for, what it writes to holds anything; what it reads from
+    stays as it is.
+    """
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        """target at the GPU's place, source of its `staging`, contiguous and of one size."""
+
+    def wait_for(self, event: Event) -> None:
+        """What is asked for after this begins after the event; nobody waits now."""
+
+    def event(self) -> Event:
+        """After all copies asked for so far."""
 
 
 class Gpu(Protocol):
@@ -38,12 +62,28 @@ class Gpu(Protocol):
         """Memory that may be taken now, what is left to others already taken off."""
 
     def staging(self, n_bytes: int) -> Tensor:
-        """Memory of the host to copy from, [n_bytes] uint8, beginning where a page does."""
+        """Memory of the host to copy from and to, [n_bytes] uint8, beginning where a page does."""
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        """One of them at `place`, one of `staging`, contiguous and of one size.  Does not wait."""
+
+    def add(self, target: Tensor, source: Tensor) -> None:
+        """target += source, both at `place`.  Does not wait."""
+
+    def event(self) -> Event:
+        """After all work asked for so far, copies beside it left out."""
+
+    def wait_for(self, event: Event) -> None:
+        """What is asked for after this begins after the event; nobody waits now."""
+
+    def copies(self) -> Copies:
+        """A new order of copies."""
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """What does some work again, on the same memory, at the cost of one launch.
 
-        work: calls operations and nothing else; it is done, maybe more than once, to learn it.
+        work: calls operations, `copy` and `add`, and nothing else; it is done, maybe more than
+        once, to learn it.
         """
 
     def read_bandwidth(self) -> float:

@@ -12,7 +12,7 @@ from lowmoe.checkpoint.manifest import MANIFEST, Source, read_manifest
 from lowmoe.checkpoint.reader import CONFIG, Checkpoint, read_json
 from lowmoe.checkpoint.writer import JOURNAL
 from lowmoe.decoder.weights import CheckpointTensors
-from lowmoe.engine.load import TORCH
+from lowmoe.engine.load_options import TORCH
 from lowmoe.engine.machine import physical_cores
 from lowmoe.engine.report import Reporter
 from lowmoe.engine.text_parts import SMALL_FILES

@@ -12,8 +12,10 @@ import lowmoe
 from cuda_ext.card import Card
 from cuda_ext.compile import CompileError
 from lowmoe.checkpoint.layout import Recipe
+from lowmoe.decoder.gpu_parts import cache_bytes
+from lowmoe.decoder.hybrid import HybridComputation
 from lowmoe.decoder.native import NativeComputation
-from lowmoe.decoder.on_gpu import GpuComputation, cache_bytes
+from lowmoe.decoder.on_gpu import GpuComputation
 from lowmoe.engine import gpu as gpu_module
 from lowmoe.engine.generate import Session
 from lowmoe.engine.gpu import find_gpu
@@ -67,7 +69,7 @@ def work(monkeypatch: pytest.MonkeyPatch, home: Path) -> Workplace:
 
 def is_on_gpu(runtime: Runtime) -> bool:
     computation = runtime.decoder.computation
-    assert isinstance(computation, GpuComputation | NativeComputation)
+    assert isinstance(computation, GpuComputation | HybridComputation | NativeComputation)
     assert (runtime.gpu is None) == isinstance(computation, NativeComputation)
     return runtime.gpu is not None
 
@@ -259,13 +261,25 @@ def test_vram_that_is_no_size_is_a_usage_error(work: Workplace, model_folder: Pa
 
 @pytest.fixture
 def needed(work: Workplace, model_folder: Path) -> Callable[..., int]:
-    """Bytes that the model needs of a GPU, as the complaint about too few of them says."""
+    """Bytes that the model needs of a GPU at least, as the complaint about too few of them says."""
 
     def ask(**options: Any) -> int:
         work.free_bytes = 0
         with pytest.raises(MemoryBudgetError) as refused:
             work.load(model_folder, gpu="4090", **options)
         return int(str(refused.value).split("but ")[1].split()[0])
+
+    return ask
+
+
+@pytest.fixture
+def needed_whole(needed: Callable[..., int]) -> Callable[..., int]:
+    """The same with all experts."""
+
+    def ask(**options: Any) -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gpu_module, "MIN_GPU_SLOTS", 1000)
+            return needed(**options)
 
     return ask
 
@@ -301,6 +315,7 @@ def test_what_is_needed_is_enough(
     work.free_bytes = needed(bits=4)
     runtime = work.load(model_folder, gpu="4090", bits=4)
     assert is_on_gpu(runtime)
+    assert isinstance(runtime.decoder.computation, HybridComputation)
     # Of the least there is, only few tokens at once pass through.
     assert runtime.decoder.computation.max_tokens == 128
 
@@ -313,10 +328,10 @@ def test_a_longer_cache_and_more_bits_need_more(needed: Callable[..., int]) -> N
 
 
 def test_auto_takes_the_most_bits_that_fit(
-    work: Workplace, model_folder: Path, needed: Callable[..., int]
+    work: Workplace, model_folder: Path, needed_whole: Callable[..., int]
 ) -> None:
     for bits in (4, 2):
-        work.free_bytes = needed(bits=bits)
+        work.free_bytes = needed_whole(bits=bits)
         runtime = work.load(model_folder)
         assert (is_on_gpu(runtime), runtime.bits) == (True, bits)
     assert work.reports.notes == [

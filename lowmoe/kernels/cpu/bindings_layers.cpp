@@ -417,6 +417,14 @@ void bind_layers(nb::module_& m) {
                                    at<int64_t>(ids));
           },
           "layer_id"_a, "x"_a, "n"_a, "weights"_a, "ids"_a, release())
+      .def(
+          "take",
+          [](BoundExperts& self, size_t layer_id, Address codes, Address scales, size_t n) {
+            check_count(self.engine, n);
+            self.operation.take(self.layer(layer_id), at<const int8_t>(codes),
+                                at<const float>(scales), n);
+          },
+          "layer_id"_a, "codes"_a, "scales"_a, "n"_a, release())
       .def("run", &run_experts, "layer_id"_a, "ids"_a, "n"_a, "experts"_a)
       .def(
           "add",

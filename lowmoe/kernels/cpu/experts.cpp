@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 namespace lowmoe {
 
@@ -12,6 +13,9 @@ namespace {
 constexpr size_t kScoredTogether = 8;
 // Columns of a token that one thread sums at a time.
 constexpr size_t kSummedTogether = 512;
+
+// An assignment whose expert has not run.
+constexpr uint32_t kNoRow = ~uint32_t{0};
 
 size_t divide_up(size_t count, size_t by) { return (count + by - 1) / by; }
 
@@ -88,7 +92,7 @@ Experts::Experts(Engine& engine, std::span<const ExpertsLayer> layers)
 
 void Experts::route(const ExpertsLayer& layer, const float* x, size_t n, float* weights,
                     int64_t* ids) {
-  n_rows_ = 0;
+  begin(layer, n);
   const VectorKernels& v = *engine_.isa().vector;
   engine_.pool().run([&](Team& team) {
     if (layer.n_experts == 0) {
@@ -103,6 +107,24 @@ void Experts::route(const ExpertsLayer& layer, const float* x, size_t n, float* 
     score(team, layer, normed_.data(), n);
     choose(team, "router", layer, n, weights, ids);
   });
+}
+
+void Experts::take(const ExpertsLayer& layer, const int8_t* codes, const float* scales, size_t n) {
+  begin(layer, n);
+  const RoundedTokens to = rounded_.tokens();
+  const size_t columns = padded_columns(layer.n_hidden);
+  std::memcpy(to.codes, codes, n * columns);
+  std::memcpy(to.scales, scales, n * scale_groups(layer.n_hidden) * sizeof(float));
+  for (size_t block = 0; block < n * columns / layout::kBlockColumns; block++) {
+    const int8_t* of_block = codes + block * layout::kBlockColumns;
+    to.sums[block] = std::accumulate(of_block, of_block + layout::kBlockColumns, int32_t{0});
+  }
+}
+
+// No expert has run for these tokens.
+void Experts::begin(const ExpertsLayer& layer, size_t n) {
+  n_rows_ = 0;
+  std::fill_n(row_of_.data(), n * layer.n_active(), kNoRow);
 }
 
 void Experts::foresee(const ExpertsLayer& layer, const float* x, size_t n, float* weights,
@@ -270,6 +292,7 @@ void Experts::add(const ExpertsLayer& layer, const float* weights, size_t n, flo
         const size_t count = std::min(kSummedTogether, layer.n_hidden - first);
         float sum[kSummedTogether] = {};
         for (size_t a = t * n_active; a < (t + 1) * n_active; a++) {
+          if (row_of_[a] == kNoRow) continue;
           v.add_scaled(outputs_.data() + row_of_[a] * layer.n_hidden + first, weights[a], count,
                        sum);
         }

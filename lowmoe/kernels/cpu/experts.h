@@ -67,18 +67,24 @@ class Experts {
   // Keeps the normed tokens x [n][n_hidden] for run().
   void route(const ExpertsLayer& layer, const float* x, size_t n, float* weights, int64_t* ids);
 
-  // The same for a layer that is not next, keeping nothing.
+  // Instead of route(), for tokens that were routed and rounded elsewhere, in the basis of d_in:
+  // codes [n][padded n_hidden] and scales [n][groups] as quant/activations.py draws them, n at most
+  // max_tokens.  Keeps copies for run().
+  void take(const ExpertsLayer& layer, const int8_t* codes, const float* scales, size_t n);
+
+  // The same as route() for a layer that is not next, keeping nothing.
   void foresee(const ExpertsLayer& layer, const float* x, size_t n, float* weights, int64_t* ids);
 
-  // The outputs of some experts, each given once, for the tokens that route() sent to them.
+  // The outputs of some experts, each given once, for the tokens that go to them by ids.
   void run(const ExpertsLayer& layer, const int64_t* ids, size_t n, const ExpertParts* experts,
            size_t n_experts);
 
-  // Rows of outputs that may still be taken since route(): an expert's tokens, a row each.
+  // Rows of outputs that may still be taken since route() or take(): an expert's
+  // tokens, a row each.
   size_t rows_left(size_t n, int n_active) const { return n * n_active - n_rows_; }
 
   // x [n][n_hidden] += each token's outputs times weights, in the order they were chosen, and the
-  // shared expert's; all of them have run.
+  // shared expert's; experts that have not run since route() or take() add nothing.
   void add(const ExpertsLayer& layer, const float* weights, size_t n, float* x);
 
  private:
@@ -90,6 +96,7 @@ class Experts {
     size_t first, count;
   };
 
+  void begin(const ExpertsLayer& layer, size_t n);
   void score(Team& team, const ExpertsLayer& layer, const float* x, size_t n);
   void choose(Team& team, const char* phase, const ExpertsLayer& layer, size_t n, float* weights,
               int64_t* ids);
@@ -108,9 +115,9 @@ class Experts {
   Buffer<float> outputs_;      // [assignments][n_hidden]
   Buffer<Group> groups_;       // of this run
   Buffer<uint32_t> source_;    // [assignments]: the token in each row of outputs
-  Buffer<uint32_t> row_of_;    // [n][n_active]: the row of outputs of each assignment
+  Buffer<uint32_t> row_of_;    // [n][n_active]: the row of outputs of each assignment, or kNoRow
   Buffer<int32_t> expert_at_;  // [n_experts]: where an expert is among those given, or -1
-  size_t n_rows_ = 0;          // of outputs, taken since route()
+  size_t n_rows_ = 0;          // of outputs, taken since route() or take()
   // Of shared experts: what they are given, what is inside them, as it is and rounded.
   RoundedBuffer shared_in_, shared_rounded_;
   Buffer<float> shared_both_, shared_inner_;

@@ -1,0 +1,104 @@
+"""The experts of a layer that the CPU computes, for tokens that a GPU routed and rounded.
+
+Knows:        which addresses native code wants, where tokens come from and sums go.
+Ignorant of:  the GPU, which experts are whose.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lowmoe.decoder.moe import Routing
+from lowmoe.decoder.native import plain_experts_layers
+from lowmoe.decoder.weights import DenseWeights, LayerWeights
+from lowmoe.kernels import cpu
+from lowmoe.spec import ModelSpec
+from quant.trellis import TrellisCode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostTokens:
+    """What the CPU is told of tokens, and its answer, in the host's memory.
+
+    x, share: [T, H] float32; weights, experts: [T, K] float32 and int32; codes, scales: rounded
+    tokens of the norm of x, see cuda_ext/ops.py.
+    """
+
+    x: Tensor
+    weights: Tensor
+    experts: Tensor
+    codes: Tensor
+    scales: Tensor
+    share: Tensor
+
+    def of(self, n_tokens: int) -> "HostTokens":
+        """The same memory for fewer tokens."""
+        return HostTokens(
+            x=self.x[:n_tokens],
+            weights=self.weights[:n_tokens],
+            experts=self.experts[:n_tokens],
+            codes=self.codes[:n_tokens],
+            scales=self.scales[:n_tokens],
+            share=self.share[:n_tokens],
+        )
+
+
+class CpuShare:
+    """Computes experts as they come; begin, run for some at a time, finish."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: DenseWeights,
+        code: TrellisCode,
+        pool: cpu.Pool,
+        *,
+        isa: str,
+        max_tokens: int,
+    ) -> None:
+        """weights: in RAM, of which it keeps copies of norms and routers; max_tokens: at once."""
+        before = cpu.allocated_bytes()
+        self.max_tokens = max_tokens
+        self._spec = spec
+        copies = [_copied(layer) for layer in weights.layers]
+        self._kept = [(of.experts_norm, of.router, of.transforms) for of in copies]
+        self._engine = cpu.engine(isa, pool, code, max_tokens=max_tokens)
+        self._experts = cpu.Experts(self._engine, plain_experts_layers(spec, copies))
+        self._ids = torch.empty(0, dtype=torch.int64)
+        self.working_bytes = cpu.allocated_bytes() - before
+
+    def begin(self, layer_id: int, tokens: HostTokens) -> None:
+        """Tokens that some experts of this layer are to be run for; none has."""
+        n_tokens = tokens.codes.shape[0]
+        codes, scales = tokens.codes.data_ptr(), tokens.scales.data_ptr()
+        self._experts.take(layer_id, codes, scales, n_tokens)
+        self._ids = tokens.experts.long()
+
+    def run(self, layer_id: int, experts: dict[int, tuple[Tensor, ...]]) -> None:
+        """These experts, by their parts, for the tokens that go to them."""
+        given = [(e, [part.data_ptr() for part in parts]) for e, parts in experts.items()]
+        self._experts.run(layer_id, self._ids.data_ptr(), self._ids.shape[0], given)
+
+    def finish(self, layer_id: int, tokens: HostTokens) -> None:
+        """share = the weighted sum of what was run, of the tokens that `begin` was given."""
+        tokens.share.zero_()
+        weights, n_tokens = tokens.weights.data_ptr(), tokens.share.shape[0]
+        self._experts.add(layer_id, weights, n_tokens, tokens.share.data_ptr())
+
+    def foresee(self, layer_id: int, x: Tensor) -> Routing:
+        """Where x [T, H] would go if it were this layer's input."""
+        n_active = self._spec.layers[layer_id].feed_forward.router.n_active
+        weights = torch.empty(x.shape[0], n_active)
+        ids = torch.empty(x.shape[0], n_active, dtype=torch.int64)
+        where = (weights.data_ptr(), ids.data_ptr())
+        self._experts.foresee(layer_id, x.data_ptr(), x.shape[0], *where)
+        return Routing(weights, ids)
+
+
+def _copied(layer: LayerWeights) -> LayerWeights:
+    """Of all weights of a folder one piece of memory is read, which is not to be kept."""
+    of = layer.transforms
+    transforms = replace(of, d_in=of.d_in.clone(), d_inner=of.d_inner.clone())
+    parts = {name: layer.vector(name).clone() for name in ("experts_norm", "router")}
+    return LayerWeights(parts=parts, transforms=transforms)

@@ -1,0 +1,288 @@
+"""A pass on a GPU that holds some of the experts: the CPU computes the others at the same time.
+
+Few tokens: a layer is two pieces of work for the GPU. The first attends, routes, and copies to the
+host where tokens go and what they are rounded to; the second computes the experts that are on the
+GPU. The host waits for the first, computes what is missing while the second goes on, and the next
+layer's first piece begins by adding its sum. So it waits once a layer, and never for the second.
+
+Many tokens: an expert that is missing serves enough of them to be worth its way to the GPU, where
+it passes through; the CPU computes those that serve few.
+
+Knows:        the order of a pass, what is captured, what is computed where.
+Ignorant of:  which operations make up its parts, who has which expert, CUDA.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from cuda_ext.ops import MOST_DECODED
+from lowmoe.decoder.computation import Cache
+from lowmoe.decoder.cpu_share import CpuShare, HostTokens
+from lowmoe.decoder.gpu_buffers import Buffers
+from lowmoe.decoder.gpu_parts import GpuParts, cache_bytes
+from lowmoe.decoder.weights import DenseWeights
+from lowmoe.experts.hybrid import HybridExperts
+from lowmoe.kernels import cpu
+from lowmoe.kernels.gpu import Gpu
+from lowmoe.spec import ModelSpec
+from quant.trellis import TrellisCode
+
+# Of a prompt, an expert of fewer tokens is computed on the CPU. Its bytes cross PCIe 4 x16 at a
+# third of the speed at which RAM gives them to the CPU, which then multiplies up to three tokens
+# in the time of one (lowmoe/kernels/cpu/matrix.h); a start, until a run measures both.
+LEAST_STREAMED = 4
+MOST_ON_CPU = 256  # tokens of a prompt that the CPU is given at once
+
+Piece = Callable[[], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class HybridCache:
+    """Keys and values of one conversation, of each layer [1, B, capacity, row].
+
+    pieces: of one token's way through each layer, over this very memory.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    capacity: int
+    pieces: list[tuple[Piece, Piece]]
+    n_tokens: int = 0
+
+
+class HybridComputation:
+    """Operations bound to a model's dense weights, which are in the GPU's memory."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: DenseWeights,
+        code: TrellisCode,
+        experts: HybridExperts,
+        gpu: Gpu,
+        on_cpu: CpuShare,
+        *,
+        kv: cpu.KvFormat,
+        max_tokens: int,
+        n_context: int,
+    ) -> None:
+        """max_tokens: of one pass; n_context: of a cache."""
+        self.max_tokens = max_tokens
+        self.working_bytes = Buffers.working_bytes(spec, gpu, max_tokens, n_context)
+        self._spec, self._kv, self._experts, self._gpu = spec, kv, experts, gpu
+        self._on_cpu = on_cpu
+        self._parts = GpuParts(spec, weights, code, gpu, kv=kv, max_tokens=max_tokens)
+        self._tokens = _host_tokens(self._parts.buffers(min(MOST_DECODED, max_tokens)), gpu)
+        self._share = torch.zeros_like(self._tokens.share, device=gpu.place)
+
+    # --- the cache
+
+    def new_cache(self, capacity: int) -> HybridCache:
+        """All of it at once, since captured pieces know where it lies."""
+        keys, values = self._parts.new_cache(capacity)
+        b = self._parts.begin_with_zeros()  # capturing runs it
+        self._tokens.share.zero_()
+        capture = self._gpu.capture
+        pieces = [
+            (capture(first), capture(second)) for first, second in self._pieces(b, keys, values)
+        ]
+        return HybridCache(keys=keys, values=values, capacity=capacity, pieces=pieces)
+
+    def cache_bytes(self, n_tokens: int) -> int:
+        return cache_bytes(self._spec, n_tokens, self._kv)
+
+    # --- a pass
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """In a buffer, until the next pass."""
+        return self._parts.embed(ids)
+
+    def run_layers(self, x: Tensor, cache: Cache, store: HybridExperts) -> Tensor:
+        """x: what `embed` returned.  Raises what reading raises; the next pass does not mind."""
+        assert isinstance(cache, HybridCache)
+        assert store is self._experts
+        b = self._parts.embedded(x, cache.n_tokens, cache.capacity)
+        store.move_up()
+        if b.n_tokens == 1:
+            self._decode(b, cache.pieces)
+        elif b.n_tokens <= MOST_DECODED:
+            self._decode(b, self._pieces(b, cache.keys, cache.values))
+        else:
+            self._prompt(b, cache)
+        return b.x.clone()
+
+    def logits(self, x: Tensor) -> Tensor:
+        """On the host, which waits for them."""
+        return self._parts.logits(x)
+
+    # --- few tokens
+
+    def _pieces(
+        self, b: Buffers, keys: list[Tensor], values: list[Tensor]
+    ) -> list[tuple[Piece, Piece]]:
+        """The work of each layer up to where the host knows what to do, and after that."""
+        tokens = self._tokens.of(b.n_tokens)
+        return [
+            (
+                partial(self._until_routed, layer_id, b, tokens, keys[layer_id], values[layer_id]),
+                partial(self._mix_there, layer_id, b),
+            )
+            for layer_id in range(len(self._spec.layers))
+        ]
+
+    def _until_routed(
+        self, layer_id: int, b: Buffers, tokens: HostTokens, keys: Tensor, values: Tensor
+    ) -> None:
+        if layer_id > 0:
+            self._add_share(b, tokens)
+        self._parts.attend(layer_id, b, keys, values, 0)
+        self._parts.route(layer_id, b)
+        for target, source in (
+            (tokens.x, b.x),
+            (tokens.weights, b.weights),
+            (tokens.experts, b.experts),
+            (tokens.codes, b.normed_codes),
+            (tokens.scales, b.normed_scales),
+        ):
+            self._gpu.copy(target, source)
+
+    def _add_share(self, b: Buffers, tokens: HostTokens) -> None:
+        """b.x += what the CPU has computed of the layer before."""
+        share = self._share[: b.n_tokens]
+        self._gpu.copy(share, tokens.share)
+        self._gpu.add(b.x, share)
+
+    def _mix_there(self, layer_id: int, b: Buffers) -> None:
+        """b.x += the experts that are on the GPU."""
+        slots = self._experts.slots
+        self._parts.mix(layer_id, b, slots.tables[layer_id], slots.n_parts)
+
+    def _decode(self, b: Buffers, pieces: list[tuple[Piece, Piece]]) -> None:
+        tokens = self._tokens.of(b.n_tokens)
+        for layer_id, (until_routed, mix_there) in enumerate(pieces):
+            until_routed()
+            routed = self._gpu.event()
+            mix_there()
+            routed.wait()
+            self._mix_here(layer_id, tokens)
+        self._add_share(b, tokens)
+
+    def _mix_here(self, layer_id: int, tokens: HostTokens) -> None:
+        """tokens.share = the experts that are not on the GPU."""
+        used = sorted(set(tokens.experts.flatten().tolist()))
+        missing = self._experts.ask(layer_id, used)
+        self._foresee(layer_id + 1, tokens.x)
+        if not missing:
+            tokens.share.zero_()
+            return
+        ram = self._experts.ram
+        self._on_cpu.begin(layer_id, tokens)
+        for group in ram.portions():
+            with ram.borrow(layer_id, group) as experts:
+                self._on_cpu.run(layer_id, experts)
+        self._on_cpu.finish(layer_id, tokens)
+
+    def _foresee(self, layer_id: int, x: Tensor) -> None:
+        """Begin to read what a layer will likely miss; see layer_by_layer."""
+        if layer_id < len(self._spec.layers) and not self._experts.has_all:
+            likely = self._on_cpu.foresee(layer_id, x).by_weight()
+            self._experts.ram.prefetch(layer_id, self._experts.missing(layer_id, likely))
+
+    # --- many tokens
+
+    def _prompt(self, b: Buffers, cache: HybridCache) -> None:
+        end = cache.n_tokens + b.n_tokens
+        for layer_id in range(len(self._spec.layers)):
+            self._parts.attend(layer_id, b, cache.keys[layer_id], cache.values[layer_id], end)
+            self._parts.route(layer_id, b)
+            ids = b.experts.cpu().long()  # [T, K]; waits
+            counts = torch.bincount(ids.flatten())  # of tokens, up to the last expert used
+            missing = self._experts.ask(layer_id, torch.nonzero(counts).flatten().tolist())
+            here = _few(missing, counts)
+            share = self._taken(layer_id, b, ids, here)
+            self._mix_there(layer_id, b)
+            self._mix_missing(layer_id, b, here)
+            if share is not None:
+                rows, tokens = share
+                self._on_cpu.finish(layer_id, tokens)
+                b.x.index_add_(0, rows, tokens.share.to(b.x.device))
+
+    def _taken(
+        self, layer_id: int, b: Buffers, ids: Tensor, here: set[int]
+    ) -> tuple[Tensor, HostTokens] | None:
+        """Give the CPU the tokens of the experts it is to compute: which, and what it is told."""
+        if not here:
+            return None
+        at = torch.isin(ids, torch.tensor(sorted(here))).any(1).nonzero().flatten()
+        rows = at.to(b.x.device)
+        tokens = HostTokens(
+            x=torch.empty(0),
+            weights=b.weights[rows].cpu(),
+            experts=ids[at],
+            codes=b.normed_codes[rows].cpu(),
+            scales=b.normed_scales[rows].cpu(),
+            share=torch.empty(at.shape[0], self._spec.n_hidden),
+        )
+        self._on_cpu.begin(layer_id, tokens)
+        return rows, tokens
+
+    def _mix_missing(self, layer_id: int, b: Buffers, here: set[int]) -> None:
+        """The experts wanted from RAM, as they come: through the GPU or on the CPU."""
+        ram = self._experts.ram
+        for group in ram.portions_in_order(self._experts.staging.n_staged):
+            with ram.borrow(layer_id, group) as experts:
+                passing = {e: parts for e, parts in experts.items() if e not in here}
+                if passing:
+                    self._mix_passing(layer_id, b, passing)
+                staying = {e: parts for e, parts in experts.items() if e in here}
+                if staying:
+                    self._on_cpu.run(layer_id, staying)
+
+    def _mix_passing(
+        self, layer_id: int, b: Buffers, experts: dict[int, tuple[Tensor, ...]]
+    ) -> None:
+        staging = self._experts.staging
+        table = staging.bring(experts)
+        self._parts.mix(layer_id, b, table, self._experts.slots.n_parts)
+        staging.done()
+
+
+def share_bytes(spec: ModelSpec) -> int:
+    """GPU memory for the CPU's share of a layer.
+
+    A prompt's, with what it is computed from, is made anew each time: at most 2 * MOST_ON_CPU rows,
+    megabytes, which the margin of kernels/cuda.py is for.
+    """
+    return MOST_DECODED * spec.n_hidden * torch.float32.itemsize
+
+
+def _few(missing: list[int], counts: Tensor) -> set[int]:
+    """The missing experts that the CPU is to compute, those of the fewest tokens."""
+    few: set[int] = set()
+    n_tokens = 0
+    for expert_id in sorted(missing, key=lambda e: int(counts[e])):
+        n_tokens += int(counts[expert_id])
+        if counts[expert_id] >= LEAST_STREAMED or n_tokens > MOST_ON_CPU:
+            break
+        few.add(expert_id)
+    return few
+
+
+def _host_tokens(b: Buffers, gpu: Gpu) -> HostTokens:
+    """For as many tokens as the buffers."""
+
+    def like(tensor: Tensor) -> Tensor:
+        return gpu.staging(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
+
+    return HostTokens(
+        x=like(b.x),
+        weights=like(b.weights),
+        experts=like(b.experts),
+        codes=like(b.normed_codes),
+        scales=like(b.normed_scales),
+        share=like(b.x),
+    )

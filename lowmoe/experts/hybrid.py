@@ -1,0 +1,103 @@
+"""Experts on a GPU, in RAM and on disk: who has which, what is counted, what moves up.
+
+Knows:        the tiers and their order.
+Ignorant of:  tokens, routing, what the bits mean, how slots and buffers are kept.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lowmoe.experts.gpu_slots import GpuSlots
+from lowmoe.experts.ledger import Traffic
+from lowmoe.experts.lender import Tier
+from lowmoe.experts.pinned_ring import PinnedRing
+from lowmoe.experts.policy import Key
+from lowmoe.experts.staging import Staging
+from lowmoe.experts.store import ExpertStore
+
+
+@dataclass(slots=True, kw_only=True)
+class HybridExperts:
+    """slots: on the GPU; staging: for those that pass through it; ram: with the disk below it."""
+
+    slots: GpuSlots
+    staging: Staging
+    ring: PinnedRing
+    ram: ExpertStore
+    n_experts_total: int
+    has_all: bool = False  # whether none had to be read from disk when the latest pass began
+    _n_hits: int = 0
+    _left: Key | None = None  # for the one that is on its way to the GPU
+
+    @property
+    def tier(self) -> Tier:
+        """Where a model's other weights are, and experts as far as there is room."""
+        return "gpu"
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of one expert."""
+        return self.slots.expert_bytes
+
+    @property
+    def is_complete(self) -> bool:
+        """Never: some are not on the GPU."""
+        return False
+
+    def read_rest(self, n_experts: Sequence[int]) -> None:
+        """Into RAM, while nothing else is read."""
+        self.ram.read_rest(n_experts, self.slots.keys())
+
+    def residents(self) -> dict[int, list[int]]:
+        """The experts on the GPU now, by layer."""
+        layers: dict[int, list[int]] = {}
+        for layer_id, expert_id in self.slots.residents():
+            layers.setdefault(layer_id, []).append(expert_id)
+        return layers
+
+    def n_in_memory(self) -> dict[Tier, int]:
+        """RAM may hold copies of what the GPU has, as long as there is room."""
+        in_ram = self.ram.residents().items()
+        only_there = [e for layer, of in in_ram for e in of if not self.slots.has(layer, e)]
+        return {"gpu": len(self.slots.residents()), "ram": len(only_there)}
+
+    def traffic(self) -> Traffic:
+        """What was used and read so far."""
+        n_hits = self._n_hits
+        return replace(
+            self.ram.traffic(), gpu_requests=n_hits, gpu_bytes=n_hits * self.expert_bytes
+        )
+
+    def ask(self, layer_id: int, expert_ids: list[int]) -> list[int]:
+        """Say which experts a layer needs now; counts them, and wants from RAM what is not on the
+        GPU.  Returns those.
+        """
+        self.slots.record(layer_id, expert_ids)
+        missing = self.missing(layer_id, expert_ids)
+        self._n_hits += len(expert_ids) - len(missing)
+        self.ram.want(layer_id, missing)
+        return missing
+
+    def missing(self, layer_id: int, expert_ids: Sequence[int]) -> list[int]:
+        """Those of some experts that are not on the GPU."""
+        return [e for e in expert_ids if not self.slots.has(layer_id, e)]
+
+    def move_up(self) -> None:
+        """Between passes: let what is on its way to the GPU arrive, and send what deserves it."""
+        arrived, left = self.slots.welcome(), self._left
+        if arrived is not None and left is not None and self._have_room_for_all:
+            self.ram.exchange(arrived, left)
+        self._left = None
+        self.has_all = len(self.slots.keys() | self.ram.keys()) == self.n_experts_total
+        key = self.slots.candidate(self._is_in_ram)
+        if key is not None:
+            layer_id, expert_id = key
+            with self.ram.borrow(layer_id, [expert_id]) as experts:
+                self._left = self.slots.promote(key, experts[expert_id])
+
+    @property
+    def _have_room_for_all(self) -> bool:
+        return self.slots.n_slots + self.ram.n_slots >= self.n_experts_total
+
+    def _is_in_ram(self, key: Key) -> bool:
+        return self.ram.has(*key)

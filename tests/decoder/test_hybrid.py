@@ -1,0 +1,385 @@
+"""Passes whose experts are on a GPU, in RAM and on disk, on a stand-in for a GPU.
+
+What is rounded is what native code and GPU kernels round; tolerances are those of test_native.py,
+planes added up in int8 where the CPU does so. Tokens go where torch sent them.
+"""
+
+import ctypes
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_native import CHUNKS, N_TOKENS, Golden, assert_within, expected_error, golden_of
+from test_on_gpu import GuidedRoute, Uncaptured, card, on_gpu
+from tiny_models import in_chunks
+from torch import Tensor
+from trellis_models import CONTEXT, LAYERS, SHAPES, TrellisModel, trellis_model
+
+from cuda_ext.ops import MOST_DECODED
+from lowmoe.checkpoint.buffers import page_aligned
+from lowmoe.decoder.cpu_share import CpuShare
+from lowmoe.decoder.decoder import Decoder
+from lowmoe.decoder.hybrid import MOST_ON_CPU, HybridComputation
+from lowmoe.errors import FolderError
+from lowmoe.experts import staging as staging_module
+from lowmoe.experts.gpu_slots import GpuSlots
+from lowmoe.experts.hybrid import HybridExperts
+from lowmoe.experts.pinned_ring import PinnedRing
+from lowmoe.experts.source import FolderExperts
+from lowmoe.experts.staging import Staging
+from lowmoe.experts.store import ExpertStore
+from lowmoe.kernels import cpu
+from lowmoe.kernels.cuda import CudaGpu
+from lowmoe.kernels.gpu import Gpu
+from tests.cuda_emulator.emulated import EmulatedLaunch
+from tests.cuda_ext import oracle
+from tests.stand_in_gpu import Operation, StandInGpu, with_kernels
+
+__all__ = ["card"]  # a fixture
+SIZES = {**CHUNKS, "eight by eight": [MOST_DECODED]}
+ALL = 1000
+
+
+class Flaky(FolderExperts):
+    """A source that fails while it is told to."""
+
+    fails = False
+
+    def read(self, layer_id: int, expert_id: int, buffers: list[Tensor]) -> int:
+        if self.fails:
+            raise FolderError("the disk is gone")
+        return super().read(layer_id, expert_id, buffers)
+
+
+@contextmanager
+def hybrid(
+    model: TrellisModel,
+    operations: Mapping[str, Operation] = oracle.OPERATIONS,
+    *,
+    n_slots: int,
+    n_in_ram: int = ALL,
+    on: Gpu | None = None,
+) -> Iterator[Decoder[HybridExperts]]:
+    """With slots for so many experts on the GPU, and RAM for so many.
+
+    On a stand-in with these operations, or on a card with its own.
+    """
+    gpu = StandInGpu(operations) if on is None else on
+    format = model.recipe.expert_format(model.spec)
+    source = Flaky(model.folder, model.recipe.part_names, format.part_bytes)
+    n_experts = [layer.feed_forward.n_experts for layer in model.spec.layers]
+    ring = PinnedRing(gpu, sum(format.part_bytes))
+    slots = GpuSlots(format.part_bytes, n_experts, gpu, ring, n_slots=n_slots)
+    slots.fill(source, lambda done, total: None)
+    budget, total = n_in_ram * sum(source.buffer_bytes), model.spec.n_experts_total
+    with ExpertStore(source, ram_budget_bytes=budget, n_experts_total=total) as ram:
+        experts = HybridExperts(
+            slots=slots,
+            staging=Staging(format.part_bytes, max(n_experts), gpu, ring),
+            ring=ring,
+            ram=ram,
+            n_experts_total=total,
+        )
+        on_cpu = CpuShare(
+            model.spec,
+            model.weights,
+            model.recipe.code,
+            cpu.Pool(1, []),
+            isa=cpu.isas()[0],
+            max_tokens=MOST_ON_CPU,
+        )
+        computation = HybridComputation(
+            model.spec,
+            model.weights.at(gpu.place),
+            model.recipe.code,
+            experts,
+            gpu,
+            on_cpu,
+            kv="float16",
+            max_tokens=256,
+            n_context=CONTEXT,
+        )
+        yield Decoder(spec=model.spec, store=experts, computation=computation)
+    ring.close()
+
+
+class Guided:
+    """A computation whose texts begin where their caches do."""
+
+    def __init__(self, computation: Any, route: GuidedRoute) -> None:
+        self._computation, self._route = computation, route
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._computation, name)
+
+    def new_cache(self, capacity: int) -> Any:
+        self._route.begin()
+        cache = self._computation.new_cache(capacity)  # which captures, and so runs, a step
+        self._route.begin()
+        return cache
+
+
+@contextmanager
+def guided(
+    golden: Golden,
+    *,
+    operations: Mapping[str, Operation] = oracle.OPERATIONS,
+    on: CudaGpu | None = None,
+    **how: Any,
+) -> Iterator[Decoder[Any]]:
+    """Where torch sent its tokens."""
+    by_name = operations if on is None else vars(Uncaptured(on).operations)
+    route = GuidedRoute(by_name["norm_route"], by_name["group"], golden.answer.routings)
+    card: Any = None if on is None else Uncaptured(on, route)
+    with hybrid(golden.model, {**by_name, "norm_route": route}, on=card, **how) as decoder:
+        computation: Any = Guided(decoder.computation, route)
+        yield Decoder(spec=decoder.spec, store=decoder.store, computation=computation)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Golden]:
+    with trellis_model(tmp_path_factory.mktemp("model") / "folder", SHAPES["top 4 of 8"]) as model:
+        yield golden_of(model)
+
+
+def expected(sizes: list[int]) -> float:
+    return expected_error(LAYERS, "float16", sizes)
+
+
+# --- logits
+
+
+@pytest.mark.parametrize("n_in_ram", [2, 7, ALL])
+@pytest.mark.parametrize("n_slots", [2, 5, 17, ALL])
+@pytest.mark.parametrize("chunks", SIZES)
+def test_logits_are_torchs_but_for_rounding_whatever_the_budgets(
+    plain: Golden, chunks: str, n_slots: int, n_in_ram: int
+) -> None:
+    with guided(plain, n_slots=n_slots, n_in_ram=n_in_ram) as decoder:
+        found = in_chunks(decoder, plain.ids, SIZES[chunks])
+    assert_within(found, plain.answer.logits, expected(SIZES[chunks]))
+
+
+@pytest.mark.parametrize(
+    "name", ["hidden 48, inner 40", "window of 7", "top 1", "top 3 of 9, not renormalized"]
+)
+def test_so_they_are_of_other_shapes(tmp_path: Path, name: str) -> None:
+    with trellis_model(tmp_path / "folder", SHAPES[name]) as model:
+        golden = golden_of(model)
+        for chunks in ("at once", "in all sizes"):
+            with guided(golden, n_slots=5, n_in_ram=3) as decoder:
+                found = in_chunks(decoder, golden.ids, SIZES[chunks])
+            assert_within(found, golden.answer.logits, expected(SIZES[chunks]))
+
+
+@pytest.mark.parametrize("chunks", SIZES)
+def test_with_all_experts_on_the_gpu_they_are_the_bits_of_a_model_that_fits(
+    plain: Golden, chunks: str
+) -> None:
+    wanted = in_chunks(on_gpu(plain.model, StandInGpu()), plain.ids, SIZES[chunks])
+    with hybrid(plain.model, n_slots=ALL, n_in_ram=2) as decoder:
+        assert torch.equal(in_chunks(decoder, plain.ids, SIZES[chunks]), wanted)
+        traffic = decoder.store.traffic()
+        assert (traffic.ram_requests, traffic.disk_requests) == (0, 0)
+
+
+def test_with_room_in_ram_a_text_has_the_same_bits_every_time(plain: Golden) -> None:
+    found = []
+    for _ in range(2):
+        with hybrid(plain.model, n_slots=6) as decoder:
+            found.append(in_chunks(decoder, plain.ids, [20, 1, 1, 5, 1]))
+    assert torch.equal(*found)
+
+
+def test_what_is_on_disk_has_the_bits_of_what_is_in_ram(
+    plain: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As long as nothing moves up, which depends on what is in RAM.
+    monkeypatch.setattr(HybridExperts, "move_up", lambda experts: None)
+    found = []
+    for n_in_ram in (2, ALL):
+        with hybrid(plain.model, n_slots=6, n_in_ram=n_in_ram) as decoder:
+            found.append(in_chunks(decoder, plain.ids, [1]))
+    assert torch.equal(*found)
+
+
+def test_many_experts_pass_through_a_few_places(
+    plain: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hybrid(plain.model, n_slots=2) as decoder:
+        wanted = in_chunks(decoder, plain.ids, [N_TOKENS])
+    monkeypatch.setattr(staging_module, "SET_BYTES", 1)
+    with hybrid(plain.model, n_slots=2) as decoder:
+        assert decoder.store.staging.n_staged == 1
+        found = in_chunks(decoder, plain.ids, [N_TOKENS])
+    # The same outputs, added to x one by one: another order of sums, and what follows from it
+    # where an activation is rounded otherwise.
+    assert_within(found, wanted, expected([1]))
+
+
+# --- what is where
+
+
+def bytes_at(address: int, n_bytes: int) -> bytes:
+    return bytes((ctypes.c_uint8 * n_bytes).from_address(address))
+
+
+def assert_places_hold_their_experts(model: TrellisModel, slots: GpuSlots) -> None:
+    format = model.recipe.expert_format(model.spec)
+    source = FolderExperts(model.folder, model.recipe.part_names, format.part_bytes)
+    buffers = [page_aligned(n) for n in source.buffer_bytes]
+    seen: set[int] = set()
+    for layer_id, table in enumerate(slots.tables):
+        for expert_id, addresses in enumerate(table.tolist()):
+            if not slots.has(layer_id, expert_id):
+                assert addresses == [0, 0, 0]
+                continue
+            source.read(layer_id, expert_id, buffers)
+            for address, n_bytes, part in zip(addresses, format.part_bytes, buffers, strict=False):
+                assert bytes_at(address, n_bytes) == bytes(part[:n_bytes].tolist())
+            seen.add(addresses[0])
+    assert len(seen) == len(slots.residents()) <= slots.n_slots
+
+
+def test_popular_experts_move_up_and_every_place_holds_whom_the_table_says(plain: Golden) -> None:
+    with hybrid(plain.model, n_slots=9) as decoder:
+        slots, cache = decoder.store.slots, decoder.new_cache(N_TOKENS)
+        there, n_moved = slots.residents(), 0
+        assert len(there) == slots.n_slots == 9
+        for token in plain.ids:
+            decoder.forward(token[None], cache)
+            assert_places_hold_their_experts(plain.model, slots)
+            n_moved += slots.residents() != there
+            there = slots.residents()
+            # One may be on its way.
+            assert len(there) in (8, 9)
+        assert n_moved > 4
+        # Layers keep their shares.
+        assert {layer_id for layer_id, _ in there} == set(range(LAYERS))
+
+
+def test_slots_are_filled_layer_by_layer_in_turn(plain: Golden) -> None:
+    with hybrid(plain.model, n_slots=7) as decoder:
+        assert decoder.store.residents() == {0: [0, 1, 2], 1: [0, 1], 2: [0, 1]}
+
+
+def test_memory_is_counted_by_the_uppermost_tier(plain: Golden) -> None:
+    with hybrid(plain.model, n_slots=6, n_in_ram=4) as decoder:
+        in_chunks(decoder, plain.ids, [20, 1])
+        counts = decoder.store.n_in_memory()
+        assert counts["gpu"] in (5, 6)
+        assert 0 < counts["ram"] <= 4
+        assert decoder.store.ram.resident_bytes <= 4 * decoder.store.ram.expert_bytes
+
+
+def test_every_use_is_counted_where_it_is_served(plain: Golden) -> None:
+    with hybrid(plain.model, n_slots=6, n_in_ram=4) as decoder:
+        in_chunks(decoder, plain.ids, [1])
+        traffic = decoder.store.traffic()
+        served = traffic.gpu_requests + traffic.ram_requests + traffic.disk_requests
+        assert served == N_TOKENS * LAYERS * 4
+        assert min(traffic.gpu_requests, traffic.ram_requests, traffic.disk_requests) > 0
+        assert traffic.gpu_bytes == traffic.gpu_requests * decoder.store.expert_bytes
+
+
+def test_where_ram_has_room_for_the_rest_nothing_stays_on_disk(plain: Golden) -> None:
+    total = plain.model.spec.n_experts_total
+    with hybrid(plain.model, n_slots=9, n_in_ram=total - 9) as decoder:
+        store, cache, n_moved = decoder.store, decoder.new_cache(N_TOKENS), 0
+        for token, ids in enumerate(plain.ids.split(1)):
+            there = store.slots.residents()
+            decoder.forward(ids, cache)
+            n_moved += store.slots.residents() != there
+            for slot in list(store.ram._tier.residents.values()):
+                if slot.filling is not None:
+                    slot.filling.result()
+            if token >= 20:
+                # But the one that leaves the GPU, until another has come there.
+                assert len(store.slots.keys() | store.ram.keys()) >= total - 1
+        assert n_moved > 4
+
+
+# --- what goes wrong, and what is broken off
+
+
+@pytest.mark.parametrize("size", [1, 5, 20])
+def test_a_pass_that_an_error_broke_off_is_computed_anew(plain: Golden, size: int) -> None:
+    with hybrid(plain.model, n_slots=5, n_in_ram=2) as decoder:
+        cache = decoder.new_cache(N_TOKENS)
+        decoder.forward(plain.ids[:10], cache)
+        source: Any = decoder.store.ram._source
+        source.fails = True
+        with pytest.raises(FolderError, match="the disk is gone"):
+            decoder.forward(plain.ids[10 : 10 + size], cache)
+        source.fails = False
+        assert cache.n_tokens == 10
+        found = decoder.logits(decoder.forward(plain.ids[10 : 10 + size], cache))
+        again = decoder.logits(decoder.forward(plain.ids[10 + size : 12 + size], cache))
+    assert found.isfinite().all()
+    with hybrid(plain.model, n_slots=5, n_in_ram=2) as decoder:
+        wanted = in_chunks(decoder, plain.ids[: 12 + size], [10, size, 2])
+    # What moved up meanwhile may differ, and who computes an expert rounds it his way.
+    assert_within(torch.cat([found, again]), wanted[10:], expected([size]))
+
+
+def test_forgetting_the_latest_tokens_leaves_no_trace_of_them(plain: Golden) -> None:
+    with hybrid(plain.model, n_slots=ALL) as decoder:
+        wanted = in_chunks(decoder, plain.ids, [10, 49, 1])[10:]
+        cache = decoder.new_cache(N_TOKENS)
+        decoder.forward(plain.ids[:10], cache)
+        decoder.forward(plain.ids[40:], cache)
+        cache.n_tokens = 10
+        found = [
+            decoder.logits(decoder.forward(part, cache))
+            for part in (plain.ids[10:59], plain.ids[59:])
+        ]
+    assert torch.equal(torch.cat(found), wanted)
+
+
+def test_a_step_is_the_same_work_whatever_the_token_and_its_position(plain: Golden) -> None:
+    with hybrid(plain.model, n_slots=6) as decoder:
+        gpu: Any = decoder.computation._gpu  # type: ignore[attr-defined]
+        in_chunks(decoder, plain.ids, [1])
+        assert (gpu.n_captured, gpu.n_replayed) == (2 * LAYERS, 2 * LAYERS * N_TOKENS)
+
+
+# --- the kernels, emulated
+
+
+@pytest.mark.parametrize("sizes", [[3, 1, MOST_DECODED, 1], [17, 13]])
+@pytest.mark.parametrize("name", ["4 heads of 16 over 2", "top 3 of 9, not renormalized"])
+def test_kernels_leave_out_experts_that_are_not_there(
+    tmp_path: Path, name: str, sizes: list[int]
+) -> None:
+    with trellis_model(tmp_path / "folder", SHAPES[name]) as model:
+        golden = golden_of(model, sum(sizes))
+        kernels = with_kernels(EmulatedLaunch())
+        with guided(golden, operations=kernels, n_slots=5) as decoder:
+            found = in_chunks(decoder, golden.ids, sizes)
+    assert_within(found, golden.answer.logits, expected([17]))
+
+
+# --- on a card
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n_slots", [2, 9, ALL])
+@pytest.mark.parametrize("chunks", SIZES)
+def test_a_cards_logits_are_torchs_but_for_rounding(
+    card: CudaGpu, plain: Golden, chunks: str, n_slots: int
+) -> None:
+    with guided(plain, on=card, n_slots=n_slots, n_in_ram=7) as decoder:
+        found = in_chunks(decoder, plain.ids, SIZES[chunks])
+    assert_within(found, plain.answer.logits, expected(SIZES[chunks]))
+
+
+@pytest.mark.gpu
+def test_graphs_replay_what_a_card_does_step_by_step(card: CudaGpu, plain: Golden) -> None:
+    found = []
+    for gpu in (card, Uncaptured(card)):
+        with hybrid(plain.model, n_slots=6, on=gpu) as decoder:  # type: ignore[arg-type]
+            found.append(in_chunks(decoder, plain.ids, [20, 1, 1, 7, 1]))
+    assert torch.equal(*found)

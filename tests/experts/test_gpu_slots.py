@@ -1,0 +1,209 @@
+"""Slots on a stand-in for a GPU: who gets one, when, and what operations find meanwhile."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lowmoe.errors import MemoryBudgetError
+from lowmoe.experts.gpu_slots import GpuSlots
+from lowmoe.experts.pinned_ring import N_BUFFERS, PinnedRing
+from lowmoe.experts.policy import Key
+from lowmoe.experts.staging import Staging
+from tests.stand_in_gpu import POISON, StandInGpu
+
+PART_BYTES = (100, 30)
+N_EXPERTS = [4, 4, 3]
+WITHIN = 2  # experts of a layer that a prompt may bring at once
+
+
+class Numbered:
+    """A source whose experts' parts are all one number, their own."""
+
+    buffer_bytes = (4096, 4096)
+
+    def read(self, layer_id: int, expert_id: int, buffers: list[Tensor]) -> int:
+        for part, buffer in enumerate(buffers):
+            buffer.fill_(number((layer_id, expert_id), part))
+        return 8192
+
+
+def number(key: Key, part: int) -> int:
+    return 50 * part + 10 * key[0] + key[1] + 1
+
+
+def parts_of(key: Key) -> list[Tensor]:
+    return [torch.full((4096,), number(key, part), dtype=torch.uint8) for part in range(2)]
+
+
+def filled(n_slots: int) -> GpuSlots:
+    gpu = StandInGpu()
+    slots = GpuSlots(PART_BYTES, N_EXPERTS, gpu, PinnedRing(gpu, 4096), n_slots=n_slots)
+    slots.fill(Numbered(), lambda done, total: None)
+    return slots
+
+
+def found(slots: GpuSlots, key: Key) -> list[set[int]] | None:
+    """The numbers that operations find in an expert's parts; None where they find no expert."""
+    addresses = slots.tables[key].tolist()
+    assert addresses[2] == 0
+    if addresses[0] == 0:
+        return None
+    flat = slots._slots.flatten()
+    starts = [address - flat.data_ptr() for address in addresses[:2]]
+    return [
+        set(flat[start : start + n].tolist()) for start, n in zip(starts, PART_BYTES, strict=True)
+    ]
+
+
+def its_own(key: Key) -> list[set[int]]:
+    return [{number(key, part)} for part in range(2)]
+
+
+def use(slots: GpuSlots, key: Key, times: int) -> None:
+    for _ in range(times):
+        slots.record(key[0], [key[1]])
+
+
+def anyone(key: Key) -> bool:
+    return True
+
+
+def test_every_layer_gets_its_first_expert_before_any_gets_its_second() -> None:
+    slots = filled(5)
+    assert slots.residents() == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
+    for key in slots.residents():
+        assert found(slots, key) == its_own(key)
+    assert found(slots, (2, 1)) is None
+
+
+def test_there_are_no_more_slots_than_experts() -> None:
+    assert filled(1000).n_slots == sum(N_EXPERTS)
+
+
+@pytest.mark.parametrize("n_slots", [1, 0, -3])
+def test_too_few_slots_are_refused(n_slots: int) -> None:
+    with pytest.raises(MemoryBudgetError, match=f"{n_slots} experts fit on the GPU, but 2 must"):
+        filled(n_slots)
+
+
+def test_progress_is_of_bytes() -> None:
+    gpu, steps = StandInGpu(), []
+    slots = GpuSlots(PART_BYTES, N_EXPERTS, gpu, PinnedRing(gpu, 4096), n_slots=3)
+    slots.fill(Numbered(), lambda done, total: steps.append((done, total)))
+    assert steps == [(130, 390), (260, 390), (390, 390)]
+
+
+def test_an_expert_arrives_a_pass_after_it_was_sent_in_place_of_the_least_used() -> None:
+    slots = filled(6)
+    use(slots, (1, 0), 5)
+    use(slots, (1, 3), 9)
+    assert slots.candidate(anyone) == (1, 3)
+    slots.promote((1, 3), parts_of((1, 3)))
+    # Who leaves is not found any more, who comes not yet.
+    assert not slots.has(1, 1)
+    assert not slots.has(1, 3)
+    assert found(slots, (1, 1)) is None
+    assert found(slots, (1, 3)) is None
+    assert slots.candidate(anyone) is None, "one at a time"
+    slots.welcome()
+    assert slots.has(1, 3)
+    assert found(slots, (1, 3)) == its_own((1, 3))
+    assert len(slots.residents()) == slots.n_slots == 6
+    for key in slots.residents():
+        assert found(slots, key) == its_own(key)
+
+
+def test_who_reads_a_slot_before_its_expert_has_arrived_reads_poison() -> None:
+    # Else the tests of whole passes would find nothing if a table were changed too early.
+    slots = filled(6)
+    use(slots, (1, 3), 9)
+    place = slots._slots[slots._slot_of[1, 0]]
+    slots._policy.record(1, [1])
+    slots.promote((1, 3), parts_of((1, 3)))
+    assert set(place[:100].tolist()) == {POISON}
+
+
+@pytest.mark.parametrize(
+    ("there", "comes", "is_promoted"), [(0, 1, True), (4, 5, False), (4, 9, True)]
+)
+def test_an_expert_must_be_used_clearly_more_than_the_one_that_leaves(
+    there: int, comes: int, is_promoted: bool
+) -> None:
+    slots = filled(3)
+    use(slots, (0, 0), there)
+    use(slots, (0, 2), comes)
+    assert (slots.candidate(anyone) == (0, 2)) == is_promoted
+
+
+def test_only_who_was_missed_last_and_may_come_is_promoted() -> None:
+    slots = filled(3)
+    use(slots, (0, 2), 9)
+    assert slots.candidate(lambda key: False) is None
+    use(slots, (0, 0), 1)
+    assert slots.candidate(anyone) is None
+    use(slots, (0, 2), 1)
+    assert slots.candidate(anyone) == (0, 2)
+
+
+def test_a_layer_that_has_no_slot_takes_none_from_others() -> None:
+    slots = filled(2)
+    assert slots.residents() == [(0, 0), (1, 0)]
+    use(slots, (2, 0), 50)
+    assert slots.candidate(anyone) is None
+
+
+def test_a_slot_whose_expert_could_not_be_sent_is_used_again() -> None:
+    slots = filled(3)
+    use(slots, (0, 2), 9)
+    with pytest.raises(ValueError, match="zip"):
+        slots.promote((0, 2), parts_of((0, 2))[:1])
+    slots.welcome()
+    assert not slots.has(0, 2)
+    slots.promote((0, 2), parts_of((0, 2)))
+    slots.welcome()
+    assert found(slots, (0, 2)) == its_own((0, 2))
+    assert len(slots.residents()) == 3
+
+
+# --- the ring, and what passes through
+
+
+def test_a_buffer_is_not_written_while_it_is_copied_from() -> None:
+    gpu = StandInGpu()
+    ring = PinnedRing(gpu, 100)
+    places = [torch.zeros(100, dtype=torch.uint8) for _ in range(3 * N_BUFFERS)]
+    for i, place in enumerate(places):
+        event = ring.send([place], [torch.full((100,), i + 1, dtype=torch.uint8)])
+    event.wait()
+    assert [set(place.tolist()) for place in places] == [{i + 1} for i in range(len(places))]
+    ring.close()
+
+
+def test_large_parts_are_copied_by_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowmoe.experts.pinned_ring.COPIED_AT_ONCE", 7)
+    ring = PinnedRing(StandInGpu(), 1000)
+    source = torch.randint(0, 256, (1000,), dtype=torch.uint8)
+    place = torch.zeros(999, dtype=torch.uint8)
+    with torch.inference_mode():
+        ring.send([place], [source]).wait()
+    assert torch.equal(place, source[:999])
+    ring.close()
+
+
+def test_what_passes_through_is_found_until_it_is_done_and_then_only_the_next() -> None:
+    gpu = StandInGpu()
+    staging = Staging(PART_BYTES, 8, gpu, PinnedRing(gpu, 4096))
+    assert staging.n_staged == WITHIN
+    for first in (0, 2, 4, 6, 1):
+        group = [(0, first), (0, first + 1)]
+        table = staging.bring({e: parts_of((0, e)) for _, e in group})
+        assert (table[:, 0] != 0).nonzero().flatten().tolist() == [e for _, e in group]
+        for _, e in group:
+            for room in staging._sets:
+                at = table[e, 0].item() - room.memory.data_ptr()
+                if 0 <= at < room.memory.nbytes:
+                    assert set(room.memory.flatten()[at : at + 100].tolist()) == {number((0, e), 0)}
+                    break
+            else:
+                pytest.fail("an address outside all sets")
+        staging.done()
