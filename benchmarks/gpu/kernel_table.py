@@ -38,8 +38,7 @@ from benchmarks.gpu.shapes import SHAPES, ExpertShape
 from benchmarks.gpu.timing import captured, median, seconds, seconds_of_each
 from cuda_ext.card import Card, describe, find_card, look
 from cuda_ext.launches.products import workspace_bytes
-from lowmoe.kernels.cuda import open_card
-from lowmoe.library import kernels_home
+from lowmoe.kernels.cuda import kernels_home, open_card
 from lowmoe.settings import read_settings
 from quant.layout import PlaneLayout
 

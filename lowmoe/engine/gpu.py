@@ -23,7 +23,7 @@ from lowmoe.experts.gpu_slots import MIN_GPU_SLOTS, GpuSlots
 from lowmoe.experts.resident import ResidentExperts
 from lowmoe.experts.staging import Staging
 from lowmoe.kernels import cpu
-from lowmoe.kernels.cuda import open_card
+from lowmoe.kernels.cuda import kernels_home, open_card
 from lowmoe.kernels.gpu import Gpu
 from lowmoe.settings import read_settings
 from lowmoe.spec import ModelSpec
@@ -114,21 +114,20 @@ def check_gpu(wanted: str, vram: str | int | None) -> None:
         raise UsageError(f"vram is {vram!r}, but {reason}. Leave it out to run on the CPU.")
 
 
-def open_gpu(wanted: str, vram: str | int | None, note: Callable[[str], None]) -> Gpu | None:
-    """The GPU to compute on, ready; None for none.
+def open_gpu(
+    found: FoundCard, wanted: str, vram: str | int | None, note: Callable[[str], None]
+) -> Gpu:
+    """A card that was found for what was wanted, ready to compute.
 
     vram: a budget for all that is put there.  Raises GpuRefusal if it cannot be used.
     """
-    found = find_gpu(wanted)
-    if found is None:
-        return None
     card, limit = found.card, found.limit_bytes
     if limit is not None:
         note(f"computing on {card.name} within the {limit / 1e9:.0f} GB of a {wanted}")
     if vram is not None:
         budget = parse_budget(vram, name="vram", whole_bytes=limit or card.memory_bytes)
         limit = min(budget, limit or card.memory_bytes)
-    kernels = read_settings().home / "kernels"
+    kernels = kernels_home(read_settings())
     try:
         return open_card(card, kernels=kernels, limit_bytes=limit, announce=note)
     except (CompileError, LaunchError, RuntimeError) as e:  # torch's own are RuntimeErrors
@@ -238,7 +237,7 @@ class GpuNeeds:
 
     @property
     def _n_experts(self) -> list[int]:
-        return [layer.feed_forward.n_experts for layer in self.spec.layers]
+        return self.spec.n_experts_by_layer
 
     def _parts(self, n_planes: int) -> tuple[int, ...]:
         return (self.part_bytes,) * n_planes

@@ -60,7 +60,8 @@ def place_on_gpu(loading: Loading, planes: list[int], report: Reporter) -> GpuPl
     """
     folder, options = loading.opened, loading.options
     try:
-        if find_gpu(options.gpu) is None:
+        found = find_gpu(options.gpu)
+        if found is None:
             return None
         recipe = folder.recipe
         if recipe.format != "trellis":
@@ -73,8 +74,7 @@ def place_on_gpu(loading: Loading, planes: list[int], report: Reporter) -> GpuPl
             )
         if reason := why_not_shape(loading.spec):
             raise GpuRefusal(reason, GpuError)
-        gpu = open_gpu(options.gpu, options.vram, report.note)
-        assert gpu is not None
+        gpu = open_gpu(found, options.gpu, options.vram, report.note)
         needs = GpuNeeds(
             spec=loading.spec,
             dense_bytes=loading.weights.n_bytes,
@@ -113,7 +113,9 @@ def load_on_gpu(loading: Loading, place: GpuPlace, report: Reporter) -> Runtime:
 
 def _experts(loading: Loading, place: GpuPlace, report: Reporter) -> ResidentExperts:
     source, part_bytes = _source(loading, place.division.n_planes)
-    return ResidentExperts(source, part_bytes, _n_experts(loading), place.gpu, _progress(report))
+    return ResidentExperts(
+        source, part_bytes, loading.spec.n_experts_by_layer, place.gpu, _progress(report)
+    )
 
 
 def _source(loading: Loading, n_planes: int) -> tuple[FolderExperts, tuple[int, ...]]:
@@ -122,10 +124,6 @@ def _source(loading: Loading, n_planes: int) -> tuple[FolderExperts, tuple[int, 
     format = folder.recipe.expert_format(loading.spec, n_planes=n_planes)
     parts = folder.recipe.part_names[:n_planes]
     return FolderExperts(folder, parts, format.part_bytes), format.part_bytes
-
-
-def _n_experts(loading: Loading) -> list[int]:
-    return [layer.feed_forward.n_experts for layer in loading.spec.layers]
 
 
 def _progress(report: Reporter) -> Progress:
@@ -206,7 +204,7 @@ def _hybrid_experts(
 ) -> tuple[HybridExperts, int]:
     """Those that fit on the GPU, RAM for the others; and the bytes of RAM that are not for them."""
     source, part_bytes = _source(loading, place.division.n_planes)
-    n_experts, total = _n_experts(loading), loading.spec.n_experts_total
+    n_experts, total = loading.spec.n_experts_by_layer, loading.spec.n_experts_total
     ring_bytes = PinnedRing.needed_bytes(sum(part_bytes))
     # The probe of RAM and a pass are never at the same time.
     working_bytes = max(on_cpu.working_bytes, PROBE_BYTES)

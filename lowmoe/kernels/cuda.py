@@ -17,6 +17,7 @@ from cuda_ext.compile import Announce
 from cuda_ext.on_card import OnCard, put_on
 from lowmoe.errors import UsageError
 from lowmoe.kernels.gpu import Event
+from lowmoe.settings import Settings
 from quant.layout import round_up
 
 # Left to the driver, to kernels' local memory, and to gaps between torch's pieces of memory.
@@ -144,6 +145,11 @@ def _copy_seconds(n_bytes: int, place: torch.device) -> float:
 
 # torch knows a kernel for the rest of the process, one for all cards; so does a captured graph.
 _registered: dict[int, tuple[OnCard, list[torch.library.Library]]] = {}
+
+
+def kernels_home(settings: Settings) -> Path:
+    """Where compiled kernels are kept."""
+    return settings.home / "kernels"
 
 
 def open_card(card: Card, *, kernels: Path, limit_bytes: int | None, announce: Announce) -> CudaGpu:

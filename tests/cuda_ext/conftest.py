@@ -9,6 +9,7 @@ import torch
 from cuda_ext import ops
 from cuda_ext.card import find_card, look
 from cuda_ext.on_card import put_on
+from lowmoe.kernels.cuda import kernels_home
 from lowmoe.settings import read_settings
 from tests.cuda_emulator.emulated import EmulatedLaunch
 from tests.cuda_ext.mirrored import MirroredLaunch
@@ -30,7 +31,7 @@ def _mirrored() -> MirroredLaunch:
     card = find_card("auto", look())
     if card is None:
         raise pytest.UsageError("--card, but no card here can be used; lowmoe doctor says why")
-    kernels = read_settings().home / "kernels"
+    kernels = kernels_home(read_settings())
     return MirroredLaunch(put_on(card, kernels, print), torch.device("cuda", card.index))
 
 
