@@ -53,7 +53,7 @@ from cuda_ext.launch import Launch
 from cuda_ext.launches import attention, products, routing, vectors
 
 NAMESPACE = "lowmoe"
-MOST_DECODED = 8  # tokens that the kernels for decoding take; more take the tiles of a prompt
+MOST_DECODED = products.MOST_DECODED  # tokens, T of what is for decoding only
 
 _CODE = "Tensor table, float scale_unit"
 _ROUNDED = "Tensor codes, Tensor scales"

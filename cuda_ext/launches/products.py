@@ -8,8 +8,7 @@ Ignorant of:  what is multiplied, and why.
 from torch import Tensor
 
 from cuda_ext.launch import Launch
-from cuda_ext.launches import COUNTER_BYTES, tiles
-from quant.layout import MAX_PLANES
+from cuda_ext.launches import COUNTER_BYTES, three, tiles
 
 MOST_DECODED = 8  # tokens, those of one tensor-core product; more take the tiles
 FEW_TOKENS = 4  # that one lane's sums have room for half as many of
@@ -41,7 +40,6 @@ def linear(
             launch, codes, scales, planes, table, scale_unit, n_out, n_in, add, y, workspace
         )
         return
-    three = [*planes, *planes[-1:] * (MAX_PLANES - len(planes))]  # the kernel reads len(planes)
     launch(
         f"linear/linear_{_room(n_tokens)}",
         (BLOCKS_OF_MULTIPROCESSOR * launch.n_multiprocessors, 1, 1),
@@ -49,7 +47,7 @@ def linear(
         codes,
         scales,
         n_tokens,
-        *three,
+        *three(planes),
         len(planes),
         table,
         scale_unit,

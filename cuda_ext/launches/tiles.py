@@ -7,8 +7,7 @@ Ignorant of:  what is multiplied, and why.
 from torch import Tensor
 
 from cuda_ext.launch import Launch
-from cuda_ext.launches import COUNTER_BYTES
-from quant.layout import MAX_PLANES
+from cuda_ext.launches import COUNTER_BYTES, three
 
 ROWS = 256  # of a tile; of gate and up, 128 inner channels
 TOKENS = (32, 128)  # of a tile; the first where both take as long
@@ -45,7 +44,7 @@ def linear(
         codes,
         scales,
         n_tokens,
-        *(*planes, *planes[-1:] * (MAX_PLANES - n_planes)),  # the kernel reads n_planes
+        *three(planes),
         table,
         scale_unit,
         n_out,

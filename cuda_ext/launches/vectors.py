@@ -9,7 +9,8 @@ Ignorant of:  what an embedding or a norm is for.
 from torch import Tensor
 
 from cuda_ext.launch import Launch
-from quant.layout import BLOCK_ROWS, MAX_PLANES, PlaneLayout
+from cuda_ext.launches import three
+from quant.layout import BLOCK_ROWS, PlaneLayout
 
 GROUP_COLUMNS = 128  # one warp's
 LANES = 32
@@ -28,13 +29,12 @@ def embed(
     x: Tensor,
 ) -> None:
     n_tokens, n_hidden = x.shape
-    three = [*planes, *planes[-1:] * (MAX_PLANES - len(planes))]  # the kernel reads len(planes)
     launch(
         "vectors/embed",
         _groups_grid(n_tokens, n_hidden),
         WARPS * LANES,
         ids,
-        *three,
+        *three(planes),
         len(planes),
         table,
         scale_unit,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowmoe.decoder.moe import Routing
-from lowmoe.decoder.native import plain_experts_layers
+from lowmoe.decoder.native import experts_layer
 from lowmoe.decoder.weights import DenseWeights, LayerWeights
 from lowmoe.kernels import cpu
 from lowmoe.spec import ModelSpec
@@ -64,7 +64,9 @@ class CpuShare:
         copies = [_copied(layer) for layer in weights.layers]
         self._kept = [(of.experts_norm, of.router, of.transforms) for of in copies]
         self._engine = cpu.engine(isa, pool, code, max_tokens=max_tokens)
-        self._experts = cpu.Experts(self._engine, plain_experts_layers(spec, copies))
+        no_choice = torch.empty(0)  # every layer has a router
+        layers = [experts_layer(spec, i, of, no_choice) for i, of in enumerate(copies)]
+        self._experts = cpu.Experts(self._engine, layers)
         self._ids = torch.empty(0, dtype=torch.int64)
         self.working_bytes = cpu.allocated_bytes() - before
 

@@ -38,7 +38,7 @@ class Decoder(Generic[L]):
         x = self.computation.embed(ids)
         x = self.computation.run_layers(x, cache, self.store)
         if not self.store.is_complete:
-            self.store.read_rest([layer.feed_forward.n_experts for layer in self.spec.layers])
+            self.store.read_rest(self.spec.n_experts_by_layer)
         cache.n_tokens += ids.shape[0]
         return x
 

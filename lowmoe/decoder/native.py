@@ -5,7 +5,7 @@ Ignorant of:  files, what instruction sets there are.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -95,7 +95,7 @@ class NativeComputation:
         self._no_choice = torch.zeros(1, spec.n_hidden)
         # Layers that add r times what they compute to x are layers that add all of it to x / r.
         # Norms divide r out again, but for their epsilon.
-        self._norm_epsilon = spec.norm_epsilon / spec.residual_scale**2
+        self._norm_epsilon = norm_epsilon(spec)
         self._n_context = n_context
         self._attention = cpu.Attention(
             self._engine,
@@ -258,39 +258,10 @@ class NativeComputation:
         return self._frequencies[key]
 
     def _experts_layer(self, layer_id: int) -> cpu.ExpertsLayer:
-        weights, spec = self.weights.layers[layer_id], self._spec.layers[layer_id].feed_forward
-        return cpu.ExpertsLayer(
-            norm=weights.experts_norm.data_ptr(),
-            norm_epsilon=self._norm_epsilon,
-            router=self._router(weights, spec.router),
-            d_in=weights.transforms.d_in.data_ptr(),
-            d_inner=weights.transforms.d_inner.data_ptr(),
-            n_hidden=self._spec.n_hidden,
-            n_experts=spec.n_experts,
-            n_inner=spec.n_inner,
-            steepness=spec.activation.steepness,
-            shift=spec.activation.shift,
-            limit=math.inf if spec.activation.limit is None else spec.activation.limit,
-            gate_up_bias=_address(weights.optional("gate_up_bias")),
-            down_bias=_address(weights.optional("down_bias")),
-            shared=None if spec.shared is None else self._shared(weights),
-        )
-
-    def _router(self, weights: LayerWeights, kind: Router) -> cpu.Router:
-        # One expert that every token uses is chosen by any router; one of zeros serves.
-        sigmoid = kind if isinstance(kind, SigmoidRouter) else None
-        scores = weights.optional("router")
-        return cpu.Router(
-            weights=_address(self._no_choice if scores is None else scores),
-            bias=_address(weights.optional("router_bias")),
-            choice_bias=_address(weights.optional("choice_bias")),
-            sigmoid=sigmoid is not None,
-            renormalize=isinstance(kind, SoftmaxRouter | SigmoidRouter) and kind.renormalize,
-            n_active=kind.n_active,
-            n_groups=1 if sigmoid is None else sigmoid.n_groups,
-            n_groups_active=1 if sigmoid is None else sigmoid.n_groups_active,
-            scale=1.0 if sigmoid is None else sigmoid.scale,
-        )
+        weights = self.weights.layers[layer_id]
+        has_shared = self._spec.layers[layer_id].feed_forward.shared is not None
+        shared = self._shared(weights) if has_shared else None
+        return experts_layer(self._spec, layer_id, weights, self._no_choice, shared)
 
     def _shared(self, weights: LayerWeights) -> cpu.SharedExpert:
         return cpu.SharedExpert(
@@ -300,45 +271,56 @@ class NativeComputation:
         )
 
 
-def plain_experts_layers(
-    spec: ModelSpec, weights: Sequence[LayerWeights]
-) -> list[cpu.ExpertsLayer]:
-    """Of a model whose experts have nothing of their own, but norms, routers and transforms; who
-    calls keeps the weights alive.
+def experts_layer(
+    spec: ModelSpec,
+    layer_id: int,
+    weights: LayerWeights,
+    no_choice: Tensor,
+    shared: cpu.SharedExpert | None = None,
+) -> cpu.ExpertsLayer:
+    """A layer's experts but for their bytes; who calls keeps weights and no_choice alive.
+
+    no_choice: [1, H] zeros, for a layer whose only expert every token uses.
     """
-    layers = []
-    for layer, of in zip(spec.layers, weights, strict=True):
-        feed_forward, router = layer.feed_forward, layer.feed_forward.router
-        assert isinstance(router, SoftmaxRouter)
-        layers.append(
-            cpu.ExpertsLayer(
-                norm=of.experts_norm.data_ptr(),
-                norm_epsilon=spec.norm_epsilon,
-                router=cpu.Router(
-                    weights=of.router.data_ptr(),
-                    bias=0,
-                    choice_bias=0,
-                    sigmoid=False,
-                    renormalize=router.renormalize,
-                    n_active=router.n_active,
-                    n_groups=1,
-                    n_groups_active=1,
-                    scale=1.0,
-                ),
-                d_in=of.transforms.d_in.data_ptr(),
-                d_inner=of.transforms.d_inner.data_ptr(),
-                n_hidden=spec.n_hidden,
-                n_experts=feed_forward.n_experts,
-                n_inner=feed_forward.n_inner,
-                steepness=feed_forward.activation.steepness,
-                shift=feed_forward.activation.shift,
-                limit=math.inf,
-                gate_up_bias=0,
-                down_bias=0,
-                shared=None,
-            )
-        )
-    return layers
+    of = spec.layers[layer_id].feed_forward
+    return cpu.ExpertsLayer(
+        norm=weights.experts_norm.data_ptr(),
+        norm_epsilon=norm_epsilon(spec),
+        router=_router(weights, of.router, no_choice),
+        d_in=weights.transforms.d_in.data_ptr(),
+        d_inner=weights.transforms.d_inner.data_ptr(),
+        n_hidden=spec.n_hidden,
+        n_experts=of.n_experts,
+        n_inner=of.n_inner,
+        steepness=of.activation.steepness,
+        shift=of.activation.shift,
+        limit=math.inf if of.activation.limit is None else of.activation.limit,
+        gate_up_bias=_address(weights.optional("gate_up_bias")),
+        down_bias=_address(weights.optional("down_bias")),
+        shared=shared,
+    )
+
+
+def _router(weights: LayerWeights, kind: Router, no_choice: Tensor) -> cpu.Router:
+    # One expert that every token uses is chosen by any router; one of zeros serves.
+    sigmoid = kind if isinstance(kind, SigmoidRouter) else None
+    scores = weights.optional("router")
+    return cpu.Router(
+        weights=_address(no_choice if scores is None else scores),
+        bias=_address(weights.optional("router_bias")),
+        choice_bias=_address(weights.optional("choice_bias")),
+        sigmoid=sigmoid is not None,
+        renormalize=isinstance(kind, SoftmaxRouter | SigmoidRouter) and kind.renormalize,
+        n_active=kind.n_active,
+        n_groups=1 if sigmoid is None else sigmoid.n_groups,
+        n_groups_active=1 if sigmoid is None else sigmoid.n_groups_active,
+        scale=1.0 if sigmoid is None else sigmoid.scale,
+    )
+
+
+def norm_epsilon(spec: ModelSpec) -> float:
+    """Of norms over x / r, where layers add r times what they compute; see NativeComputation."""
+    return spec.norm_epsilon / spec.residual_scale**2
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:

@@ -56,7 +56,12 @@ class ModelSpec:
 
     @property
     def n_experts_total(self) -> int:
-        return sum(layer.feed_forward.n_experts for layer in self.layers)
+        return sum(self.n_experts_by_layer)
+
+    @property
+    def n_experts_by_layer(self) -> list[int]:
+        """Of each layer, from the first."""
+        return [layer.feed_forward.n_experts for layer in self.layers]
 
     @property
     def n_parameters(self) -> int:
