@@ -24,7 +24,7 @@ from lowmoe.experts.resident import ResidentExperts
 from lowmoe.experts.staging import Staging
 from lowmoe.kernels import cpu
 from lowmoe.kernels.cuda import kernels_home, open_card
-from lowmoe.kernels.gpu import Gpu
+from lowmoe.kernels.gpu import Gpu, GpuSizes
 from lowmoe.settings import read_settings
 from lowmoe.spec import ModelSpec
 from quant.layout import SYMBOL_BITS, round_up
@@ -184,18 +184,18 @@ class GpuNeeds:
     n_context: int
     kv: cpu.KvFormat
 
-    def n_bytes(self, gpu: Gpu, n_planes: int, max_tokens: int) -> int:
+    def n_bytes(self, gpu: GpuSizes, n_planes: int, max_tokens: int) -> int:
         """All of it."""
         experts = ResidentExperts.needed_bytes(self._parts(n_planes), self._n_experts)
         return self._beside_experts(gpu, max_tokens) + experts
 
-    def least_bytes(self, gpu: Gpu, n_planes: int, max_tokens: int) -> int:
+    def least_bytes(self, gpu: GpuSizes, n_planes: int, max_tokens: int) -> int:
         """All of it, or where that is less, all of it with as few experts as can be."""
         slots = MIN_GPU_SLOTS * GpuSlots.slot_bytes(self._parts(n_planes))
         few = self._beside_slots(gpu, n_planes, max_tokens) + slots
         return min(few, self.n_bytes(gpu, n_planes, max_tokens))
 
-    def divided(self, gpu: Gpu, planes: Sequence[int], ram_bytes: int) -> GpuDivision:
+    def divided(self, gpu: GpuSizes, planes: Sequence[int], ram_bytes: int) -> GpuDivision:
         """The first of the numbers of planes that fits, with the most tokens at once that do; if
         none does, the first that fits in GPU and RAM together, or the last.
 
@@ -215,7 +215,7 @@ class GpuNeeds:
         return next(in_memory, possible[-1])
 
     def _in_part(
-        self, gpu: Gpu, n_planes: int, chunks: list[int], available: int
+        self, gpu: GpuSizes, n_planes: int, chunks: list[int], available: int
     ) -> GpuDivision | None:
         """As many experts as there is room for beside the rest, and beside a chunk that is modest
         or the smallest.
@@ -242,14 +242,14 @@ class GpuNeeds:
     def _parts(self, n_planes: int) -> tuple[int, ...]:
         return (self.part_bytes,) * n_planes
 
-    def _working_bytes(self, gpu: Gpu, max_tokens: int) -> int:
+    def _working_bytes(self, gpu: GpuSizes, max_tokens: int) -> int:
         return Buffers.working_bytes(self.spec, gpu, max_tokens, self.n_context)
 
-    def _beside_experts(self, gpu: Gpu, max_tokens: int) -> int:
+    def _beside_experts(self, gpu: GpuSizes, max_tokens: int) -> int:
         cache = cache_bytes(self.spec, self.n_context, self.kv)
         return self.dense_bytes + cache + self._working_bytes(gpu, max_tokens)
 
-    def _beside_slots(self, gpu: Gpu, n_planes: int, max_tokens: int) -> int:
+    def _beside_slots(self, gpu: GpuSizes, n_planes: int, max_tokens: int) -> int:
         parts, n_experts = self._parts(n_planes), self._n_experts
         return (
             self._beside_experts(gpu, max_tokens)
@@ -258,7 +258,7 @@ class GpuNeeds:
             + Staging.needed_bytes(parts, max(n_experts))
         )
 
-    def _misfit(self, gpu: Gpu, planes: Sequence[int], max_tokens: int, available: int) -> str:
+    def _misfit(self, gpu: GpuSizes, planes: Sequence[int], max_tokens: int, available: int) -> str:
         """What it needs, what there is, what would fit."""
         fewest = planes[-1]
         found = (
