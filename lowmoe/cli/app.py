@@ -216,6 +216,57 @@ def bench(
     bench_command(model, options, load, synthetic=synthetic, json=json)
 
 
+@app.command(name="plan")
+def plan_(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="An alias, a hub repository, a model folder, a checkpoint, a config.json or its "
+            "address."
+        ),
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every model with an alias.")] = False,
+    gpu: Gpu = "auto",
+    bits: Bits = "auto",
+    ram: Ram = None,
+    vram: Vram = None,
+    disk: Annotated[str | None, typer.Option(help="What the disk reads, such as 7GB/s.")] = None,
+    ram_speed: Annotated[
+        str | None, typer.Option(help="What all threads read of RAM, such as 80GB/s.")
+    ] = None,
+    threads: Threads = None,
+    context: Context = None,
+    kv: Kv = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="A picture to write: tokens/s against VRAM and RAM.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Will it run, at which width, how fast: before a byte is downloaded."""
+    from lowmoe.cli.plan import Asked, plan_all_command, plan_command
+    from lowmoe.errors import UsageError
+    from lowmoe.plan.here import Described
+
+    # Refuses bits, a context or a format of the cache that cannot be; a card need not be here.
+    _load_options("none", bits, ram, None, threads, context, kv)
+    asked = Asked(
+        machine=Described(
+            gpu=gpu, ram=ram, vram=vram, disk=disk, ram_speed=ram_speed, threads=threads
+        ),
+        bits=bits,
+        context=context,
+        kv=kv,
+        plot=plot,
+        json=json,
+    )
+    if all_ == (model is not None) or (all_ and plot is not None):
+        raise UsageError("plan takes a model, or --all without --plot. Give one of them.")
+    if model is None:
+        plan_all_command(asked)
+    else:
+        plan_command(model, asked)
+
+
 @app.command(name="eval")
 def evaluate(
     model: Model,

@@ -96,7 +96,7 @@ def _cpu_seconds(sizes: ModelSizes, machine: Machine, packed: float, plain: floa
     """Of reading and multiplying packed bytes, and reading plain ones."""
     reading = machine.ram_bytes_per_s * RAM_SHARE
     decoding = machine.cpu.word_bytes_per_s
-    together = (reading**-SHARPNESS + decoding**-SHARPNESS) ** (1 / SHARPNESS)
+    together = float((reading**-SHARPNESS + decoding**-SHARPNESS) ** (1 / SHARPNESS))
     slower = 1.0 if sizes.is_native else TORCH_FACTOR
     return slower * packed * together + plain / reading
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from lowmoe.cards import CardProfile
 
-# The reference PC: two channels of DDR5, an NVMe disk on PCIe 4, eight cores with AVX2 only.
+# The reference PC: two channels of DDR5, an NVMe disk on PCIe 4, eight cores of Zen 4 or 5.
 RAM_BYTES_PER_S = 80e9  # DDR5-6000, 96 GB/s in its data sheet, of which 80 to 85 % are read
 DISK_BYTES_PER_S = 5e9  # PCIe 4 x4 disks read 5 to 7 GB/s in blocks of megabytes
-CORES = 8
+CORES, ISA = 8, "avx512"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +27,15 @@ class Processor:
     products_per_s: float
 
 
-# Of one core, measured by benchmarks/kernel_speed.py on a Zen 5 at about 4 GHz; others by their
-# share of its look-ups a second.
-CORE_WORD_BYTES_PER_S = {"avx512": 55e9, "avxvnni": 9e9, "avx2": 6e9, "neon": 8e9, "scalar": 0.4e9}
-CORE_PRODUCTS_PER_S = {"avx512": 330e9, "avxvnni": 150e9, "avx2": 80e9, "neon": 80e9, "scalar": 2e9}
+# Of one core, measured by probe.py on a Zen 5 at about 4 GHz, which runs them all but NEON.
+CORE_WORD_BYTES_PER_S = {"avx512": 55e9, "avxvnni": 7e9, "avx2": 6e9, "neon": 8e9, "scalar": 0.4e9}
+CORE_PRODUCTS_PER_S = {
+    "avx512": 420e9,
+    "avxvnni": 220e9,
+    "avx2": 90e9,
+    "neon": 80e9,  # never measured
+    "scalar": 2e9,
+}
 
 
 def processor(isa: str, n_threads: int) -> Processor:

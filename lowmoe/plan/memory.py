@@ -170,10 +170,9 @@ def scratch_bytes(spec: ModelSpec, n_tokens: int) -> int:
     n_hidden, n_active = spec.n_hidden, feed.router.n_active
     attending = FLOAT_BYTES * (n_hidden + wide + out) + ROUNDED_BYTES * (n_hidden + out)
     shared = 0 if feed.shared is None else feed.shared.n_inner
-    mixing = (
-        FLOAT_BYTES * (n_hidden + n_active * n_hidden + 3 * feed.n_experts + 3 * shared)
-        + ROUNDED_BYTES * (n_hidden + n_active * (n_hidden + feed.n_inner) + n_hidden + shared)
-    )
+    mixing = FLOAT_BYTES * (
+        n_hidden + n_active * n_hidden + 3 * feed.n_experts + 3 * shared
+    ) + ROUNDED_BYTES * (n_hidden + n_active * (n_hidden + feed.n_inner) + n_hidden + shared)
     between = FLOAT_BYTES * (2 * n_hidden + 3 * n_active) + 8
     return int(n_tokens * (attending + mixing + between)) + FLOAT_BYTES * spec.n_vocab
 

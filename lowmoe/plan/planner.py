@@ -90,9 +90,7 @@ def _row(question: Question, machine: Machine, n_planes: int) -> Row:
     spec, recipe = question.spec, Recipe(expert_planes=n_planes)
     sizes = model_sizes(spec, recipe, question.kv)
     part_bytes = recipe.expert_format(spec).part_bytes[0]
-    machine, allotment = allot(
-        spec, sizes, part_bytes, machine, question.context, question.kv
-    )
+    machine, allotment = allot(spec, sizes, part_bytes, machine, question.context, question.kv)
     if not allotment.fits:
         return Row(
             bits=SYMBOL_BITS * n_planes, sizes=sizes, allotment=allotment, limit=None, verdict=NOT,

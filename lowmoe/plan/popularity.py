@@ -1,10 +1,10 @@
 """How often a token finds its experts in a tier that holds some of them.
 
-    share held   .03  .125  .25   .4    .5    .75     what was measured, by whom
-    8 experts          -     .27-.36  -  .53-.62 .77-.83   fitted to Mixtral-8x7B, arXiv 2401.04088 table 5
-    128 experts        -     -    .90-.95  -    -      Qwen3-30B-A3B, a text's own cache, kekzl/imp#1359
-    512 experts        .67   .81   -     -     -      Qwen3.8-Flash-Next, ggml-org/llama.cpp#27861
-    128 experts  .085  -     -     -     -     -      gpt-oss-120b, BigMoeOnEdge#33
+    experts   share held: hit rate                   source
+    8         .25: .27-.36  .5: .53-.62  .75: .77-.83   Mixtral-8x7B, fitted to arXiv 2401.04088
+    128       .4: .90-.95                               Qwen3-30B-A3B, kekzl/imp#1359
+    512       .125: .67  .25: .81                       Qwen3.8-Flash-Next, llama.cpp#27861
+    128       .03: .085                                 gpt-oss-120b, BigMoeOnEdge#33
 
 A power of the share held runs through each of these: few experts near the first, many between .2
 and .75, where text and model decide. Uniform routing, as of random weights, is the power 1.
@@ -30,7 +30,7 @@ class Popularity:
 
     def hit_rate(self, share: float) -> float:
         """Share of requests that find their expert there.  share: of experts held, 0 to 1."""
-        return min(max(share, 0.0), 1.0) ** self.power
+        return float(min(max(share, 0.0), 1.0) ** self.power)
 
 
 def expected(n_experts: int) -> tuple[Popularity, Popularity]:
