@@ -308,8 +308,13 @@ class _Run:
             hit_rate=hit_rate(whole),
             bytes_per_token=per_token,
             bound_tokens_per_s=bound,
-            predicted_tokens_per_s=None,
+            predicted_tokens_per_s=self._predicted(),
         )
+
+    def _predicted(self) -> float | None:
+        """For the token in the middle of the answer."""
+        predict = self._runtime.predict
+        return None if predict is None else predict(self._n_prompt + self._n_new // 2)
 
 
 def placement(runtime: Runtime) -> PerTier:

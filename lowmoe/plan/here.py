@@ -81,6 +81,12 @@ def machine_of(described: Described, settings: Settings) -> tuple[Machine, str]:
     return machine, f"this machine, measured: {machine_line()}"
 
 
+def card_here(wanted: str) -> CardProfile | None:
+    """The profile of a card that computes here, by its name or "auto"; None for none or another."""
+    card, here = _card(wanted)
+    return card if here else None
+
+
 def is_here(described: Described) -> bool:
     """Whether it is this machine that is meant."""
     return _card(described.gpu)[1]

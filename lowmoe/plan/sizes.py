@@ -59,15 +59,17 @@ class ModelSizes:
         return self.dense_bytes_per_token + self.active_expert_bytes
 
 
-def model_sizes(spec: ModelSpec, recipe: Recipe, kv: cpu.KvFormat) -> ModelSizes:
-    """Of the folder that a recipe makes."""
+def model_sizes(
+    spec: ModelSpec, recipe: Recipe, kv: cpu.KvFormat, *, n_planes: int | None = None
+) -> ModelSizes:
+    """Of the folder that a recipe makes.  n_planes: of experts, fewer than are in it."""
     dense = embedding = 0
     for name, dtype, shape in dense_tensors(spec, recipe):
         n_bytes = math.prod(shape) * dtype.itemsize
         dense += n_bytes
         if name.split(".")[0] == "embedding" and not spec.tied_head:
             embedding += n_bytes  # a token reads one row of it
-    parts = recipe.expert_format(spec).part_bytes
+    parts = recipe.expert_format(spec, n_planes=n_planes).part_bytes
     feed_forwards = [layer.feed_forward for layer in spec.layers]
     return ModelSizes(
         n_planes=len(parts),

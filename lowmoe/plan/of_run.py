@@ -1,0 +1,77 @@
+"""What a model that is loaded should achieve, by the same arithmetic that planned it.
+
+Knows:        how a running model's tiers are asked for their sizes.
+Ignorant of:  where predictions are shown.
+"""
+
+from collections.abc import Callable
+
+from lowmoe.cards import CardProfile
+from lowmoe.engine.load_options import TORCH
+from lowmoe.engine.runtime import Runtime
+from lowmoe.experts.hybrid import HybridExperts
+from lowmoe.experts.store import ExpertStore
+from lowmoe.kernels import cpu
+from lowmoe.plan.cost import Places, decode
+from lowmoe.plan.here import remembered
+from lowmoe.plan.machine import DISK_BYTES_PER_S, Machine
+from lowmoe.plan.popularity import Popularity, expected
+from lowmoe.plan.sizes import ModelSizes, model_sizes
+from lowmoe.settings import Settings
+from quant.layout import SYMBOL_BITS
+
+
+def predictor(
+    runtime: Runtime, kv: cpu.KvFormat, card: CardProfile | None, settings: Settings
+) -> Callable[[int], float] | None:
+    """Tokens a second of decode after so many tokens, in the middle of what texts differ by.
+
+    card: the one that computes, if it has a profile.  None where nobody can say: unquantized
+    weights, torch, a card without a profile.
+    """
+    folder = runtime.folder
+    if folder is None or folder.recipe.format != "trellis" or runtime.isa == TORCH:
+        return None
+    if runtime.gpu is not None and card is None:
+        return None
+    sizes = model_sizes(runtime.spec, folder.recipe, kv, n_planes=runtime.bits // SYMBOL_BITS)
+    places = _places(runtime)
+    machine = _machine(runtime, sizes, places, card, settings)
+    powers = [popularity.power for popularity in expected(sizes.most_experts)]
+    middle = Popularity(sum(powers) / len(powers))
+
+    def predict(n_cached: int) -> float:
+        return machine.factor / decode(sizes, machine, places, middle, n_cached).total
+
+    return predict
+
+
+def _places(runtime: Runtime) -> Places:
+    store, n = runtime.store, runtime.spec.n_experts_total
+    if isinstance(store, HybridExperts):
+        on_gpu = store.slots.n_slots
+        return Places(on_gpu=on_gpu, in_ram=min(n - on_gpu, store.ram.n_slots))
+    if isinstance(store, ExpertStore):
+        return Places(on_gpu=0, in_ram=min(n, store.n_slots))
+    return Places(on_gpu=n, in_ram=0)
+
+
+def _machine(
+    runtime: Runtime,
+    sizes: ModelSizes,
+    places: Places,
+    card: CardProfile | None,
+    settings: Settings,
+) -> Machine:
+    needs_disk = places.on_gpu + places.in_ram < sizes.n_experts
+    threads = None if runtime.pool is None else runtime.pool.n_threads
+    memo = remembered(settings, threads, with_disk=needs_disk)
+    return Machine(
+        ram_bytes=0,
+        ram_bytes_per_s=memo.ram_bytes_per_s,
+        disk_bytes_per_s=memo.disk_bytes_per_s or DISK_BYTES_PER_S,
+        cpu=memo.cpu,
+        card=card if runtime.gpu is not None else None,
+        measured=True,
+        factor=memo.factor,
+    )
