@@ -4,6 +4,7 @@ Knows:        which figures are this machine's own and which are the reference P
 Ignorant of:  models.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from cuda_ext.card import CardError, Facts, find_card, is_without, look
@@ -11,7 +12,7 @@ from lowmoe.cards import CARDS, CardProfile
 from lowmoe.engine.load_options import TORCH
 from lowmoe.engine.machine import machine_line, physical_cores
 from lowmoe.engine.memory import available_ram_bytes, margin_bytes, parse_budget, total_ram_bytes
-from lowmoe.errors import UsageError
+from lowmoe.errors import DiskSpaceError, FolderError, UsageError
 from lowmoe.kernels import cpu
 from lowmoe.plan.machine import (
     CORES,
@@ -104,11 +105,19 @@ def remembered(settings: Settings, threads: int | None, *, with_disk: bool) -> M
             ram_bytes_per_s=measured_ram(n_threads),
             cpu=measured_processor(isa, n_threads),
         )
-        write_memo(settings, memo)
+        _keep(settings, memo)
     if with_disk and memo.disk_bytes_per_s is None:
-        memo = replace(memo, disk_bytes_per_s=measured_disk(settings.home))
-        write_memo(settings, memo)
+        # A home that cannot be written to has no speed; what is read from it is guessed at.
+        with suppress(FolderError, DiskSpaceError):
+            memo = replace(memo, disk_bytes_per_s=measured_disk(settings.home))
+            _keep(settings, memo)
     return memo
+
+
+def _keep(settings: Settings, memo: Memo) -> None:
+    # Kept to save a second; where that cannot be, it is measured every time.
+    with suppress(FolderError, DiskSpaceError):
+        write_memo(settings, memo)
 
 
 def parse_speed(text: str, name: str) -> float:
