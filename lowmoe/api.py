@@ -18,7 +18,7 @@ from lowmoe.engine.generate import Session, Token, check_ids
 from lowmoe.engine.load import load_checkpoint, load_folder
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingOptions, sampling_options
-from lowmoe.engine.report import Reporter, SilentReporter
+from lowmoe.engine.report import OnceUnderWay, Reporter, SilentReporter
 from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.statistics import RunStatistics
 from lowmoe.errors import PromptError, UsageError
@@ -26,17 +26,17 @@ from lowmoe.families import read_config
 from lowmoe.families.aliases import DEMO
 from lowmoe.library import (
     LocalCheckpoint,
-    LocalFolder,
     Located,
     MakeOptions,
     locate,
+    made_folder,
     prepare,
     quantize_checkpoint,
 )
 from lowmoe.library.configs import config_of
 from lowmoe.plan.advice import advise
 from lowmoe.plan.here import card_here
-from lowmoe.plan.of_run import predictor
+from lowmoe.plan.of_run import keep_run, predictor
 from lowmoe.settings import Settings, read_settings
 
 # A string to go on with, or chat messages, each with a "role" and a "content".
@@ -184,6 +184,10 @@ class Model:
         """How the last stream or generate went."""
         return self._open_session().statistics()
 
+    def keep_run(self) -> None:
+        """Let the last run correct what is predicted on this machine from now on."""
+        keep_run(self.runtime, self.statistics(), read_settings())
+
 
 def load(
     model: str | Path = DEMO,
@@ -239,11 +243,12 @@ def _prepared(
     name: str, located: Located, options: LoadOptions, settings: Settings, report: Reporter
 ) -> Path:
     """The model folder, made now if need be, at what is asked for or advised."""
-    if isinstance(located, LocalFolder):
-        return located.path
+    if made := made_folder(located, settings):
+        return made
     spec = read_config(config_of(name, settings)).spec
-    bits = advise(name, spec, options, settings, report).bits
-    return prepare(located, settings, MakeOptions(bits=bits, threads=options.threads), report)
+    advice = advise(name, spec, options, settings)
+    making = MakeOptions(bits=advice.bits, threads=options.threads)
+    return prepare(located, settings, making, OnceUnderWay(report, advice.words))
 
 
 def quantize(

@@ -127,17 +127,28 @@ def _load_options(
 ) -> "LoadOptions":
     from lowmoe.engine.load_options import LoadOptions
 
-    number: int | str = int(bits) if bits in ("2", "4", "6") else bits  # LoadOptions refuses others
     return LoadOptions(
-        gpu=gpu, bits=number, ram=ram, vram=vram, threads=threads, context=context, kv=kv
+        gpu=gpu, bits=_bits_of(bits), ram=ram, vram=vram, threads=threads, context=context, kv=kv
     )
 
 
+def _bits_of(text: str) -> int | str:
+    """As a number where it is one of those there are; other words are refused by who is told."""
+    return int(text) if text in ("2", "4", "6") else text
+
+
 def _make_options(
-    bits: int, format: str, calibration: Path | None, no_calibration: bool, threads: int | None
+    bits: int | str,
+    format: str,
+    calibration: Path | None,
+    no_calibration: bool,
+    threads: int | None,
 ) -> "MakeOptions":
+    from lowmoe.errors import UsageError
     from lowmoe.library import MakeOptions
 
+    if isinstance(bits, str):
+        raise UsageError(f"--bits is {bits!r}, but must be 2, 4, 6 or auto.")
     return MakeOptions(
         bits=bits,
         format=format,
@@ -167,16 +178,19 @@ def quantize(
 @app.command()
 def pull(
     model: Annotated[str, typer.Argument(help="An alias or a hub repository (owner/name).")],
-    bits: MakeBits = 4,
+    bits: Annotated[
+        str, typer.Option(help="Bits a weight of experts: 2, 4, 6, or auto: what runs best here.")
+    ] = "auto",
     format: Format = "trellis",
     calibration: Calibration = None,
     no_calibration: NoCalibration = False,
     threads: Threads = None,
 ) -> None:
     """Download shard by shard, verify, quantize, delete the shard; an interrupted run goes on."""
-    from lowmoe.cli.make import pull_command
+    from lowmoe.cli.make import advised_bits, pull_command
 
-    options = _make_options(bits, format, calibration, no_calibration, threads)
+    number = advised_bits(model, format) if bits == "auto" else _bits_of(bits)
+    options = _make_options(number, format, calibration, no_calibration, threads)
     pull_command(model, options)
 
 

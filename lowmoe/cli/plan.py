@@ -18,7 +18,7 @@ from lowmoe.kernels import cpu
 from lowmoe.library.configs import config_of
 from lowmoe.plan.here import AUTO, Described, is_here, machine_of
 from lowmoe.plan.machine import Machine
-from lowmoe.plan.planner import NOT, Question, Row, best, plan
+from lowmoe.plan.planner import NOT, Question, Row, best, plan, speed_words
 from lowmoe.settings import read_settings
 from lowmoe.spec import ModelSpec
 
@@ -144,9 +144,4 @@ def _cells(row: Row) -> str:
 
 
 def _span(speeds: tuple[float, float] | None) -> str:
-    return "-" if speeds is None else f"{_short(speeds[0])}-{_short(speeds[1])}"
-
-
-def _short(speed: float) -> str:
-    """Two digits, and never an exponent."""
-    return f"{speed:.0f}" if speed >= 10 else f"{speed:.2g}"
+    return "-" if speeds is None else speed_words(speeds)

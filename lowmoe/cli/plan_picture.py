@@ -11,7 +11,7 @@ from typing import Any
 
 from lowmoe.errors import UsageError
 from lowmoe.plan.machine import Machine
-from lowmoe.plan.planner import Question, Row, plan
+from lowmoe.plan.planner import Question, plan
 
 POINTS = 24
 GB = 1e9
@@ -52,15 +52,11 @@ def _curves(
         found = [(x, *row.decode_tokens_per_s) for x, row in points if row.decode_tokens_per_s]
         if found:
             x, low, high = zip(*found, strict=True)
-            bits = points[0][1].bits
+            bits = rows[0][width].bits
             axes.fill_between(x, low, high, alpha=0.3, label=f"{bits} bits")
-            axes.plot(x, [_middle(row) for _, row in points if row.decode_tokens_per_s])
+            axes.plot(x, [row.middle for _, row in points if row.decode_tokens_per_s])
     axes.axvline(here / GB, color="black", linestyle="dotted", label="this plan")
     axes.set_xlabel(label)
     axes.set_ylabel("tokens/s")
     axes.set_yscale("log")
     axes.legend()
-
-
-def _middle(row: Row) -> float:
-    return row.middle

@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 
 from lowmoe.engine.load import DEFAULT_CONTEXT
 from lowmoe.engine.load_options import LoadOptions
-from lowmoe.engine.report import Reporter
 from lowmoe.errors import MemoryBudgetError
 from lowmoe.plan.here import Described, machine_of
 from lowmoe.plan.machine import Machine
-from lowmoe.plan.planner import NOT, Question, Row, best, plan
+from lowmoe.plan.planner import NOT, Question, Row, best, plan, speed_words
 from lowmoe.settings import Settings
 from lowmoe.spec import ModelSpec
 
@@ -22,16 +21,14 @@ LEAST_CONTEXT = 256  # tokens, of those that are advised
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """bits: to make it at; row: what to expect of that here."""
+    """bits: to make it at; words: what to expect of that here, in a line."""
 
     bits: int
-    row: Row
+    words: str
 
 
-def advise(
-    name: str, spec: ModelSpec, options: LoadOptions, settings: Settings, report: Reporter
-) -> Advice:
-    """The width that was asked for, or the best; says what to expect.
+def advise(name: str, spec: ModelSpec, options: LoadOptions, settings: Settings) -> Advice:
+    """The width that was asked for, or the best.
 
     Raises MemoryBudgetError, with the line that would work, for what cannot run here.
     """
@@ -46,12 +43,12 @@ def advise(
     row = best(wanted)
     if row is None:
         raise MemoryBudgetError(_refusal(name, wanted[0], rows, question, machine))
-    low, high = row.decode_tokens_per_s or (0.0, 0.0)
-    report.note(
-        f"{name} at {row.bits} bits {row.verdict} here: {low:.2g} to {high:.2g} tokens/s are "
-        f"expected, limited by {row.limit}"
+    assert row.decode_tokens_per_s is not None
+    words = (
+        f"{name} at {row.bits} bits {row.verdict} here: {speed_words(row.decode_tokens_per_s)} "
+        f"tokens/s are expected, limited by {row.limit}"
     )
-    return Advice(bits=row.bits, row=row)
+    return Advice(bits=row.bits, words=words)
 
 
 def _refusal(name: str, least: Row, rows: list[Row], question: Question, machine: Machine) -> str:

@@ -22,7 +22,7 @@ from lowmoe.plan.machine import (
     Machine,
     processor,
 )
-from lowmoe.plan.memo import Memo, read_memo, write_memo
+from lowmoe.plan.memo import Memo, read_memo, with_run, write_memo
 from lowmoe.plan.probe import measured_disk, measured_processor, measured_ram
 from lowmoe.settings import Settings
 
@@ -112,6 +112,13 @@ def remembered(settings: Settings, threads: int | None, *, with_disk: bool) -> M
             memo = replace(memo, disk_bytes_per_s=measured_disk(settings.home))
             _keep(settings, memo)
     return memo
+
+
+def remember_run(
+    settings: Settings, threads: int | None, predicted: float, achieved: float
+) -> None:
+    """One more run of this machine, in tokens/s; predicted: without correction."""
+    _keep(settings, with_run(remembered(settings, threads, with_disk=False), predicted, achieved))
 
 
 def _keep(settings: Settings, memo: Memo) -> None:

@@ -130,6 +130,11 @@ def _verdict(sizes: ModelSizes, places: Places, decoding: tuple[float, float]) -
     return WELL if (decoding[0] * decoding[1]) ** 0.5 >= READING_SPEED else SLOW
 
 
+def speed_words(speeds: tuple[float, float]) -> str:
+    """Two digits each, and never an exponent."""
+    return "-".join(f"{s:.0f}" if s >= 10 else f"{s:.2g}" for s in speeds)
+
+
 def best(rows: Sequence[Row]) -> Row | None:
     """The most bits that reach reading speed; failing that, the fastest; None if nothing fits."""
     fitting = [row for row in rows if row.verdict != NOT]

@@ -1,5 +1,6 @@
 """Arithmetic of a token: what must hold for any machine, and what others have worked out."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -25,6 +26,7 @@ WITH_4090 = replace(PC, card=CARDS["4090"], vram_bytes=24 * 10**9)
 EVEN = Popularity(UNIFORM)
 
 
+@functools.cache
 def sizes_of(name: str, n_planes: int = 2) -> ModelSizes:
     spec = read_config(ALIASES[name].config).spec
     return model_sizes(spec, Recipe(expert_planes=n_planes), "float16")
