@@ -96,7 +96,7 @@ def is_here(described: Described) -> bool:
 def remembered(settings: Settings, threads: int | None, *, with_disk: bool) -> Memo:
     """What is known of this machine, measured now as far as it is not.  threads: None for all."""
     n_threads = threads or physical_cores()
-    isa = cpu.isas()[0] if settings.isa in (None, TORCH) else cpu.choose_isa(settings.isa)
+    isa = _isa(settings)
     key = f"{machine_line()}, {isa}, {n_threads} threads"
     memo = read_memo(settings, key)
     if memo is None:
@@ -114,11 +114,25 @@ def remembered(settings: Settings, threads: int | None, *, with_disk: bool) -> M
     return memo
 
 
+def measured_again(settings: Settings) -> Memo:
+    """All of this machine now, the disk too; what its runs came to is kept."""
+    before = remembered(settings, None, with_disk=False)
+    cpu = measured_processor(_isa(settings), before.cpu.n_threads)
+    memo = replace(before, ram_bytes_per_s=measured_ram(None), cpu=cpu, disk_bytes_per_s=None)
+    _keep(settings, memo)
+    return remembered(settings, None, with_disk=True)
+
+
 def remember_run(
     settings: Settings, threads: int | None, predicted: float, achieved: float
 ) -> None:
     """One more run of this machine, in tokens/s; predicted: without correction."""
     _keep(settings, with_run(remembered(settings, threads, with_disk=False), predicted, achieved))
+
+
+def _isa(settings: Settings) -> str:
+    """What native code would use: torch has no speed of its own to measure."""
+    return cpu.isas()[0] if settings.isa in (None, TORCH) else cpu.choose_isa(settings.isa)
 
 
 def _keep(settings: Settings, memo: Memo) -> None:
