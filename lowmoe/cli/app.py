@@ -53,6 +53,13 @@ Kv = Annotated[
     str | None,
     typer.Option(help="How keys and values are kept: float16, int8 or float32. Default: float16."),
 ]
+Misses = Annotated[
+    str,
+    typer.Option(
+        help="Where experts are computed that a GPU has no room for: cpu, page (brought to the GPU "
+        "when needed) or auto, which measures."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 Calibration = Annotated[
     Path | None, typer.Option(help="Text to calibrate on. Default: the one that comes with lowmoe.")
@@ -80,6 +87,7 @@ def run(
     threads: Threads = None,
     context: Context = None,
     kv: Kv = None,
+    misses: Misses = "auto",
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Choose among so many tokens; 0: all.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Choose among this much probability.")] = None,
@@ -102,7 +110,7 @@ def run(
     run_model(
         model,
         Asked(prompt=prompt, chat=chat or system is not None, system=system, json=json),
-        _load_options(gpu, bits, ram, vram, threads, context, kv),
+        _load_options(gpu, bits, ram, vram, threads, context, kv, misses),
         Generating(
             temperature=temperature,
             top_k=top_k,
@@ -124,11 +132,19 @@ def _load_options(
     threads: int | None,
     context: int | None,
     kv: str | None,
+    misses: str,
 ) -> "LoadOptions":
     from lowmoe.engine.load_options import LoadOptions
 
     return LoadOptions(
-        gpu=gpu, bits=_bits_of(bits), ram=ram, vram=vram, threads=threads, context=context, kv=kv
+        gpu=gpu,
+        bits=_bits_of(bits),
+        ram=ram,
+        vram=vram,
+        threads=threads,
+        context=context,
+        kv=kv,
+        misses=misses,
     )
 
 
@@ -211,6 +227,7 @@ def bench(
     threads: Threads = None,
     context: Context = None,
     kv: Kv = None,
+    misses: Misses = "auto",
     runs: Annotated[int, typer.Option(help="Counted runs; one more warms up.")] = 3,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of prefill in each run.")] = 64,
     new_tokens: Annotated[int, typer.Option(help="Tokens of decode in each run.")] = 32,
@@ -226,7 +243,7 @@ def bench(
     options = BenchOptions(
         runs=runs, prompt_tokens=prompt_tokens, new_tokens=new_tokens, profile=profile
     )
-    load = _load_options(gpu, bits, ram, vram, threads, context, kv)
+    load = _load_options(gpu, bits, ram, vram, threads, context, kv, misses)
     bench_command(model, options, load, synthetic=synthetic, json=json)
 
 
@@ -262,7 +279,7 @@ def plan_(
     from lowmoe.plan.here import Described
 
     # Refuses bits, a context or a format of the cache that cannot be; a card need not be here.
-    _load_options("none", bits, ram, None, threads, context, kv)
+    _load_options("none", bits, ram, None, threads, context, kv, "auto")
     asked = Asked(
         machine=Described(
             gpu=gpu, ram=ram, vram=vram, disk=disk, ram_speed=ram_speed, threads=threads
@@ -296,12 +313,13 @@ def evaluate(
     vram: Vram = None,
     threads: Threads = None,
     kv: Kv = None,
+    misses: Misses = "auto",
     json: Json = False,
 ) -> None:
     """Perplexity of a text, and how far quantization has moved the model."""
     from lowmoe.cli.evaluate import evaluate_command
 
-    load = _load_options(gpu, bits, ram, vram, threads, None, kv)
+    load = _load_options(gpu, bits, ram, vram, threads, None, kv, misses)
     evaluate_command(model, file, against, window, load, json=json)
 
 

@@ -84,7 +84,7 @@ def plan_all_command(asked: Asked) -> None:
 
 def print_machine(machine: Machine, source: str, context: int | None) -> None:
     """What is planned for."""
-    card = "no GPU" if machine.card is None else f"{machine.card.name}, {size(machine.vram_bytes)}"
+    card = "no GPU" if machine.card is None else f"{machine.card_name}, {size(machine.vram_bytes)}"
     tokens = "" if context is None else f", a context of {context} tokens"
     out.print(
         f"{card}; {size(machine.ram_bytes)} of RAM for the model{tokens}", markup=False,

@@ -17,6 +17,8 @@ class Traffic:
     asked for, or in neither; gpu_bytes, ram_bytes: bytes of all experts lent there; disk_bytes:
     bytes read from disk, guesses and what was read unasked included; disk_busy_s: seconds with at
     least one read under way.
+    copied_bytes: sent from RAM to the GPU, passed_bytes those of them that were computed with there
+    and did not stay; copied_s: seconds that copies took, as far as they have come.
     guessed, guessed_right: experts read ahead, and those of them that were then asked for.
     """
 
@@ -27,6 +29,9 @@ class Traffic:
     ram_bytes: int = 0
     disk_bytes: int = 0
     disk_busy_s: float = 0.0
+    copied_bytes: int = 0
+    passed_bytes: int = 0
+    copied_s: float = 0.0
     guessed: int = 0
     guessed_right: int = 0
 
@@ -39,6 +44,9 @@ class Traffic:
             ram_bytes=self.ram_bytes - earlier.ram_bytes,
             disk_bytes=self.disk_bytes - earlier.disk_bytes,
             disk_busy_s=self.disk_busy_s - earlier.disk_busy_s,
+            copied_bytes=self.copied_bytes - earlier.copied_bytes,
+            passed_bytes=self.passed_bytes - earlier.passed_bytes,
+            copied_s=self.copied_s - earlier.copied_s,
             guessed=self.guessed - earlier.guessed,
             guessed_right=self.guessed_right - earlier.guessed_right,
         )

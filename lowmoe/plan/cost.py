@@ -82,11 +82,15 @@ def decode(
         cpu = _cpu_seconds(sizes, machine, sizes.bytes_per_token, kv)
         rest = sizes.n_layers * (LAYER_S + (SLOW_LAYER_S if disk else 0.0))
         return _with_disk(Cost(total=cpu + rest, cpu=cpu, rest=rest), disk)
-    speed = machine.card.bytes_per_s * GPU_SHARE
+    speed = machine.card.bandwidth * GPU_SHARE
     dense = (sizes.dense_bytes_per_token + kv) / speed
     hits = on_gpu * sizes.active_expert_bytes / speed
     missed = (1 - on_gpu) * sizes.active_expert_bytes
-    cpu = _cpu_seconds(sizes, machine, missed, 0)
+    # Some misses cross the bus where the CPU alone is slower than RAM (decoder/hybrid.py); what
+    # crosses is read from RAM too.
+    alone = _cpu_seconds(sizes, machine, missed, 0)
+    helped = missed / (missed / alone + machine.card.bus_bandwidth) if alone else 0.0
+    cpu = max(helped, missed / (machine.ram_bytes_per_s * RAM_SHARE))
     rest = sizes.n_layers * (GPU_LAYER_S + (WAIT_S if missed else 0.0))
     total = dense + max(hits, cpu) + rest
     return _with_disk(Cost(total=total, gpu=dense + hits, cpu=cpu, rest=rest), disk)
@@ -121,10 +125,10 @@ def prefill(sizes: ModelSizes, machine: Machine, places: Places, n_tokens: int, 
         words = used * sizes.experts_bytes + sizes.dense_bytes_per_token
         cpu = products + words / (machine.ram_bytes_per_s * RAM_SHARE) / together
         return _with_disk(Cost(total=cpu, cpu=cpu), disk)
-    products = sizes.active_weights / (machine.card.int8_products_per_s * GPU_PRODUCTS_SHARE)
+    products = sizes.active_weights / (machine.card.int8_products * GPU_PRODUCTS_SHARE)
     on_gpu = places.on_gpu / max(sizes.n_experts, 1)
     crossing = used * (1 - on_gpu) * sizes.experts_bytes
-    pcie = crossing / machine.card.pcie_bytes_per_s / together
+    pcie = crossing / machine.card.bus_bandwidth / together
     total = max(products, pcie)
     return _with_disk(Cost(total=total, gpu=products, pcie=pcie), disk)
 

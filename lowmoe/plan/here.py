@@ -51,7 +51,8 @@ def machine_of(described: Described, settings: Settings) -> tuple[Machine, str]:
     A card that is not here makes it another PC, the reference one but for what is said of it.
     Raises UsageError for what cannot be understood.
     """
-    card, is_here = _card(described.gpu)
+    name, is_here = _card(described.gpu)
+    card = CARDS.get(name)
     elsewhere = card is not None and not is_here
     ram = _ram_bytes(described, elsewhere=elsewhere)
     vram = 0 if card is None else _vram_bytes(described, card)
@@ -65,6 +66,7 @@ def machine_of(described: Described, settings: Settings) -> tuple[Machine, str]:
             disk_bytes_per_s=disk or DISK_BYTES_PER_S,
             cpu=processor(ISA, threads),
             card=card,
+            card_name=name,
             vram_bytes=vram,
         )
         return machine, _of_reference(machine, threads)
@@ -75,6 +77,7 @@ def machine_of(described: Described, settings: Settings) -> tuple[Machine, str]:
         disk_bytes_per_s=disk or memo.disk_bytes_per_s or DISK_BYTES_PER_S,
         cpu=memo.cpu,
         card=card,
+        card_name=name,
         vram_bytes=vram,
         measured=True,
         factor=memo.factor,
@@ -84,8 +87,8 @@ def machine_of(described: Described, settings: Settings) -> tuple[Machine, str]:
 
 def card_here(wanted: str) -> CardProfile | None:
     """The profile of a card that computes here, by its name or "auto"; None for none or another."""
-    card, here = _card(wanted)
-    return card if here else None
+    name, here = _card(wanted)
+    return CARDS.get(name) if here else None
 
 
 def is_here(described: Described) -> bool:
@@ -149,20 +152,20 @@ def parse_speed(text: str, name: str) -> float:
     return float(parse_budget(amount, name=name, whole_bytes=0))
 
 
-def _card(wanted: str) -> tuple[CardProfile | None, bool]:
-    """The profile, and whether such a card is here."""
+def _card(wanted: str) -> tuple[str, bool]:
+    """The name of a profile, "" for none, and whether such a card is here."""
     if wanted == NONE:
-        return None, True
-    facts = look()
+        return "", True
+    facts, name = look(), wanted.lower()
     if wanted != AUTO:
-        if wanted.lower() not in CARDS:
+        if name not in CARDS:
             raise UsageError(
                 f"--gpu is {wanted!r}, but must be auto, none or one of {', '.join(CARDS)}."
             )
-        return CARDS[wanted.lower()], _is_here(wanted, facts)
+        return name, _is_here(name, facts)
     if is_without(facts) or find_card(AUTO, facts) is None:
-        return None, True
-    return next((card for name, card in CARDS.items() if _is_here(name, facts)), None), True
+        return "", True
+    return next((name for name in CARDS if _is_here(name, facts)), ""), True
 
 
 def _is_here(name: str, facts: Facts) -> bool:

@@ -51,8 +51,9 @@ def processor(isa: str, n_threads: int) -> Processor:
 class Machine:
     """Bytes, and bytes a second.
 
-    ram_bytes, vram_bytes: that a model may take; card: None for none; measured: whether speeds are
-    this machine's own; factor: what earlier runs on it achieved of what was predicted.
+    ram_bytes, vram_bytes: that a model may take; card, card_name: None and "" for none; measured:
+    whether speeds are this machine's own; factor: what earlier runs on it achieved of what was
+    predicted.
     """
 
     ram_bytes: int
@@ -60,6 +61,7 @@ class Machine:
     disk_bytes_per_s: float
     cpu: Processor
     card: CardProfile | None = None
+    card_name: str = ""
     vram_bytes: int = 0
     measured: bool = False
     factor: float = 1.0

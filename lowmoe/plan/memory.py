@@ -51,12 +51,9 @@ class Allotment:
 class PlannedGpu:
     """A card that need not be here, for what asks of a GPU only how large it is."""
 
+    name: str
     card: CardProfile
     memory_bytes: int
-
-    @property
-    def name(self) -> str:
-        return self.card.name
 
     @property
     def n_multiprocessors(self) -> int:
@@ -105,7 +102,7 @@ def _on_card(
         n_context=n_context,
         kv=kv,
     )
-    gpu = PlannedGpu(machine.card, machine.vram_bytes)
+    gpu = PlannedGpu(machine.card_name, machine.card, machine.vram_bytes)
     try:
         division = needs.divided(gpu, [sizes.n_planes], machine.ram_bytes)
     except GpuRefusal as refusal:

@@ -22,7 +22,7 @@ PC = Machine(
     disk_bytes_per_s=5e9,
     cpu=processor("avx512", 8),
 )
-WITH_4090 = replace(PC, card=CARDS["4090"], vram_bytes=24 * 10**9)
+WITH_4090 = replace(PC, card=CARDS["4090"], card_name="4090", vram_bytes=24 * 10**9)
 EVEN = Popularity(UNIFORM)
 
 

@@ -22,7 +22,7 @@ GIB = 2**30
 PC = Machine(
     ram_bytes=58 * 10**9, ram_bytes_per_s=80e9, disk_bytes_per_s=5e9, cpu=processor("avx512", 8)
 )
-WITH_4090 = replace(PC, card=CARDS["4090"], vram_bytes=24 * 10**9)
+WITH_4090 = replace(PC, card=CARDS["4090"], card_name="4090", vram_bytes=24 * 10**9)
 
 
 def question(name: str, context: int = 4096) -> Question:
