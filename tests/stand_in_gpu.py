@@ -8,6 +8,7 @@ Knows:        what lowmoe/kernels/gpu.py asks for, where lowmoe finds cards.
 Ignorant of:  what operations do.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -41,10 +42,19 @@ class StandInEvent:
 
     def __init__(self, copies: Callable[[], None] | None = None) -> None:
         self._copies = copies
+        self._came_s = time.perf_counter() if copies is None else None
 
     def wait(self) -> None:
         if self._copies is not None:
             self._copies()
+            self._copies = None
+        if self._came_s is None:
+            self._came_s = time.perf_counter()
+
+    def time_s(self) -> float:
+        self.wait()
+        assert self._came_s is not None
+        return self._came_s
 
 
 class StandInCopies:
@@ -73,6 +83,9 @@ class StandInCopies:
         self._waiting = []
         self._earlier = StandInEvent(partial(_make_once, self._earlier, waiting))
         return self._earlier
+
+    def mark(self) -> StandInEvent:
+        return self.event()
 
 
 def _make_once(earlier: StandInEvent, waiting: list[tuple[Tensor, Tensor]]) -> None:
@@ -113,6 +126,10 @@ class StandInGpu:
 
     def event(self) -> StandInEvent:
         return StandInEvent()  # all work is done when it is asked for
+
+    def mark(self) -> StandInEvent:
+        assert not self.operations.is_recording
+        return self.event()
 
     def wait_for(self, event: StandInEvent) -> None:
         event.wait()
@@ -173,6 +190,10 @@ class _Operations:
 
     def __getattr__(self, name: str) -> Operation:
         return partial(self.call, self._operations[name])
+
+    @property
+    def is_recording(self) -> bool:
+        return self._calls is not None
 
     def call(self, operation: Operation, *arguments: Any) -> None:
         if self._calls is not None:

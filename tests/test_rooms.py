@@ -14,6 +14,7 @@ FLOORS = {
     "cuda_ext": 1,
     "spec": 1,
     "settings": 1,
+    "timeline": 1,
     "families": 2,
     "kernels": 2,
     "checkpoint": 2,

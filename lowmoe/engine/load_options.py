@@ -11,6 +11,7 @@ import torch
 from lowmoe.engine.gpu import AUTO, check_gpu
 from lowmoe.errors import UsageError
 from lowmoe.kernels import cpu
+from lowmoe.timeline import Timeline
 
 DEFAULT_KV: cpu.KvFormat = "float16"
 MAX_THREADS = 1024
@@ -25,7 +26,7 @@ class LoadOptions:
     gpu: "auto", "none" or a card's name; bits: 2, 4, 6 or "auto"; ram, vram: sizes like "24GiB", of
     the machine's memory and the GPU's; threads: of computation; context: tokens; kv: how keys and
     values are kept, "float16", "int8" or "float32", for folders of planes; dtype: of unquantized
-    weights, for checkpoints only.
+    weights, for checkpoints only; timeline: is told when everything begins and ends.
     """
 
     gpu: str = AUTO
@@ -36,6 +37,7 @@ class LoadOptions:
     context: int | None = None
     kv: str | None = None
     dtype: str | None = None
+    timeline: Timeline | None = None
 
     def __post_init__(self) -> None:
         if self.bits not in ("auto", 2, 4, 6):
