@@ -309,6 +309,8 @@ class _Run:
             bytes_per_token=per_token,
             bound_tokens_per_s=bound,
             predicted_tokens_per_s=None,
+            to_gpu_bytes=whole.to_gpu_bytes,
+            promoted=whole.promoted,
         )
 
 

@@ -27,6 +27,7 @@ class HybridExperts:
     n_experts_total: int
     has_all: bool = False  # whether none had to be read from disk when the latest pass began
     _n_hits: int = 0
+    _n_promoted: int = 0
     _left: Key | None = None  # for the one that is on its way to the GPU
 
     @property
@@ -63,9 +64,14 @@ class HybridExperts:
 
     def traffic(self) -> Traffic:
         """What was used and read so far."""
-        n_hits = self._n_hits
+        n_hits, ram = self._n_hits, self.ram.traffic()
         return replace(
-            self.ram.traffic(), gpu_requests=n_hits, gpu_bytes=n_hits * self.expert_bytes
+            ram,
+            gpu_requests=n_hits,
+            gpu_bytes=n_hits * self.expert_bytes,
+            ram_bytes=ram.ram_bytes + self._n_promoted * self.expert_bytes,
+            to_gpu_bytes=self.ring.n_sent_bytes,
+            promoted=self._n_promoted,
         )
 
     def ask(self, layer_id: int, expert_ids: list[int]) -> list[int]:
@@ -94,6 +100,7 @@ class HybridExperts:
             layer_id, expert_id = key
             with self.ram.borrow(layer_id, [expert_id]) as experts:
                 self._left = self.slots.promote(key, experts[expert_id])
+            self._n_promoted += 1
 
     @property
     def _have_room_for_all(self) -> bool:

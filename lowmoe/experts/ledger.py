@@ -6,7 +6,7 @@ Ignorant of:  tokens and layers.
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +18,8 @@ class Traffic:
     bytes read from disk, guesses and what was read unasked included; disk_busy_s: seconds with at
     least one read under way.
     guessed, guessed_right: experts read ahead, and those of them that were then asked for.
+    to_gpu_bytes: from RAM to the GPU, be it to stay or to pass through; promoted: experts among
+    them that were to stay, whose way there is in ram_bytes as well: it reads RAM.
     """
 
     gpu_requests: int = 0
@@ -29,18 +31,12 @@ class Traffic:
     disk_busy_s: float = 0.0
     guessed: int = 0
     guessed_right: int = 0
+    to_gpu_bytes: int = 0
+    promoted: int = 0
 
     def __sub__(self, earlier: "Traffic") -> "Traffic":
         return Traffic(
-            gpu_requests=self.gpu_requests - earlier.gpu_requests,
-            gpu_bytes=self.gpu_bytes - earlier.gpu_bytes,
-            ram_requests=self.ram_requests - earlier.ram_requests,
-            disk_requests=self.disk_requests - earlier.disk_requests,
-            ram_bytes=self.ram_bytes - earlier.ram_bytes,
-            disk_bytes=self.disk_bytes - earlier.disk_bytes,
-            disk_busy_s=self.disk_busy_s - earlier.disk_busy_s,
-            guessed=self.guessed - earlier.guessed,
-            guessed_right=self.guessed_right - earlier.guessed_right,
+            **{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)}
         )
 
 

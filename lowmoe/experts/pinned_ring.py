@@ -22,14 +22,14 @@ COPIED_AT_ONCE = 2**20  # bytes at least that a thread is worth
 
 
 class PinnedRing:
-    """copies: beside the GPU's work, in which all that is sent goes."""
+    """copies: beside the GPU's work, in which all that is sent goes; n_sent_bytes: so far."""
 
     def __init__(self, gpu: Gpu, buffer_bytes: int) -> None:
         """buffer_bytes: the most that is sent at once."""
         self.copies = gpu.copies()
         self._buffers = [gpu.staging(buffer_bytes) for _ in range(N_BUFFERS)]
         self._in_use: list[Event | None] = [None] * N_BUFFERS
-        self._next = 0
+        self._next = self.n_sent_bytes = 0
         self._copiers = ThreadPoolExecutor(N_COPIERS, thread_name_prefix="lowmoe-copy")
 
     @staticmethod
@@ -52,6 +52,7 @@ class PinnedRing:
             part, rest = rest[: target.shape[0]], rest[target.shape[0] :]
             self._write(part, source[: target.shape[0]])
             self.copies.copy(target, part)
+            self.n_sent_bytes += target.nbytes
         event = self._in_use[which] = self.copies.event()
         return event
 

@@ -135,8 +135,16 @@ def test_statistics_are_of_all_tiers(work: Workplace) -> None:
     assert s.placement.gpu - runtime.dense_bytes + s.placement.ram + s.placement.disk == whole
     # Two experts of a token in each of two layers, on the GPU or on the CPU.
     of_experts = s.bytes_per_token.gpu - runtime.dense_bytes_per_token
-    in_ram = s.bytes_per_token.ram * experts.expert_bytes / experts.ram.expert_bytes
+    run = session.last_run
+    assert run is not None
+    n_promoted = run.decode_traffic.promoted
+    moved_up = n_promoted * experts.expert_bytes / (n_new - 1)  # which reads RAM, too
+    in_ram = (s.bytes_per_token.ram - moved_up) * experts.expert_bytes / experts.ram.expert_bytes
     assert of_experts + in_ram == pytest.approx(4 * experts.expert_bytes)
+    assert 0 < n_promoted <= s.promoted
+    # All crossed that moved up, and what passed through for the prompt.
+    assert s.to_gpu_bytes >= s.promoted * experts.expert_bytes
+    assert s.to_gpu_bytes % experts.expert_bytes == 0
     assert n_new == s.new_tokens
     # A stand-in moves 1e12 bytes a second, RAM less; the disk may have taken longer than both.
     ram_s = s.bytes_per_token.ram / session.ram_bandwidth()
