@@ -186,6 +186,7 @@ def _with_store(
         timeline,
         ram_budget_bytes=division.experts,
         n_experts_total=spec.n_experts_total,
+        popularity=loading.popularity(),
         computes=True,
     )
     loading.closing.enter_context(store)

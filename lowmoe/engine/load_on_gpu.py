@@ -224,6 +224,7 @@ def _hybrid_experts(
     """Those that fit on the GPU, RAM for the others; and the bytes of RAM that are not for them."""
     source, part_bytes = _source(loading, place.division.n_planes)
     n_experts, total = loading.spec.n_experts_by_layer, loading.spec.n_experts_total
+    popularity = loading.popularity()
     ring_bytes = PinnedRing.needed_bytes(sum(part_bytes))
     # The probe of RAM and a pass are never at the same time.
     working_bytes = max(on_cpu.working_bytes, PROBE_BYTES)
@@ -233,12 +234,13 @@ def _hybrid_experts(
         loading.options.timeline,
         ram_budget_bytes=budget,
         n_experts_total=total,
+        popularity=popularity,
         computes=False,
     )
     loading.closing.enter_context(ram)
     ring = PinnedRing(place.gpu, sum(part_bytes))
     loading.closing.callback(ring.close)
-    slots = GpuSlots(part_bytes, n_experts, place.gpu, ring, n_slots=n_slots)
+    slots = GpuSlots(part_bytes, n_experts, place.gpu, ring, n_slots=n_slots, popularity=popularity)
     slots.fill(source, _progress(report))
     staging = Staging(part_bytes, max(n_experts), place.gpu, ring)
     experts = HybridExperts(slots=slots, staging=staging, ring=ring, ram=ram, n_experts_total=total)

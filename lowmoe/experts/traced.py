@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from lowmoe.experts.policy import Popularity
 from lowmoe.experts.source import ExpertSource
 from lowmoe.experts.store import ExpertStore
 from lowmoe.timeline import CPU_EXPERTS, WAITS, Timeline
@@ -41,9 +42,15 @@ class TracedStore(ExpertStore):
         *,
         ram_budget_bytes: int,
         n_experts_total: int,
+        popularity: Popularity,
         computes: bool,
     ) -> None:
-        super().__init__(source, ram_budget_bytes=ram_budget_bytes, n_experts_total=n_experts_total)
+        super().__init__(
+            source,
+            ram_budget_bytes=ram_budget_bytes,
+            n_experts_total=n_experts_total,
+            popularity=popularity,
+        )
         self._timeline, self._computes = timeline, computes
 
     @contextmanager
@@ -77,10 +84,22 @@ def open_store(
     *,
     ram_budget_bytes: int,
     n_experts_total: int,
+    popularity: Popularity,
     computes: bool,
 ) -> ExpertStore:
     """A store, traced where there is a timeline; computes: see TracedStore."""
-    sizes = {"ram_budget_bytes": ram_budget_bytes, "n_experts_total": n_experts_total}
     if timeline is None:
-        return ExpertStore(source, **sizes)
-    return TracedStore(source, timeline, **sizes, computes=computes)
+        return ExpertStore(
+            source,
+            ram_budget_bytes=ram_budget_bytes,
+            n_experts_total=n_experts_total,
+            popularity=popularity,
+        )
+    return TracedStore(
+        source,
+        timeline,
+        ram_budget_bytes=ram_budget_bytes,
+        n_experts_total=n_experts_total,
+        popularity=popularity,
+        computes=computes,
+    )

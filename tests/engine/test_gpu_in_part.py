@@ -1,11 +1,14 @@
 """Whole models of which a stand-in for a GPU holds some experts: division, answers, statistics."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import lowmoe
+from lowmoe.checkpoint.folder import ModelFolder
+from lowmoe.checkpoint.popularity import POPULARITY, read_popularity
 from lowmoe.decoder.hybrid import HybridComputation
 from lowmoe.engine import gpu as gpu_module
 from lowmoe.engine.generate import Session
@@ -13,9 +16,10 @@ from lowmoe.engine.load import load_folder
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.report import SilentReporter
-from lowmoe.engine.runtime import Runtime
-from lowmoe.errors import GpuError, MemoryBudgetError
+from lowmoe.engine.runtime import Loading, Runtime
+from lowmoe.errors import FolderError, GpuError, MemoryBudgetError
 from lowmoe.experts.hybrid import HybridExperts
+from lowmoe.experts.policy import UNKNOWN
 from tests.stand_in_gpu import Cards
 
 PROMPT = [3, 9, 27, 5, 15, 45, 35, 5, 15, 45, 2, 6]
@@ -121,6 +125,8 @@ def test_an_answer_that_is_left_early_spoils_no_other(work: Workplace) -> None:
 
 
 def test_statistics_are_of_all_tiers(work: Workplace) -> None:
+    # Not knowing which experts are popular, it begins with others and some are promoted.
+    work.patch.setattr(Loading, "popularity", lambda loading: UNKNOWN)
     runtime = work.load(3)
     experts, session = hybrid_of(runtime), Session(runtime)
     n_new = len(list(session.token_ids(PROMPT, GREEDY)))
@@ -151,6 +157,22 @@ def test_statistics_are_of_all_tiers(work: Workplace) -> None:
     gpu_s = s.bytes_per_token.gpu / 1e12
     assert s.bound_tokens_per_s is not None
     assert 0 < s.bound_tokens_per_s <= (1 + 1e-6) / max(ram_s, gpu_s)
+
+
+def test_a_card_begins_with_the_experts_that_calibration_found_popular(work: Workplace) -> None:
+    with ModelFolder(work.folder) as folder:
+        data = folder.small_file(POPULARITY)
+    assert data is not None
+    shares = read_popularity(data, [4, 4])
+    keys = sorted(((i, e) for i in range(2) for e in range(4)), key=lambda k: -shares[k[0]][k[1]])
+    assert hybrid_of(work.load(3)).slots.residents() == sorted(keys[:3])
+
+
+def test_a_popularity_that_is_damaged_is_one_line(work: Workplace, tmp_path: Path) -> None:
+    copy = shutil.copytree(work.folder, tmp_path / "copy")
+    (copy / POPULARITY).write_bytes((copy / POPULARITY).read_bytes().replace(b"[", b"{"))
+    with pytest.raises(FolderError, match=r"popularity\.json.* has hash .*, but the manifest"):
+        load_folder(copy, LoadOptions(gpu="none"))
 
 
 def test_ram_for_too_few_experts_is_one_line(work: Workplace) -> None:
