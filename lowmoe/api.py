@@ -188,6 +188,7 @@ def load(
     context: int | None = None,
     kv: str | None = None,
     dtype: str | None = None,
+    misses: str = LoadOptions().misses,
     report: Reporter | None = None,
 ) -> Model:
     """Load a model, making its model folder first if there is none yet.
@@ -205,6 +206,7 @@ def load(
         context=context,
         kv=kv,
         dtype=dtype,
+        misses=misses,
     )
     return open_model(str(model), options, report or SilentReporter())
 

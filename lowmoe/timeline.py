@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 PASSES, LAYERS, CPU_EXPERTS, GPU, COPIES = "passes", "layers", "CPU experts", "GPU", "copies"
-WAITS, DISK = "waits", "disk reader"
-ROWS = (PASSES, LAYERS, CPU_EXPERTS, GPU, COPIES, WAITS)  # from the top; below them, disk readers
+WAITS, DISK = "waits", "disk reader"  # a row for each thread
+ROWS = (PASSES, LAYERS, CPU_EXPERTS, GPU, COPIES, WAITS)  # from the top; below them, others
 MOST_SPANS = 1_000_000  # some hundred bytes each; what comes later is counted and left out
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ class Timeline:
         self._begin_s = time.perf_counter()
         self._lock = threading.Lock()
         self._spans: list[tuple[str, str, Mark, Mark, dict[str, Any]]] = []
-        self._readers: dict[int, str] = {}
+        self._threads: dict[tuple[str, int], str] = {}
         self.n_left_out = 0
 
     @staticmethod
@@ -76,15 +76,18 @@ class Timeline:
             yield layer_id, thing
             self.add(LAYERS, f"layer {layer_id}", begin, self.now(), layer=layer_id)
 
-    def reader_row(self) -> str:
-        """The row of the thread that asks, which reads from disk."""
+    def row_of_thread(self, kind: str) -> str:
+        """Of several rows of a kind, that of the thread that asks."""
+        key = kind, threading.get_ident()
         with self._lock:
-            number = len(self._readers) + 1
-            return self._readers.setdefault(threading.get_ident(), f"{DISK} {number}")
+            if key not in self._threads:
+                number = 1 + sum(other == kind for other, _ in self._threads)
+                self._threads[key] = kind if number == 1 else f"{kind} {number}"
+            return self._threads[key]
 
     def to_json(self) -> bytes:
         """The whole trace; waits for a GPU where it has not come so far."""
-        rows = [*ROWS, *self._readers.values()]
+        rows = list(dict.fromkeys([*ROWS, *self._threads.values()]))
         numbers = {row: number for number, row in enumerate(rows, start=1)}
         events = [_metadata(0, "process_name", name="lowmoe")]
         for row, number in numbers.items():

@@ -57,6 +57,13 @@ TraceTimeline = Annotated[
     Path | None,
     typer.Option(help="Write when everything began and ended to this file, for ui.perfetto.dev."),
 ]
+Misses = Annotated[
+    str,
+    typer.Option(
+        help="Where experts are computed that a GPU has no room for: cpu, page (brought to the GPU "
+        "when needed) or auto, which measures."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 Calibration = Annotated[
     Path | None, typer.Option(help="Text to calibrate on. Default: the one that comes with lowmoe.")
@@ -84,6 +91,7 @@ def run(
     threads: Threads = None,
     context: Context = None,
     kv: Kv = None,
+    misses: Misses = "auto",
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Choose among so many tokens; 0: all.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Choose among this much probability.")] = None,
@@ -113,7 +121,7 @@ def run(
             json=json,
             timeline=trace_timeline,
         ),
-        _load_options(gpu, bits, ram, vram, threads, context, kv),
+        _load_options(gpu, bits, ram, vram, threads, context, kv, misses),
         Generating(
             temperature=temperature,
             top_k=top_k,
@@ -135,12 +143,20 @@ def _load_options(
     threads: int | None,
     context: int | None,
     kv: str | None,
+    misses: str,
 ) -> "LoadOptions":
     from lowmoe.engine.load_options import LoadOptions
 
     number: int | str = int(bits) if bits in ("2", "4", "6") else bits  # LoadOptions refuses others
     return LoadOptions(
-        gpu=gpu, bits=number, ram=ram, vram=vram, threads=threads, context=context, kv=kv
+        gpu=gpu,
+        bits=number,
+        ram=ram,
+        vram=vram,
+        threads=threads,
+        context=context,
+        kv=kv,
+        misses=misses,
     )
 
 
@@ -208,6 +224,7 @@ def bench(
     threads: Threads = None,
     context: Context = None,
     kv: Kv = None,
+    misses: Misses = "auto",
     runs: Annotated[int, typer.Option(help="Counted runs; one more warms up.")] = 3,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of prefill in each run.")] = 64,
     new_tokens: Annotated[int, typer.Option(help="Tokens of decode in each run.")] = 32,
@@ -224,7 +241,7 @@ def bench(
     options = BenchOptions(
         runs=runs, prompt_tokens=prompt_tokens, new_tokens=new_tokens, profile=profile
     )
-    load = _load_options(gpu, bits, ram, vram, threads, context, kv)
+    load = _load_options(gpu, bits, ram, vram, threads, context, kv, misses)
     bench_command(model, options, load, synthetic=synthetic, json=json, timeline=trace_timeline)
 
 
@@ -243,12 +260,13 @@ def evaluate(
     vram: Vram = None,
     threads: Threads = None,
     kv: Kv = None,
+    misses: Misses = "auto",
     json: Json = False,
 ) -> None:
     """Perplexity of a text, and how far quantization has moved the model."""
     from lowmoe.cli.evaluate import evaluate_command
 
-    load = _load_options(gpu, bits, ram, vram, threads, None, kv)
+    load = _load_options(gpu, bits, ram, vram, threads, None, kv, misses)
     evaluate_command(model, file, against, window, load, json=json)
 
 

@@ -37,6 +37,7 @@ from lowmoe.experts.lender import Lender
 from lowmoe.experts.pinned_ring import PinnedRing
 from lowmoe.experts.resident import ResidentExperts
 from lowmoe.experts.source import ExpertSource, FolderExperts
+from lowmoe.experts.split import Costs, Misses, MissSplit
 from lowmoe.experts.staging import Staging
 from lowmoe.experts.to_gpu import Progress
 from lowmoe.experts.traced import open_store, traced
@@ -48,6 +49,11 @@ from quant.layout import SYMBOL_BITS
 
 L = TypeVar("L", bound=Lender)
 
+_WHERE_OTHERS: dict[Misses, str] = {
+    "cpu": "the CPU computes the others",
+    "page": "the others pass through it",
+    "auto": "the others are computed by the CPU or pass through it, whichever is faster",
+}
 CUDA = "cuda"  # what computes there, where others name the CPU's instruction set
 
 
@@ -182,7 +188,7 @@ def _ram_bytes(loading: Loading) -> int:
 def _load_in_part(loading: Loading, place: GpuPlace, n_slots: int, report: Reporter) -> Runtime:
     report.note(
         f"{n_slots} of {loading.spec.n_experts_total} experts fit on {place.gpu.name}; "
-        "the CPU computes the others."
+        f"{_WHERE_OTHERS[loading.options.misses_kind]}."
     )
     isa, pool = cpu.choose_isa(read_settings().isa), new_pool(loading.options.threads)
     on_cpu = _cpu_share(loading, pool, isa)
@@ -195,6 +201,9 @@ def _load_in_part(loading: Loading, place: GpuPlace, n_slots: int, report: Repor
         experts,
         place.gpu,
         on_cpu,
+        MissSplit(
+            there.options.misses_kind, Costs(experts.expert_bytes, place.gpu.read_bandwidth())
+        ),
         kv=there.options.kv_format,
         max_tokens=place.division.max_tokens,
         n_context=there.context,

@@ -11,16 +11,17 @@ Ignorant of:  tokens, routing, what the bits mean, where experts come from.
 
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lowmoe.errors import MemoryBudgetError
-from lowmoe.experts.pinned_ring import PinnedRing
+from lowmoe.experts.pinned_ring import PinnedRing, Sending
 from lowmoe.experts.policy import UNKNOWN, Key, Popularity, UsePolicy
 from lowmoe.experts.source import ExpertSource
 from lowmoe.experts.to_gpu import ADDRESS_BYTES, ExpertPlaces, Progress, read_to_gpu
-from lowmoe.kernels.gpu import Event, Gpu
+from lowmoe.kernels.gpu import Gpu
 from quant.layout import MAX_PLANES
 
 MIN_GPU_SLOTS = 2
@@ -35,11 +36,11 @@ USED_TIMES, USED_MORE = 1.25, 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Arrival:
-    """An expert being copied to a slot.  event: after the copy."""
+    """An expert being copied to a slot."""
 
     key: Key
     slot: int
-    event: Event
+    sending: Sending
 
 
 class GpuSlots:
@@ -145,7 +146,7 @@ class GpuSlots:
         if self._arrival is None:
             return None
         arrival, self._arrival = self._arrival, None
-        self._gpu.wait_for(arrival.event)
+        self._gpu.wait_for(arrival.sending.event())
         self._settle(arrival.key, arrival.slot)
         self._copy_row(arrival.key)
         return arrival.key
@@ -166,23 +167,25 @@ class GpuSlots:
                 return key
         return None
 
-    def promote(self, key: Key, parts: Iterable[Tensor]) -> Key | None:
-        """Begin to copy an expert, named by `candidate`, from its parts in RAM.
+    def promote(self, key: Key, parts: Iterable[Tensor]) -> tuple[Key | None, Sending]:
+        """Begin to copy an expert, named by `candidate`, from its parts in RAM, which may change
+        when this returns.
 
-        Returns the one that leaves for it.
+        Returns the one that leaves for it, and the copy.
         """
         assert self._arrival is None
         leaving = None if self._free else self._worth_least(key[0])
         slot = self._free.pop() if leaving is None else self._evict(leaving)
         # Whatever may still read from the slot was asked for before now.
-        self._ring.copies.wait_for(self._gpu.event())
+        send = partial(self._ring.send, self._places.of(self._slots[slot]), parts)
+        sending = self._ring.begin(send, after=self._gpu.event())
         try:
-            event = self._ring.send(self._places.of(self._slots[slot]), parts)
+            sending.event()
         except BaseException:
             self._free.append(slot)
             raise
-        self._arrival = _Arrival(key, slot, event)
-        return leaving
+        self._arrival = _Arrival(key, slot, sending)
+        return leaving, sending
 
     def _best_absent(self, layer_id: int, can_come: Callable[[Key], bool]) -> Key | None:
         absent = [k for k in self._missed[layer_id] if k not in self._slot_of and can_come(k)]

@@ -17,9 +17,10 @@ class Traffic:
     asked for, or in neither; gpu_bytes, ram_bytes: bytes of all experts lent there; disk_bytes:
     bytes read from disk, guesses and what was read unasked included; disk_busy_s: seconds with at
     least one read under way.
+    copied_bytes: sent from RAM to the GPU, passed_bytes those of them that were computed with there
+    and did not stay; copied_s: seconds that copies took, as far as they have come.
     guessed, guessed_right: experts read ahead, and those of them that were then asked for.
-    to_gpu_bytes: from RAM to the GPU, be it to stay or to pass through; promoted: experts among
-    them that were to stay, whose way there is in ram_bytes as well: it reads RAM.
+    promoted: experts sent from RAM to the GPU that were to stay.
     """
 
     gpu_requests: int = 0
@@ -29,9 +30,11 @@ class Traffic:
     ram_bytes: int = 0
     disk_bytes: int = 0
     disk_busy_s: float = 0.0
+    copied_bytes: int = 0
+    passed_bytes: int = 0
+    copied_s: float = 0.0
     guessed: int = 0
     guessed_right: int = 0
-    to_gpu_bytes: int = 0
     promoted: int = 0
 
     def __sub__(self, earlier: "Traffic") -> "Traffic":

@@ -12,7 +12,7 @@ from torch import Tensor
 from lowmoe.experts.policy import Popularity
 from lowmoe.experts.source import ExpertSource
 from lowmoe.experts.store import ExpertStore
-from lowmoe.timeline import CPU_EXPERTS, WAITS, Timeline
+from lowmoe.timeline import CPU_EXPERTS, DISK, WAITS, Timeline
 
 
 class TracedSource:
@@ -28,7 +28,7 @@ class TracedSource:
             n_bytes = self._source.read(layer_id, expert_id, buffers)
         finally:
             name, facts = _name(layer_id, [expert_id]), {"bytes": n_bytes}
-            timeline.add(timeline.reader_row(), name, begin, Timeline.now(), **facts)
+            timeline.add(timeline.row_of_thread(DISK), name, begin, Timeline.now(), **facts)
         return n_bytes
 
 
@@ -62,7 +62,7 @@ class TracedStore(ExpertStore):
         with super().borrow(layer_id, expert_ids) as experts:
             lent = Timeline.now()
             if not has_all:
-                timeline.add(WAITS, f"disk, {name}", begin, lent)
+                timeline.add(timeline.row_of_thread(WAITS), f"disk, {name}", begin, lent)
             yield experts
             if self._computes:
                 facts = {"layer": layer_id, "experts": sorted(expert_ids)}

@@ -53,11 +53,17 @@ class CudaEvent:
     """An event on a stream.  stream: of the work it comes after."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.event = torch.cuda.Event()
+        self.event = torch.cuda.Event(enable_timing=True)
         self.event.record(stream)
 
     def wait(self) -> None:
         self.event.synchronize()
+
+    def seconds_since(self, earlier: Event) -> float | None:
+        assert isinstance(earlier, CudaEvent)
+        if not (earlier.event.query() and self.event.query()):
+            return None
+        return float(earlier.event.elapsed_time(self.event)) / 1e3
 
 
 class CudaClock:

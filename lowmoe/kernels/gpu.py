@@ -19,6 +19,9 @@ class Event(Protocol):
     def wait(self) -> None:
         """Until it is done; the host waits."""
 
+    def seconds_since(self, earlier: "Event") -> float | None:
+        """From an earlier event of the same order to this one, None as long as one is to come."""
+
 
 class Copies(Protocol):
     """Copies that go on beside a GPU's other work, in an order of their own.

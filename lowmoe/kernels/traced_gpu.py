@@ -25,8 +25,11 @@ class TracedEvent:
         self.event, self._name, self._timeline = event, name, timeline
 
     def wait(self) -> None:
-        with self._timeline.span(WAITS, self._name):
+        with self._timeline.span(self._timeline.row_of_thread(WAITS), self._name):
             self.event.wait()
+
+    def seconds_since(self, earlier: Event) -> float | None:
+        return self.event.seconds_since(_own(earlier))
 
 
 class TracedCopies:

@@ -195,6 +195,17 @@ def test_a_buffer_is_not_written_while_it_is_copied_from() -> None:
     ring.close()
 
 
+def test_what_is_longer_than_a_buffer_is_sent_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowmoe.experts.pinned_ring.PIECE_BYTES", 64)
+    ring = PinnedRing(StandInGpu(), 1000)
+    assert PinnedRing.needed_bytes(1000) == N_BUFFERS * 64
+    source = torch.randint(0, 256, (1000,), dtype=torch.uint8)
+    places = [torch.zeros(n, dtype=torch.uint8) for n in (999, 64, 1)]
+    ring.begin(lambda: ring.send(places, [source] * 3), None).event().wait()
+    assert all(torch.equal(place, source[: place.shape[0]]) for place in places)
+    ring.close()
+
+
 def test_large_parts_are_copied_by_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lowmoe.experts.pinned_ring.COPIED_AT_ONCE", 7)
     ring = PinnedRing(StandInGpu(), 1000)
@@ -210,16 +221,35 @@ def test_what_passes_through_is_found_until_it_is_done_and_then_only_the_next() 
     gpu = StandInGpu()
     staging = Staging(PART_BYTES, 8, gpu, PinnedRing(gpu, 4096))
     assert staging.n_staged == WITHIN
-    for first in (0, 2, 4, 6, 1):
-        group = [(0, first), (0, first + 1)]
-        table = staging.bring({e: parts_of((0, e)) for _, e in group})
-        assert (table[:, 0] != 0).nonzero().flatten().tolist() == [e for _, e in group]
-        for _, e in group:
-            for room in staging._sets:
-                at = table[e, 0].item() - room.memory.data_ptr()
-                if 0 <= at < room.memory.nbytes:
-                    assert set(room.memory.flatten()[at : at + 100].tolist()) == {number((0, e), 0)}
-                    break
-            else:
-                pytest.fail("an address outside all sets")
-        staging.done()
+    for group in ([0, 1, 2, 3, 4, 5, 6, 7], [5], [2, 0, 1]):
+        left = list(group)
+        with staging.passage({e: parts_of((0, e)) for e in group}) as passage:
+            for table in passage.tables():
+                now, left = left[:WITHIN], left[WITHIN:]
+                assert sorted(now) == (table[:, 0] != 0).nonzero().flatten().tolist()
+                for e in now:
+                    assert staged_at(staging, table[e, 0].item()) == {number((0, e), 0)}
+        assert left == []
+        n_sent = [n_experts for _, n_experts in passage.sendings]
+        assert sum(n_sent) == len(group)
+        assert all(sending.seconds() is not None for sending, _ in passage.sendings)
+
+
+def staged_at(staging: Staging, address: int) -> set[int]:
+    """What is in the first part of the expert that is there."""
+    for room in staging._sets:
+        at = address - room.memory.data_ptr()
+        if 0 <= at < room.memory.nbytes:
+            return set(room.memory.flatten()[at : at + 100].tolist())
+    return pytest.fail("an address outside all sets")
+
+
+def test_what_cannot_be_sent_is_told_who_asks_where_it_is_and_no_other() -> None:
+    gpu = StandInGpu()
+    staging = Staging(PART_BYTES, 8, gpu, PinnedRing(gpu, 4096))
+    broken = {e: parts_of((0, e))[: 1 if e == 3 else 2] for e in range(6)}
+    with staging.passage(broken) as passage, pytest.raises(ValueError, match="zip"):
+        list(passage.tables())
+    with staging.passage({3: parts_of((0, 3))}) as passage:
+        (address,) = [table[3, 0].item() for table in passage.tables()]
+        assert staged_at(staging, address) == {number((0, 3), 0)}
