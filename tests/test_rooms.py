@@ -15,6 +15,7 @@ FLOORS = {
     "spec": 1,
     "settings": 1,
     "timeline": 1,
+    "cards": 1,
     "families": 2,
     "kernels": 2,
     "checkpoint": 2,

@@ -1,6 +1,6 @@
 """Which GPU a model is computed on, if any, and how its memory is divided.
 
-Knows:        cards by name, what a model takes of a card's memory, what is said of a misfit.
+Knows:        whose place a card takes, what a model takes of its memory, what is said of a misfit.
 Ignorant of:  CUDA; how a model is put there.
 """
 
@@ -13,6 +13,7 @@ import torch
 from cuda_ext.card import Card, CardError, find_card, is_without, look, why_none, why_not
 from cuda_ext.compile import CompileError
 from cuda_ext.on_card import LaunchError
+from lowmoe.cards import CARDS
 from lowmoe.checkpoint.files import ALIGNMENT
 from lowmoe.decoder.gpu_buffers import Buffers
 from lowmoe.decoder.gpu_parts import cache_bytes
@@ -30,25 +31,6 @@ from lowmoe.spec import ModelSpec
 from quant.layout import SYMBOL_BITS, round_up
 
 AUTO, NONE = "auto", "none"
-# Memory of cards, in GB of 1e9 bytes as their data sheets at nvidia.com say, for a larger card to
-# be limited to: each has a little more than that.
-CARD_GB = {
-    "3060": 12,
-    "3090": 24,
-    "4060ti-16g": 16,
-    "4070": 12,
-    "4070tisuper": 16,
-    "4080": 16,
-    "4090": 24,
-    "5070ti": 16,
-    "5080": 16,
-    "5090": 32,
-    "a6000": 48,
-    "l4": 24,
-    "a100": 80,
-    "h100": 80,
-    "h200": 141,
-}
 # Tokens of a prompt that pass through the layers at once, the most that fit: every expert's words
 # are decoded once for all of them.
 CHUNKS = (4096, 2048, 1024, 512, 256, 128)
@@ -90,7 +72,8 @@ def find_gpu(wanted: str) -> FoundCard | None:
             return None
         raise GpuRefusal(why_none(facts) or why_not(facts.cards[0]) or "", GpuError)
     except CardError as e:
-        n_bytes = CARD_GB.get(wanted.lower(), 0) * 10**9
+        profile = CARDS.get(wanted.lower())
+        n_bytes = 0 if profile is None else profile.memory_bytes
         usable = [] if why_none(facts) else [c for c in facts.cards if why_not(c) is None]
         larger = [c for c in usable if c.memory_bytes >= n_bytes > 0]
         if not larger:

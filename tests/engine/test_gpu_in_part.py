@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import lowmoe
 from lowmoe.checkpoint.folder import ModelFolder
@@ -17,9 +18,10 @@ from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.report import SilentReporter
 from lowmoe.engine.runtime import Loading, Runtime
-from lowmoe.errors import FolderError, GpuError, MemoryBudgetError
+from lowmoe.errors import FolderError, GpuError, MemoryBudgetError, UsageError
 from lowmoe.experts.hybrid import HybridExperts
 from lowmoe.experts.policy import UNKNOWN
+from lowmoe.experts.split import MISSES
 from tests.stand_in_gpu import Cards
 
 PROMPT = [3, 9, 27, 5, 15, 45, 35, 5, 15, 45, 2, 6]
@@ -42,9 +44,11 @@ class Workplace(Cards):
         super().__init__(patch)
         self.patch, self.folder, self.reports = patch, folder, Reports()
 
-    def load(self, n_slots: int, **options: Any) -> Runtime:
+    def load(self, n_slots: int, misses: str = "cpu", **options: Any) -> Runtime:
+        """misses: whatever the clock says, unless it is to be heeded."""
         self.give(n_slots, **options)
-        return load_folder(self.folder, LoadOptions(bits=4, **options), self.reports)
+        asked = LoadOptions(bits=4, misses=misses, **options)
+        return load_folder(self.folder, asked, self.reports)
 
     def give(self, n_slots: int, **options: Any) -> None:
         """Free memory for so many experts and what else there is."""
@@ -79,6 +83,49 @@ def test_a_card_gets_as_many_experts_as_fit_and_it_is_said(work: Workplace, n_sl
         f"{n_slots} of 8 experts fit on a stand-in; the CPU computes the others."
     ]
     runtime.close()
+
+
+@pytest.mark.parametrize(
+    ("misses", "where"),
+    [
+        ("page", "the others pass through it"),
+        ("auto", "the others are computed by the CPU or pass through it, whichever is faster"),
+    ],
+)
+def test_where_misses_are_computed_is_said(work: Workplace, misses: str, where: str) -> None:
+    runtime = work.load(3, misses=misses)
+    assert work.reports.notes == [f"3 of 8 experts fit on a stand-in; {where}."]
+    runtime.close()
+
+
+@pytest.mark.parametrize("misses", MISSES)
+def test_scores_are_the_cpus_wherever_misses_are_computed(work: Workplace, misses: str) -> None:
+    with lowmoe.load(work.folder, gpu="none", bits=4) as model:
+        wanted = model.logits(PROMPT)
+    work.give(3)
+    with lowmoe.load(work.folder, gpu="4090", bits=4, misses=misses) as model:
+        found = torch.cat(
+            [model.session.logits(h) for t in PROMPT for h in model.session.forward([t])]
+        )
+    # As below, but that every layer's sum may be rounded by both.
+    error = (found - wanted).square().sum() / wanted.square().sum()
+    assert error < 9 * (2 * 4e-5 + 1e-4)
+
+
+def test_an_unknown_place_for_misses_is_refused() -> None:
+    with pytest.raises(UsageError, match="misses is 'gpu', but must be one of cpu, page, auto"):
+        LoadOptions(misses="gpu")
+
+
+def test_what_passes_through_is_read_from_ram_and_computed_on_the_gpu(work: Workplace) -> None:
+    runtime = work.load(3, misses="page")
+    experts, session = hybrid_of(runtime), Session(runtime)
+    list(session.token_ids(PROMPT, GREEDY))
+    s = session.statistics()
+    # Two experts of a token in each of two layers, all of them on the GPU.
+    of_experts = s.bytes_per_token.gpu - runtime.dense_bytes_per_token
+    assert of_experts == pytest.approx(4 * experts.expert_bytes)
+    assert 0 < s.bytes_per_token.ram < of_experts + experts.expert_bytes
 
 
 def test_a_byte_less_is_an_expert_less_and_with_too_few_the_cpu_computes(work: Workplace) -> None:
