@@ -150,13 +150,18 @@ def test_a_gpu_that_has_all_shows_its_operations(
     assert {e["name"] for e in trace.rows["GPU"]} >= {"embed", "linear", "experts_inner"}
 
 
+@pytest.mark.parametrize("misses", ["cpu", "page"])
 def test_a_gpu_that_has_some_shows_who_does_what(
-    lowmoe_command: RunCommand, monkeypatch: pytest.MonkeyPatch, model_folder: Path, tmp_path: Path
+    lowmoe_command: RunCommand,
+    monkeypatch: pytest.MonkeyPatch,
+    model_folder: Path,
+    tmp_path: Path,
+    misses: str,
 ) -> None:
     work = Workplace(monkeypatch, model_folder)
     file = tmp_path / "trace.json"
     work.give(3, gpu="4090")
-    asked = [*ASKED, "--bits", "4", "--misses", "cpu", "--max-new-tokens", "8"]
+    asked = [*ASKED, "--bits", "4", "--misses", misses, "--max-new-tokens", "8"]
     done = lowmoe_command("run", model_folder, *asked, "--trace-timeline", file)
     assert done.code == 0, done.err
     trace = Trace(file)
@@ -169,8 +174,11 @@ def test_a_gpu_that_has_some_shows_who_does_what(
     # The host, and whoever sends in the background.
     waits = [e for name, row in trace.rows.items() if name.startswith("waits") for e in row]
     assert len([e for e in waits if e["name"] == "GPU"]) == N_LAYERS * len(passes)  # few tokens
-    assert trace.rows["CPU experts"]
-    assert sum(e["args"]["bytes"] for e in trace.rows["copies"]) > 0
+    if misses == "cpu":
+        assert trace.rows["CPU experts"]
+    else:
+        copied = sum(e["args"]["bytes"] for e in trace.rows["copies"] if e["args"]["bytes"] > 1000)
+        assert copied == json.loads(done.out.splitlines()[-1])["to_gpu_bytes"]
 
 
 def test_bench_writes_one_too(
