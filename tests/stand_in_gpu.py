@@ -9,6 +9,7 @@ Ignorant of:  what operations do.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -52,6 +53,16 @@ class StandInEvent:
         return 1e-6  # there is no time; see tests/simulated.py
 
 
+class StandInMark:
+    """came_s: is told when it had come, for those that were asked for before."""
+
+    def __init__(self, came_s: Callable[[], float] | None = None) -> None:
+        self._asked_s, self._came_s = time.perf_counter(), came_s
+
+    def time_s(self) -> float:
+        return self._asked_s if self._came_s is None else max(self._asked_s, self._came_s())
+
+
 class StandInCopies:
     """Copies as late as they may be: when an event after them is waited for.
 
@@ -62,6 +73,7 @@ class StandInCopies:
     def __init__(self) -> None:
         self._waiting: deque[tuple[Tensor, Tensor]] = deque()
         self._n_asked = self._n_made = 0
+        self._made_s = [time.perf_counter()]  # when none was made, one, two, ..
         # Whoever sends in the background waits for events as well as the host.
         self._one_at_a_time = threading.Lock()
 
@@ -80,6 +92,15 @@ class StandInCopies:
     def event(self) -> StandInEvent:
         return StandInEvent(partial(self._make, self._n_asked))
 
+    def mark(self) -> StandInMark:
+        n_asked = self._n_asked
+
+        def came_s() -> float:
+            self._make(n_asked)
+            return self._made_s[n_asked]
+
+        return StandInMark(came_s)
+
     def _make(self, n_copies: int) -> None:
         """The first so many."""
         with self._one_at_a_time, torch.inference_mode():
@@ -87,6 +108,7 @@ class StandInCopies:
                 target, source = self._waiting.popleft()
                 target.copy_(source)
                 self._n_made += 1
+                self._made_s.append(time.perf_counter())
 
 
 class StandInGpu:
@@ -120,6 +142,10 @@ class StandInGpu:
 
     def event(self) -> StandInEvent:
         return StandInEvent()  # all work is done when it is asked for
+
+    def mark(self) -> StandInMark:
+        assert not self.operations.is_recording
+        return StandInMark()
 
     def wait_for(self, event: StandInEvent) -> None:
         event.wait()
@@ -180,6 +206,10 @@ class _Operations:
 
     def __getattr__(self, name: str) -> Operation:
         return partial(self.call, self._operations[name])
+
+    @property
+    def is_recording(self) -> bool:
+        return self._calls is not None
 
     def call(self, operation: Operation, *arguments: Any) -> None:
         if self._calls is not None:

@@ -53,6 +53,10 @@ Kv = Annotated[
     str | None,
     typer.Option(help="How keys and values are kept: float16, int8 or float32. Default: float16."),
 ]
+TraceTimeline = Annotated[
+    Path | None,
+    typer.Option(help="Write when everything began and ended to this file, for ui.perfetto.dev."),
+]
 Misses = Annotated[
     str,
     typer.Option(
@@ -102,6 +106,7 @@ def run(
         list[str] | None, typer.Option(help="Text that ends an answer; may be given several times.")
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    trace_timeline: TraceTimeline = None,
     json: Json = False,
 ) -> None:
     """Chat with a model, or let it go on with a text; pulls and quantizes on first use."""
@@ -109,7 +114,13 @@ def run(
 
     run_model(
         model,
-        Asked(prompt=prompt, chat=chat or system is not None, system=system, json=json),
+        Asked(
+            prompt=prompt,
+            chat=chat or system is not None,
+            system=system,
+            json=json,
+            timeline=trace_timeline,
+        ),
         _load_options(gpu, bits, ram, vram, threads, context, kv, misses),
         Generating(
             temperature=temperature,
@@ -234,6 +245,7 @@ def bench(
     profile: Annotated[
         bool, typer.Option("--profile", help="Show where a token's time goes, part by part.")
     ] = False,
+    trace_timeline: TraceTimeline = None,
     json: Json = False,
 ) -> None:
     """Measure tokens/s of prefill and decode beside what the machine allows."""
@@ -244,7 +256,7 @@ def bench(
         runs=runs, prompt_tokens=prompt_tokens, new_tokens=new_tokens, profile=profile
     )
     load = _load_options(gpu, bits, ram, vram, threads, context, kv, misses)
-    bench_command(model, options, load, synthetic=synthetic, json=json)
+    bench_command(model, options, load, synthetic=synthetic, json=json, timeline=trace_timeline)
 
 
 @app.command(name="plan")

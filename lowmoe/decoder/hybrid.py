@@ -16,9 +16,10 @@ Ignorant of:  which operations make up its parts, who has which expert, CUDA.
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,13 @@ from quant.trellis import TrellisCode
 MOST_ON_CPU = 256  # tokens of a prompt that the CPU is given at once
 
 Piece = Callable[[], None]
+T = TypeVar("T")
+
+
+class InTurn(Protocol):
+    """enumerate, or what does the same and looks at the clock."""
+
+    def __call__(self, things: Iterable[T], /) -> Iterator[tuple[int, T]]: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,13 +92,17 @@ class HybridComputation:
         kv: cpu.KvFormat,
         max_tokens: int,
         n_context: int,
+        in_turn: InTurn = enumerate,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """max_tokens: of one pass; n_context: of a cache; clock: seconds."""
+        """max_tokens: of one pass; n_context: of a cache; in_turn: how layers are counted; clock:
+        seconds.
+        """
         self.max_tokens = max_tokens
         self.working_bytes = Buffers.working_bytes(spec, gpu, max_tokens, n_context)
         self._spec, self._kv, self._experts, self._gpu = spec, kv, experts, gpu
         self._on_cpu, self._split, self._clock = on_cpu, split, clock
+        self._in_turn = in_turn
         self._mixed_there: deque[_MixedThere] = deque()
         self._parts = GpuParts(spec, weights, code, gpu, kv=kv, max_tokens=max_tokens)
         self._tokens = _host_tokens(self._parts.buffers(min(MOST_DECODED, max_tokens)), gpu)
@@ -180,7 +192,7 @@ class HybridComputation:
 
     def _decode(self, b: Buffers, pieces: list[tuple[Piece, Piece]]) -> None:
         tokens = self._tokens.of(b.n_tokens)
-        for layer_id, (until_routed, mix_there) in enumerate(pieces):
+        for layer_id, (until_routed, mix_there) in self._in_turn(pieces):
             until_routed()
             routed = self._gpu.event()
             mix_there()
@@ -255,7 +267,7 @@ class HybridComputation:
 
     def _prompt(self, b: Buffers, cache: HybridCache) -> None:
         end = cache.n_tokens + b.n_tokens
-        for layer_id in range(len(self._spec.layers)):
+        for layer_id, _ in self._in_turn(self._spec.layers):
             self._parts.attend(layer_id, b, cache.keys[layer_id], cache.values[layer_id], end)
             self._parts.route(layer_id, b)
             ids = b.experts.cpu().long()  # [T, K]; waits

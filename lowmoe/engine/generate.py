@@ -311,6 +311,8 @@ class _Run:
             bytes_per_token=per_token,
             bound_tokens_per_s=bound,
             predicted_tokens_per_s=self._predicted(),
+            to_gpu_bytes=whole.copied_bytes,
+            promoted=whole.promoted,
         )
 
     def _predicted(self) -> float | None:

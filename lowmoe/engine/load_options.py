@@ -12,6 +12,7 @@ from lowmoe.engine.gpu import AUTO, check_gpu
 from lowmoe.errors import UsageError
 from lowmoe.experts.split import MISSES, Misses
 from lowmoe.kernels import cpu
+from lowmoe.timeline import Timeline
 
 DEFAULT_KV: cpu.KvFormat = "float16"
 MAX_THREADS = 1024
@@ -28,7 +29,8 @@ class LoadOptions:
     values are kept, "float16", "int8" or "float32", for folders of planes; dtype: of unquantized
     weights, for checkpoints only; misses: where experts are computed that a GPU has no room for, on
     the CPU ("cpu"), on the GPU, where they pass through ("page"), or where it is faster as this
-    run measures it ("auto"). Of a prompt, "cpu" brings those that have many tokens.
+    run measures it ("auto"). Of a prompt, "cpu" brings those that have many tokens. timeline: is
+    told when everything begins and ends.
     """
 
     gpu: str = AUTO
@@ -40,6 +42,7 @@ class LoadOptions:
     kv: str | None = None
     dtype: str | None = None
     misses: str = "auto"
+    timeline: Timeline | None = None
 
     def __post_init__(self) -> None:
         if self.bits not in ("auto", 2, 4, 6):

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from lowmoe.checkpoint.folder import ModelFolder
+from lowmoe.checkpoint.popularity import POPULARITY, read_popularity
 from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.weights import DenseWeights
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.text_parts import TextParts
 from lowmoe.experts.hybrid import HybridExperts
 from lowmoe.experts.lender import Lender
+from lowmoe.experts.policy import UNKNOWN, Popularity
 from lowmoe.experts.resident import ResidentExperts
 from lowmoe.experts.store import ExpertStore
 from lowmoe.kernels import cpu
@@ -75,6 +77,14 @@ class Loading:
         """The folder, of a model that comes from one."""
         assert self.folder is not None
         return self.folder
+
+    def popularity(self) -> Popularity:
+        """Of experts, if the folder says.  Raises FolderError for what it says being damaged."""
+        data = None if self.folder is None else self.folder.small_file(POPULARITY)
+        if data is None:
+            return UNKNOWN
+        layers = enumerate(read_popularity(data, self.spec.n_experts_by_layer))
+        return Popularity({(i, e): s for i, layer in layers for e, s in enumerate(layer)})
 
     def runtime(
         self,

@@ -39,7 +39,9 @@ class RunStatistics:
     those on disk only; hit_rate: share of expert requests served by a tier; bytes_per_token:
     bytes read by a tier for each token generated; bound_tokens_per_s: what the bandwidths measured
     in this run allow for these bytes; predicted_tokens_per_s: what the planner said beforehand,
-    None until there is one. None stands for what a run too short did not measure.
+    None until there is one; to_gpu_bytes: experts' bytes that crossed from RAM to the GPU in the
+    whole run; promoted: experts that moved up there to stay. None stands for what a run too short
+    did not measure.
     """
 
     prompt_tokens: int
@@ -53,6 +55,8 @@ class RunStatistics:
     bytes_per_token: PerTier
     bound_tokens_per_s: float | None
     predicted_tokens_per_s: float | None
+    to_gpu_bytes: int
+    promoted: int
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, the keys in this order."""

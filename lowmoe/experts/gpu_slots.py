@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lowmoe.errors import MemoryBudgetError
 from lowmoe.experts.pinned_ring import PinnedRing, Sending
-from lowmoe.experts.policy import Key, UsePolicy
+from lowmoe.experts.policy import UNKNOWN, Key, Popularity, UsePolicy
 from lowmoe.experts.source import ExpertSource
 from lowmoe.experts.to_gpu import ADDRESS_BYTES, ExpertPlaces, Progress, read_to_gpu
 from lowmoe.kernels.gpu import Gpu
@@ -57,6 +57,7 @@ class GpuSlots:
         ring: PinnedRing,
         *,
         n_slots: int,
+        popularity: Popularity = UNKNOWN,
     ) -> None:
         """n_experts: of each layer.  Raises MemoryBudgetError for too few slots."""
         if n_slots < MIN_GPU_SLOTS:
@@ -66,7 +67,8 @@ class GpuSlots:
             )
         self.n_parts, self.expert_bytes = len(part_bytes), sum(part_bytes)
         self._n_experts, self._gpu, self._ring = tuple(n_experts), gpu, ring
-        self._places, self._policy = ExpertPlaces(part_bytes), UsePolicy()
+        self._places, self._popularity = ExpertPlaces(part_bytes), popularity
+        self._policy = UsePolicy(start=popularity)
         n_slots = min(n_slots, sum(n_experts))
         memory = torch.empty(n_slots * self._places.stride, dtype=torch.uint8, device=gpu.place)
         self._slots = memory.view(n_slots, self._places.stride)
@@ -109,14 +111,15 @@ class GpuSlots:
         return (layer_id, expert_id) in self._slot_of
 
     def fill(self, source: ExpertSource, progress: Progress) -> None:
-        """Read experts into all slots: of every layer the first, then the second, and so on.
+        """Read experts into all slots: the popular ones, and where nobody knows which those are, of
+        every layer the first, then the second, and so on: every layer misses as dearly.
 
-        Nobody knows yet which will be popular, and every layer misses as dearly.
         progress: of bytes.  Raises what reading raises.
         """
         most = max(self._n_experts)
         layers = list(enumerate(self._n_experts))
-        order = [(layer_id, e) for e in range(most) for layer_id, n in layers if e < n]
+        in_turn = ((layer_id, e) for e in range(most) for layer_id, n in layers if e < n)
+        order = self._popularity.ordered(in_turn)
 
         def put(key: Key, buffers: list[Tensor]) -> None:
             slot = self._free.pop()

@@ -78,6 +78,7 @@ class HybridExperts:
             copied_bytes=self._n_copied * self.expert_bytes,
             passed_bytes=self._n_passed * self.expert_bytes,
             copied_s=self._copied_s,
+            promoted=self._n_copied - self._n_passed,
         )
 
     def ask(self, layer_id: int, expert_ids: list[int]) -> list[int]:

@@ -15,7 +15,7 @@ from lowmoe.errors import MemoryBudgetError
 from lowmoe.experts.foresight import Foresight
 from lowmoe.experts.ledger import Ledger, Traffic
 from lowmoe.experts.lender import Tier
-from lowmoe.experts.policy import Key, UsePolicy
+from lowmoe.experts.policy import UNKNOWN, Key, Popularity, UsePolicy
 from lowmoe.experts.source import ExpertSource
 from lowmoe.experts.tier import RamTier, Slot
 
@@ -33,7 +33,12 @@ class ExpertStore:
     """
 
     def __init__(
-        self, source: ExpertSource, *, ram_budget_bytes: int, n_experts_total: int
+        self,
+        source: ExpertSource,
+        *,
+        ram_budget_bytes: int,
+        n_experts_total: int,
+        popularity: Popularity = UNKNOWN,
     ) -> None:
         """Raises MemoryBudgetError where the budget cannot hold two experts."""
         slot_bytes = sum(source.buffer_bytes)
@@ -47,7 +52,7 @@ class ExpertStore:
         self._n_experts_total = n_experts_total
         self._tier = RamTier(source.buffer_bytes, n_slots)
         self._source = source
-        self._policy = UsePolicy()
+        self._policy, self._popularity = UsePolicy(start=popularity), popularity
         self._foresight = Foresight()
         self._guesses: list[tuple[int, Key]] = []  # of the latest prefetch, with their ranks
         self._ledger = Ledger()
@@ -254,7 +259,8 @@ class ExpertStore:
         if self._rest is None:
             others = frozenset(elsewhere)
             keys = ((layer, e) for layer, n in enumerate(n_experts) for e in range(n))
-            self._rest = (key for key in keys if key not in others)
+            popular_first = self._popularity.ordered(keys)
+            self._rest = (key for key in popular_first if key not in others)
         n_more = N_READERS // 2 - self._ledger.n_reads_now  # the others are for what is wanted
         absent = (key for key in self._rest if key not in self._tier.residents)
         for key in itertools.islice(absent, max(0, n_more)):

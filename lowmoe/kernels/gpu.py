@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lowmoe.timeline import Mark
+
 
 class Event(Protocol):
     """All that was asked for, of a GPU or of copies beside, before the event was made."""
@@ -36,6 +38,9 @@ class Copies(Protocol):
 
     def event(self) -> Event:
         """After all copies asked for so far."""
+
+    def mark(self) -> Mark:
+        """The moment in which all copies asked for so far are done."""
 
 
 class GpuSizes(Protocol):
@@ -79,6 +84,9 @@ class Gpu(GpuSizes, Protocol):
 
     def event(self) -> Event:
         """After all work asked for so far, copies beside it left out."""
+
+    def mark(self) -> Mark:
+        """The moment in which all that is done; not while work is captured."""
 
     def wait_for(self, event: Event) -> None:
         """What is asked for after this begins after the event; nobody waits now."""

@@ -26,6 +26,8 @@ KEYS = [
     "bytes_per_token",
     "bound_tokens_per_s",
     "predicted_tokens_per_s",
+    "to_gpu_bytes",
+    "promoted",
 ]
 
 
@@ -85,6 +87,8 @@ def test_the_json_has_the_keys_of_the_design_in_its_order() -> None:
         bytes_per_token=PerTier(),
         bound_tokens_per_s=None,
         predicted_tokens_per_s=None,
+        to_gpu_bytes=0,
+        promoted=0,
     )
     values = statistics.to_json()
     assert list(values) == KEYS

@@ -7,7 +7,7 @@ from torch import Tensor
 from lowmoe.errors import MemoryBudgetError
 from lowmoe.experts.gpu_slots import GpuSlots
 from lowmoe.experts.pinned_ring import N_BUFFERS, PinnedRing
-from lowmoe.experts.policy import Key
+from lowmoe.experts.policy import UNKNOWN, Key, Popularity
 from lowmoe.experts.staging import Staging
 from tests.stand_in_gpu import POISON, StandInGpu
 
@@ -35,9 +35,16 @@ def parts_of(key: Key) -> list[Tensor]:
     return [torch.full((4096,), number(key, part), dtype=torch.uint8) for part in range(2)]
 
 
-def filled(n_slots: int) -> GpuSlots:
+def filled(n_slots: int, popularity: Popularity = UNKNOWN) -> GpuSlots:
     gpu = StandInGpu()
-    slots = GpuSlots(PART_BYTES, N_EXPERTS, gpu, PinnedRing(gpu, 4096), n_slots=n_slots)
+    slots = GpuSlots(
+        PART_BYTES,
+        N_EXPERTS,
+        gpu,
+        PinnedRing(gpu, 4096),
+        n_slots=n_slots,
+        popularity=popularity,
+    )
     slots.fill(Numbered(), lambda done, total: None)
     return slots
 
@@ -62,6 +69,15 @@ def its_own(key: Key) -> list[set[int]]:
 def use(slots: GpuSlots, key: Key, times: int) -> None:
     for _ in range(times):
         slots.record(key[0], [key[1]])
+
+
+def test_the_popular_have_slots_first_and_leave_for_those_that_are_used_more() -> None:
+    slots = filled(3, Popularity({(2, 1): 0.9, (0, 3): 0.5, (0, 2): 0.4}))
+    assert slots.residents() == [(0, 2), (0, 3), (2, 1)]
+    use(slots, (0, 0), 20)  # a share of .4 counts like 25 uses; decayed, it is less than 20 soon
+    assert slots.candidate(anyone) is None
+    use(slots, (0, 0), 40)
+    assert slots.candidate(anyone) == (0, 0)
 
 
 def anyone(key: Key) -> bool:
