@@ -310,6 +310,59 @@ def plan_(
         plan_command(model, asked)
 
 
+@app.command()
+def trace(
+    model: Annotated[
+        str, typer.Argument(help="A model; or with --synthetic, one of a few shapes.")
+    ],
+    file: Annotated[Path | None, typer.Argument(help="A text file.")] = None,
+    out: Annotated[Path, typer.Option(help="The trace to write.")] = Path("trace.npz"),
+    tokens: Annotated[int, typer.Option(help="Tokens at most.")] = 4096,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="Drawn from what is published of a model's routing.")
+    ] = False,
+    ram: Ram = None,
+    threads: Threads = None,
+) -> None:
+    """Record which experts the tokens of a text go to."""
+    from lowmoe.cli.simulate import trace_command
+
+    load = _load_options("none", "auto", ram, None, threads, None, None, "auto")
+    trace_command(model, file, out, tokens, load, synthetic=synthetic)
+
+
+@app.command()
+def simulate(
+    trace: Annotated[Path, typer.Argument(help="What `lowmoe trace` wrote.")],
+    policy: Annotated[
+        str, typer.Option(help="decayed, lru, static, belady, or all of them.")
+    ] = "all",
+    gpu: Gpu = "auto",
+    bits: Annotated[int, typer.Option(help="Bits a weight of experts: 2, 4 or 6.")] = 4,
+    ram: Ram = None,
+    vram: Vram = None,
+    disk: Annotated[str | None, typer.Option(help="What the disk reads, such as 7GB/s.")] = None,
+    ram_speed: Annotated[
+        str | None, typer.Option(help="What all threads read of RAM, such as 80GB/s.")
+    ] = None,
+    threads: Threads = None,
+    context: Context = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="A picture to write: hit rate against slots.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Replay a trace through the tiers of a machine: hit rates and tokens/s by policy."""
+    from lowmoe.cli.simulate import Asked, simulate_command
+    from lowmoe.plan.here import Described
+
+    machine = Described(
+        gpu=gpu, ram=ram, vram=vram, disk=disk, ram_speed=ram_speed, threads=threads
+    )
+    asked = Asked(machine=machine, policy=policy, bits=bits, context=context, plot=plot, json=json)
+    simulate_command(trace, asked)
+
+
 @app.command(name="eval")
 def evaluate(
     model: Model,

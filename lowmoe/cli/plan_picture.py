@@ -19,12 +19,6 @@ GB = 1e9
 
 def draw(path: Path, model: str, question: Question, machine: Machine) -> None:
     """Write it.  Raises UsageError without matplotlib, or for a name it knows no format for."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as e:
-        raise UsageError(
-            "--plot needs matplotlib, which is not installed: pip install matplotlib"
-        ) from e
     columns: list[tuple[str, Callable[[int], Machine], int]] = [
         ("RAM for the model, GB", lambda n: replace(machine, ram_bytes=n), machine.ram_bytes)
     ]
@@ -32,10 +26,26 @@ def draw(path: Path, model: str, question: Question, machine: Machine) -> None:
         columns.insert(
             0, ("VRAM, GB", lambda n: replace(machine, vram_bytes=n), machine.vram_bytes)
         )
-    figure = Figure(figsize=(6 * len(columns), 4), layout="constrained")
+    figure = figure_of(6 * len(columns), 4)
     for number, (label, change, here) in enumerate(columns, start=1):
         _curves(figure.add_subplot(1, len(columns), number), label, change, here, question)
     figure.suptitle(f"{model}, predicted: tokens/s of decode, the range of texts")
+    save(figure, path)
+
+
+def figure_of(width: float, height: float) -> Any:
+    """An empty one, in inches.  Raises UsageError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as e:
+        raise UsageError(
+            "--plot needs matplotlib, which is not installed: pip install matplotlib"
+        ) from e
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write it.  Raises UsageError for a name that says no known format."""
     try:
         figure.savefig(path)
     except (ValueError, OSError) as e:

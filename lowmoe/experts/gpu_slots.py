@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lowmoe.errors import MemoryBudgetError
 from lowmoe.experts.pinned_ring import PinnedRing, Sending
-from lowmoe.experts.policy import UNKNOWN, Key, Popularity, UsePolicy
+from lowmoe.experts.policy import UNKNOWN, Key, Policy, Popularity, UsePolicy
 from lowmoe.experts.source import ExpertSource
 from lowmoe.experts.to_gpu import ADDRESS_BYTES, ExpertPlaces, Progress, read_to_gpu
 from lowmoe.kernels.gpu import Gpu
@@ -58,8 +58,12 @@ class GpuSlots:
         *,
         n_slots: int,
         popularity: Popularity = UNKNOWN,
+        policy: Policy | None = None,
     ) -> None:
-        """n_experts: of each layer.  Raises MemoryBudgetError for too few slots."""
+        """n_experts: of each layer; policy: None for the one that has proved best.
+
+        Raises MemoryBudgetError for too few slots.
+        """
         if n_slots < MIN_GPU_SLOTS:
             raise MemoryBudgetError(
                 f"{n_slots} experts fit on the GPU, but {MIN_GPU_SLOTS} must. Give more vram or "
@@ -68,7 +72,7 @@ class GpuSlots:
         self.n_parts, self.expert_bytes = len(part_bytes), sum(part_bytes)
         self._n_experts, self._gpu, self._ring = tuple(n_experts), gpu, ring
         self._places, self._popularity = ExpertPlaces(part_bytes), popularity
-        self._policy = UsePolicy(start=popularity)
+        self._policy: Policy = policy or UsePolicy(start=popularity)
         n_slots = min(n_slots, sum(n_experts))
         memory = torch.empty(n_slots * self._places.stride, dtype=torch.uint8, device=gpu.place)
         self._slots = memory.view(n_slots, self._places.stride)

@@ -15,7 +15,7 @@ from lowmoe.errors import MemoryBudgetError
 from lowmoe.experts.foresight import Foresight
 from lowmoe.experts.ledger import Ledger, Traffic
 from lowmoe.experts.lender import Tier
-from lowmoe.experts.policy import UNKNOWN, Key, Popularity, UsePolicy
+from lowmoe.experts.policy import UNKNOWN, Key, Policy, Popularity, UsePolicy
 from lowmoe.experts.source import ExpertSource
 from lowmoe.experts.tier import RamTier, Slot
 
@@ -39,8 +39,12 @@ class ExpertStore:
         ram_budget_bytes: int,
         n_experts_total: int,
         popularity: Popularity = UNKNOWN,
+        policy: Policy | None = None,
     ) -> None:
-        """Raises MemoryBudgetError where the budget cannot hold two experts."""
+        """policy: None for the one that has proved best (docs/plan.md).
+
+        Raises MemoryBudgetError where the budget cannot hold two experts.
+        """
         slot_bytes = sum(source.buffer_bytes)
         if ram_budget_bytes < MIN_SLOTS * slot_bytes:
             raise MemoryBudgetError(
@@ -52,7 +56,8 @@ class ExpertStore:
         self._n_experts_total = n_experts_total
         self._tier = RamTier(source.buffer_bytes, n_slots)
         self._source = source
-        self._policy, self._popularity = UsePolicy(start=popularity), popularity
+        self._policy: Policy = policy or UsePolicy(start=popularity)
+        self._popularity = popularity
         self._foresight = Foresight()
         self._guesses: list[tuple[int, Key]] = []  # of the latest prefetch, with their ranks
         self._ledger = Ledger()

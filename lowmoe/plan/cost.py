@@ -74,7 +74,13 @@ def decode(
     sizes: ModelSizes, machine: Machine, places: Places, popularity: Popularity, n_cached: int
 ) -> Cost:
     """One token after n_cached others."""
-    on_gpu, in_memory = hit_rates(sizes, places, popularity)
+    return decode_with_hits(sizes, machine, *hit_rates(sizes, places, popularity), n_cached)
+
+
+def decode_with_hits(
+    sizes: ModelSizes, machine: Machine, on_gpu: float, in_memory: float, n_cached: int
+) -> Cost:
+    """The same where hit rates are known: of the GPU, and of GPU and RAM together."""
     kv = sizes.kv_bytes_per_token * n_cached
     disk_bytes = (1 - in_memory) * sizes.active_expert_bytes * DISK_MORE
     disk = disk_bytes / machine.disk_bytes_per_s

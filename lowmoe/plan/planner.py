@@ -86,11 +86,18 @@ def plan(question: Question, machine: Machine) -> list[Row]:
     return [_row(question, machine, n_planes) for n_planes in range(1, MAX_PLANES + 1)]
 
 
-def _row(question: Question, machine: Machine, n_planes: int) -> Row:
+def placed(
+    question: Question, machine: Machine, n_planes: int
+) -> tuple[ModelSizes, Machine, Allotment]:
+    """Where a model would lie at one width, and the machine, without its card if that is no use."""
     spec, recipe = question.spec, Recipe(expert_planes=n_planes)
     sizes = model_sizes(spec, recipe, question.kv)
     part_bytes = recipe.expert_format(spec).part_bytes[0]
-    machine, allotment = allot(spec, sizes, part_bytes, machine, question.context, question.kv)
+    return sizes, *allot(spec, sizes, part_bytes, machine, question.context, question.kv)
+
+
+def _row(question: Question, machine: Machine, n_planes: int) -> Row:
+    sizes, machine, allotment = placed(question, machine, n_planes)
     if not allotment.fits:
         return Row(
             bits=SYMBOL_BITS * n_planes, sizes=sizes, allotment=allotment, limit=None, verdict=NOT,
@@ -130,7 +137,7 @@ def _verdict(sizes: ModelSizes, places: Places, decoding: tuple[float, float]) -
     return WELL if (decoding[0] * decoding[1]) ** 0.5 >= READING_SPEED else SLOW
 
 
-def speed_words(speeds: tuple[float, float]) -> str:
+def speed_words(speeds: tuple[float, ...]) -> str:
     """Two digits each, and never an exponent."""
     return "-".join(f"{s:.0f}" if s >= 10 else f"{s:.2g}" for s in speeds)
 

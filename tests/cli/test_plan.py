@@ -78,3 +78,40 @@ def test_a_picture_of_no_known_format_is_refused(
     done = lowmoe_command("plan", "mixtral-8x7b", "--gpu", "none", "--plot", path)
     assert done.code == 2
     assert "no picture was written" in done.err
+
+
+def test_a_text_is_traced_and_simulated(
+    lowmoe_command: RunCommand, model_folder: Path, tmp_path: Path
+) -> None:
+    text, trace, picture = tmp_path / "text", tmp_path / "t.npz", tmp_path / "hits.png"
+    text.write_text("Once upon a time there was a model. " * 20)
+    done = lowmoe_command("trace", model_folder, text, "--out", trace, "--tokens", 60)
+    assert done.code == 0, done.err
+    machine = ["--gpu", "4090", "--ram", "16GiB"]
+    done = lowmoe_command("simulate", trace, *machine, "--plot", picture, "--json")
+    assert done.code == 0, done.err
+    policies = json.loads(done.out.splitlines()[-1])["policies"]
+    assert set(policies) == {"decayed", "lru", "static", "belady"}
+    for found in policies.values():
+        assert found["gpu"] == 1.0  # a model so small is on the card as a whole
+        assert found["tokens_per_s"] > 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trace", "demo"], "a text file, or --synthetic"),
+        (["trace", "mixtral-8x9b", "--synthetic"], "has no fit"),
+        (["trace", "mixtral-8x7b", "--synthetic", "--tokens", "1"], "at least 2"),
+        (["simulate", "nowhere.npz", "--policy", "best"], "must be all, decayed"),
+        (["simulate", "nowhere.npz", "--bits", "5"], "must be 2, 4 or 6"),
+    ],
+)
+def test_what_cannot_be_traced_or_simulated_is_said_in_a_line(
+    lowmoe_command: RunCommand, arguments: list[str], said: str
+) -> None:
+    done = lowmoe_command(*arguments)
+    assert done.code == 2
+    assert said in done.err
+    assert len(done.err.splitlines()) == 1
