@@ -311,24 +311,32 @@ class ExpertStore:
         """The slot an expert is or will be in; None if every slot is needed for something else."""
         if key in self._tier.residents:
             return self._tier.residents[key]
-        slot = self._tier.take_free() or self._evict(keep)
+        slot = self._tier.take_free() or self._evict(key[0], keep)
         if slot is None:
             return None
         self._tier.settle(slot, key)
         slot.filling = self._readers.submit(self._fill, slot, key)
         return slot
 
-    def _evict(self, keep: set[Key]) -> Slot | None:
-        """Empty the slot of the expert worth least that nobody needs now."""
-        idle = [
-            slot
-            for key, slot in self._tier.residents.items()
-            if slot.lent == 0 and key not in keep and slot.is_settled
-        ]
-        if not idle:
-            return None
-        self._tier.clear(min(idle, key=lambda slot: self._policy.worth(slot.key or (0, 0))))
-        return self._tier.take_free()
+    def _evict(self, layer_id: int, keep: set[Key]) -> Slot | None:
+        """Empty a slot for a layer: that of the expert worth least which nobody needs now, of that
+        layer where it has its share, else of the one that has most.
+
+        Layers are passed one after another, so what all of them used least lately is often what
+        the next one needs: a share for each finds more (docs/plan.md), and sooner.
+        """
+        residents, by_layer = self._tier.residents, self._tier.by_layer
+        if len(by_layer.get(layer_id, ())) * len(by_layer) >= self.n_slots:
+            first = [layer_id]
+        else:
+            first = [max(by_layer, key=lambda layer: len(by_layer[layer]))]
+        for layer in itertools.chain(first, by_layer):
+            slots = [residents[key] for key in by_layer[layer] if key not in keep]
+            idle = [slot for slot in slots if slot.lent == 0 and slot.is_settled]
+            if idle:
+                self._tier.clear(min(idle, key=lambda slot: self._policy.worth(slot.key or (0, 0))))
+                return self._tier.take_free()
+        return None
 
     def _fill(self, slot: Slot, key: Key) -> None:
         self._ledger.read_begins()

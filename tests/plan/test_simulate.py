@@ -44,24 +44,26 @@ def in_ram(trace: RoutingTrace, name: str, n_slots: int, *, warm: int = 0) -> Re
 
 
 def lru_hit_rate(trace: RoutingTrace, n_slots: int) -> float:
-    """The textbook's: one list, the latest used last."""
-    held: OrderedDict[tuple[int, int], None] = OrderedDict()
+    """The textbook's, one list a layer, the latest used last."""
+    lists: list[OrderedDict[int, None]] = [OrderedDict() for _ in range(trace.n_layers)]
     hits = asked = 0
     for token in trace.experts:
-        for layer, used in enumerate(token):
+        for held, used in zip(lists, token, strict=True):
             for expert in sorted(used.tolist()):
-                key, asked = (layer, expert), asked + 1
-                hits += key in held
-                held.pop(key, None)
-                held[key] = None
-                if len(held) > n_slots:
+                asked += 1
+                hits += expert in held
+                held.pop(expert, None)
+                held[expert] = None
+                if len(held) > n_slots // trace.n_layers:
                     held.popitem(last=False)
     return hits / asked
 
 
-@pytest.mark.parametrize("n_slots", [9, 12, 20])
+@pytest.mark.parametrize("n_slots", [6, 9, 12, 15, 21])
 def test_lru_in_the_store_is_the_textbooks(n_slots: int) -> None:
-    """But for experts of one layer and token, which the store takes for used at once."""
+    """But for experts of one layer and token, which the store takes for used at once, and for
+    layers that have more than their share until all have theirs.
+    """
     trace = drawn(300, 3, 8, 2, seed=1)
     found = in_ram(trace, "lru", n_slots).ram
     assert found == pytest.approx(lru_hit_rate(trace, n_slots), abs=0.02)
@@ -73,7 +75,8 @@ def test_nothing_beats_knowing_the_future(seed: int, n_slots: int) -> None:
     trace = drawn(60, 3, 8, 2, seed)
     ceiling = in_ram(trace, "belady", n_slots).ram
     for name in NAMES:
-        assert in_ram(trace, name, n_slots).ram <= ceiling + 1e-9
+        # Layers get their shares in the order of uses, which policies do not change but guesses do.
+        assert in_ram(trace, name, n_slots).ram <= ceiling + 0.02
 
 
 def test_with_room_for_all_only_first_uses_miss() -> None:
