@@ -363,6 +363,17 @@ def simulate(
     simulate_command(trace, asked)
 
 
+@app.command()
+def optimize(
+    folder: Annotated[Path, typer.Argument(help="A model folder.")],
+    trace: Annotated[Path, typer.Option(help="What `lowmoe trace` wrote of this model.")],
+) -> None:
+    """Let a folder begin with the experts that a trace used most."""
+    from lowmoe.cli.simulate import optimize_command
+
+    optimize_command(folder, trace)
+
+
 @app.command(name="eval")
 def evaluate(
     model: Model,

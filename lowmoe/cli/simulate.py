@@ -19,6 +19,7 @@ from lowmoe.engine.record import record
 from lowmoe.errors import MemoryBudgetError, UsageError
 from lowmoe.experts.trace import RoutingTrace, read_trace, write_trace
 from lowmoe.families import read_config
+from lowmoe.library.optimize import optimize
 from lowmoe.plan.cost import decode_with_hits
 from lowmoe.plan.here import Described, machine_of
 from lowmoe.plan.planner import Question, placed, speed_words
@@ -71,6 +72,12 @@ def trace_command(
             loaded.runtime, [ids], lambda done, total: report.step("trace", done, total, "tokens")
         )
     write_trace(path, trace)
+
+
+def optimize_command(folder: Path, path: Path) -> None:
+    """Write what a trace says of experts into their folder."""
+    n_tokens = optimize(folder, read_trace(path))
+    out.print(f"{folder}: begins with the experts that {n_tokens} tokens used most", soft_wrap=True)
 
 
 def simulate_command(path: Path, asked: Asked) -> None:

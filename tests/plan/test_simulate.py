@@ -44,7 +44,7 @@ def in_ram(trace: RoutingTrace, name: str, n_slots: int, *, warm: int = 0) -> Re
 
 
 def lru_hit_rate(trace: RoutingTrace, n_slots: int) -> float:
-    """The textbook's, one list a layer, the latest used last; a layer's experts are used at once."""
+    """The textbook, a list for each layer, the latest used last; its experts are used at once."""
     lists: list[OrderedDict[int, None]] = [OrderedDict() for _ in range(trace.n_layers)]
     hits = asked = 0
     for token in trace.experts:
