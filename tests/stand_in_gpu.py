@@ -8,6 +8,9 @@ Knows:        what lowmoe/kernels/gpu.py asks for, where lowmoe finds cards.
 Ignorant of:  what operations do.
 """
 
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -46,6 +49,19 @@ class StandInEvent:
         if self._copies is not None:
             self._copies()
 
+    def seconds_since(self, earlier: "StandInEvent") -> float:
+        return 1e-6  # there is no time; see tests/simulated.py
+
+
+class StandInMark:
+    """came_s: is told when it had come, for those that were asked for before."""
+
+    def __init__(self, came_s: Callable[[], float] | None = None) -> None:
+        self._asked_s, self._came_s = time.perf_counter(), came_s
+
+    def time_s(self) -> float:
+        return self._asked_s if self._came_s is None else max(self._asked_s, self._came_s())
+
 
 class StandInCopies:
     """Copies as late as they may be: when an event after them is waited for.
@@ -55,31 +71,44 @@ class StandInCopies:
     """
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[Tensor, Tensor]] = []
-        self._earlier = StandInEvent()
+        self._waiting: deque[tuple[Tensor, Tensor]] = deque()
+        self._n_asked = self._n_made = 0
+        self._made_s = [time.perf_counter()]  # when none was made, one, two, ..
+        # Whoever sends in the background waits for events as well as the host.
+        self._one_at_a_time = threading.Lock()
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         assert target.shape == source.shape
         assert target.is_contiguous()
         assert source.is_contiguous()
         target.view(torch.uint8).fill_(POISON)
-        self._waiting.append((target, source))
+        with self._one_at_a_time:
+            self._waiting.append((target, source))
+            self._n_asked += 1
 
     def wait_for(self, event: Any) -> None:
         event.wait()
 
     def event(self) -> StandInEvent:
-        waiting = self._waiting
-        self._waiting = []
-        self._earlier = StandInEvent(partial(_make_once, self._earlier, waiting))
-        return self._earlier
+        return StandInEvent(partial(self._make, self._n_asked))
 
+    def mark(self) -> StandInMark:
+        n_asked = self._n_asked
 
-def _make_once(earlier: StandInEvent, waiting: list[tuple[Tensor, Tensor]]) -> None:
-    earlier.wait()
-    while waiting:
-        target, source = waiting.pop(0)
-        target.copy_(source)
+        def came_s() -> float:
+            self._make(n_asked)
+            return self._made_s[n_asked]
+
+        return StandInMark(came_s)
+
+    def _make(self, n_copies: int) -> None:
+        """The first so many."""
+        with self._one_at_a_time, torch.inference_mode():
+            while self._n_made < n_copies:
+                target, source = self._waiting.popleft()
+                target.copy_(source)
+                self._n_made += 1
+                self._made_s.append(time.perf_counter())
 
 
 class StandInGpu:
@@ -113,6 +142,10 @@ class StandInGpu:
 
     def event(self) -> StandInEvent:
         return StandInEvent()  # all work is done when it is asked for
+
+    def mark(self) -> StandInMark:
+        assert not self.operations.is_recording
+        return StandInMark()
 
     def wait_for(self, event: StandInEvent) -> None:
         event.wait()
@@ -173,6 +206,10 @@ class _Operations:
 
     def __getattr__(self, name: str) -> Operation:
         return partial(self.call, self._operations[name])
+
+    @property
+    def is_recording(self) -> bool:
+        return self._calls is not None
 
     def call(self, operation: Operation, *arguments: Any) -> None:
         if self._calls is not None:

@@ -363,7 +363,7 @@ def test_verify_finds_a_flipped_bit_wherever_it_is(model_folder: Path, tmp_path:
     folder = copy_of(model_folder, tmp_path / "model")
     with ModelFolder(folder) as opened:
         n_small = len(opened.manifest.small_files)
-    assert n_small == 3
+    assert n_small == 4
     for path in sorted(p for p in folder.iterdir() if p.name != "manifest.json"):
         data = path.read_bytes()
         for place in (0, min(100, len(data) // 3), len(data) // 2, len(data) - 1):

@@ -14,6 +14,7 @@ import xxhash
 
 from lowmoe.checkpoint import files
 from lowmoe.checkpoint.layout import Place, Recipe
+from lowmoe.checkpoint.popularity import POPULARITY
 from lowmoe.errors import FolderError
 from quant.trellis import TrellisCode
 
@@ -85,8 +86,13 @@ class Manifest:
             "config": self.config,
             "recipe": asdict(self.recipe),
             "calibration": None if self.calibration is None else asdict(self.calibration),
-            "small_files": {name: asdict(f) for name, f in sorted(self.small_files.items())},
+            # What is found out on the way decides nothing.
+            "small_files": self._files(but=POPULARITY),
         }
+
+    def _files(self, *, but: str = "") -> dict[str, Any]:
+        files = sorted(self.small_files.items())
+        return {name: asdict(f) for name, f in files if name != but}
 
     def to_json(self) -> bytes:
         """The file's content; the same manifest always gives the same bytes."""
@@ -94,7 +100,7 @@ class Manifest:
             name: [s.place.file, s.place.offset, s.place.n_bytes, s.hash]
             for name, s in self.spans.items()
         }
-        values = {**self.identity(), "spans": spans}
+        values = {**self.identity(), "small_files": self._files(), "spans": spans}
         values["checksum"] = _checksum(values)
         return json.dumps(values, indent=1).encode() + b"\n"
 

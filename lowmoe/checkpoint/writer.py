@@ -57,6 +57,7 @@ class FolderWriter:
         self._descriptors: dict[str, int] = {}
         self.hashes: dict[str, str] = {}
         self._state: tuple[int, str] | None = None
+        self.notes: dict[int, Any] = {}
         if self.finished:
             self._clean()
             return
@@ -129,6 +130,8 @@ class FolderWriter:
         for line in lines[1:]:
             self.hashes |= line.get("spans", {})
             self._state = tuple(line["state"]) if "state" in line else self._state
+            if "note" in line:
+                self.notes[line["state"][0]] = line["note"]
         self._check_present()
 
     def _check_present(self) -> None:
@@ -181,10 +184,14 @@ class FolderWriter:
 
     # --- state of a long conversion
 
-    def save_state(self, step: int, data: bytes) -> None:
-        """Keep what is needed to go on from `step`; the state before it is dropped."""
+    def save_state(self, step: int, data: bytes, note: Any = None) -> None:
+        """Keep what is needed to go on from `step`; the state before it is dropped.
+
+        note: JSON of this step, in `notes` until the end, by whichever run it was written.
+        """
         files.write_whole(self.folder / STATE.format(step), data)
-        self._journal({"state": [step, content_hash(data)]})
+        self._journal({"state": [step, content_hash(data)], "note": note})
+        self.notes[step] = note
         if self._state is not None:
             files.remove(self.folder / STATE.format(self._state[0]))
         self._state = (step, content_hash(data))

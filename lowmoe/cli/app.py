@@ -53,6 +53,17 @@ Kv = Annotated[
     str | None,
     typer.Option(help="How keys and values are kept: float16, int8 or float32. Default: float16."),
 ]
+TraceTimeline = Annotated[
+    Path | None,
+    typer.Option(help="Write when everything began and ended to this file, for ui.perfetto.dev."),
+]
+Misses = Annotated[
+    str,
+    typer.Option(
+        help="Where experts are computed that a GPU has no room for: cpu, page (brought to the GPU "
+        "when needed) or auto, which measures."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 Calibration = Annotated[
     Path | None, typer.Option(help="Text to calibrate on. Default: the one that comes with lowmoe.")
@@ -80,6 +91,7 @@ def run(
     threads: Threads = None,
     context: Context = None,
     kv: Kv = None,
+    misses: Misses = "auto",
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Choose among so many tokens; 0: all.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Choose among this much probability.")] = None,
@@ -94,6 +106,7 @@ def run(
         list[str] | None, typer.Option(help="Text that ends an answer; may be given several times.")
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    trace_timeline: TraceTimeline = None,
     json: Json = False,
 ) -> None:
     """Chat with a model, or let it go on with a text; pulls and quantizes on first use."""
@@ -101,8 +114,14 @@ def run(
 
     run_model(
         model,
-        Asked(prompt=prompt, chat=chat or system is not None, system=system, json=json),
-        _load_options(gpu, bits, ram, vram, threads, context, kv),
+        Asked(
+            prompt=prompt,
+            chat=chat or system is not None,
+            system=system,
+            json=json,
+            timeline=trace_timeline,
+        ),
+        _load_options(gpu, bits, ram, vram, threads, context, kv, misses),
         Generating(
             temperature=temperature,
             top_k=top_k,
@@ -124,20 +143,39 @@ def _load_options(
     threads: int | None,
     context: int | None,
     kv: str | None,
+    misses: str,
 ) -> "LoadOptions":
     from lowmoe.engine.load_options import LoadOptions
 
-    number: int | str = int(bits) if bits in ("2", "4", "6") else bits  # LoadOptions refuses others
     return LoadOptions(
-        gpu=gpu, bits=number, ram=ram, vram=vram, threads=threads, context=context, kv=kv
+        gpu=gpu,
+        bits=_bits_of(bits),
+        ram=ram,
+        vram=vram,
+        threads=threads,
+        context=context,
+        kv=kv,
+        misses=misses,
     )
 
 
+def _bits_of(text: str) -> int | str:
+    """As a number where it is one of those there are; other words are refused by who is told."""
+    return int(text) if text in ("2", "4", "6") else text
+
+
 def _make_options(
-    bits: int, format: str, calibration: Path | None, no_calibration: bool, threads: int | None
+    bits: int | str,
+    format: str,
+    calibration: Path | None,
+    no_calibration: bool,
+    threads: int | None,
 ) -> "MakeOptions":
+    from lowmoe.errors import UsageError
     from lowmoe.library import MakeOptions
 
+    if isinstance(bits, str):
+        raise UsageError(f"--bits is {bits!r}, but must be 2, 4, 6 or auto.")
     return MakeOptions(
         bits=bits,
         format=format,
@@ -167,16 +205,19 @@ def quantize(
 @app.command()
 def pull(
     model: Annotated[str, typer.Argument(help="An alias or a hub repository (owner/name).")],
-    bits: MakeBits = 4,
+    bits: Annotated[
+        str, typer.Option(help="Bits a weight of experts: 2, 4, 6, or auto: what runs best here.")
+    ] = "auto",
     format: Format = "trellis",
     calibration: Calibration = None,
     no_calibration: NoCalibration = False,
     threads: Threads = None,
 ) -> None:
     """Download shard by shard, verify, quantize, delete the shard; an interrupted run goes on."""
-    from lowmoe.cli.make import pull_command
+    from lowmoe.cli.make import advised_bits, pull_command
 
-    options = _make_options(bits, format, calibration, no_calibration, threads)
+    number = advised_bits(model, format) if bits == "auto" else _bits_of(bits)
+    options = _make_options(number, format, calibration, no_calibration, threads)
     pull_command(model, options)
 
 
@@ -197,12 +238,14 @@ def bench(
     threads: Threads = None,
     context: Context = None,
     kv: Kv = None,
+    misses: Misses = "auto",
     runs: Annotated[int, typer.Option(help="Counted runs; one more warms up.")] = 3,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of prefill in each run.")] = 64,
     new_tokens: Annotated[int, typer.Option(help="Tokens of decode in each run.")] = 32,
     profile: Annotated[
         bool, typer.Option("--profile", help="Show where a token's time goes, part by part.")
     ] = False,
+    trace_timeline: TraceTimeline = None,
     json: Json = False,
 ) -> None:
     """Measure tokens/s of prefill and decode beside what the machine allows."""
@@ -212,8 +255,123 @@ def bench(
     options = BenchOptions(
         runs=runs, prompt_tokens=prompt_tokens, new_tokens=new_tokens, profile=profile
     )
-    load = _load_options(gpu, bits, ram, vram, threads, context, kv)
-    bench_command(model, options, load, synthetic=synthetic, json=json)
+    load = _load_options(gpu, bits, ram, vram, threads, context, kv, misses)
+    bench_command(model, options, load, synthetic=synthetic, json=json, timeline=trace_timeline)
+
+
+@app.command(name="plan")
+def plan_(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="An alias, a hub repository, a model folder, a checkpoint, a config.json or its "
+            "address."
+        ),
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every model with an alias.")] = False,
+    gpu: Gpu = "auto",
+    bits: Bits = "auto",
+    ram: Ram = None,
+    vram: Vram = None,
+    disk: Annotated[str | None, typer.Option(help="What the disk reads, such as 7GB/s.")] = None,
+    ram_speed: Annotated[
+        str | None, typer.Option(help="What all threads read of RAM, such as 80GB/s.")
+    ] = None,
+    threads: Threads = None,
+    context: Context = None,
+    kv: Kv = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="A picture to write: tokens/s against VRAM and RAM.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Will it run, at which width, how fast: before a byte is downloaded."""
+    from lowmoe.cli.plan import Asked, plan_all_command, plan_command
+    from lowmoe.errors import UsageError
+    from lowmoe.plan.here import Described
+
+    # Refuses bits, a context or a format of the cache that cannot be; a card need not be here.
+    _load_options("none", bits, ram, None, threads, context, kv, "auto")
+    asked = Asked(
+        machine=Described(
+            gpu=gpu, ram=ram, vram=vram, disk=disk, ram_speed=ram_speed, threads=threads
+        ),
+        bits=bits,
+        context=context,
+        kv=kv,
+        plot=plot,
+        json=json,
+    )
+    if all_ == (model is not None) or (all_ and plot is not None):
+        raise UsageError("plan takes a model, or --all without --plot. Give one of them.")
+    if model is None:
+        plan_all_command(asked)
+    else:
+        plan_command(model, asked)
+
+
+@app.command()
+def trace(
+    model: Annotated[
+        str, typer.Argument(help="A model; or with --synthetic, one of a few shapes.")
+    ],
+    file: Annotated[Path | None, typer.Argument(help="A text file.")] = None,
+    out: Annotated[Path, typer.Option(help="The trace to write.")] = Path("trace.npz"),
+    tokens: Annotated[int, typer.Option(help="Tokens at most.")] = 4096,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="Drawn from what is published of a model's routing.")
+    ] = False,
+    ram: Ram = None,
+    threads: Threads = None,
+) -> None:
+    """Record which experts the tokens of a text go to."""
+    from lowmoe.cli.simulate import trace_command
+
+    load = _load_options("none", "auto", ram, None, threads, None, None, "auto")
+    trace_command(model, file, out, tokens, load, synthetic=synthetic)
+
+
+@app.command()
+def simulate(
+    trace: Annotated[Path, typer.Argument(help="What `lowmoe trace` wrote.")],
+    policy: Annotated[
+        str, typer.Option(help="decayed, lru, static, belady, or all of them.")
+    ] = "all",
+    gpu: Gpu = "auto",
+    bits: Annotated[int, typer.Option(help="Bits a weight of experts: 2, 4 or 6.")] = 4,
+    ram: Ram = None,
+    vram: Vram = None,
+    disk: Annotated[str | None, typer.Option(help="What the disk reads, such as 7GB/s.")] = None,
+    ram_speed: Annotated[
+        str | None, typer.Option(help="What all threads read of RAM, such as 80GB/s.")
+    ] = None,
+    threads: Threads = None,
+    context: Context = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="A picture to write: hit rate against slots.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Replay a trace through the tiers of a machine: hit rates and tokens/s by policy."""
+    from lowmoe.cli.simulate import Asked, simulate_command
+    from lowmoe.plan.here import Described
+
+    machine = Described(
+        gpu=gpu, ram=ram, vram=vram, disk=disk, ram_speed=ram_speed, threads=threads
+    )
+    asked = Asked(machine=machine, policy=policy, bits=bits, context=context, plot=plot, json=json)
+    simulate_command(trace, asked)
+
+
+@app.command()
+def optimize(
+    folder: Annotated[Path, typer.Argument(help="A model folder.")],
+    trace: Annotated[Path, typer.Option(help="What `lowmoe trace` wrote of this model.")],
+) -> None:
+    """Let a folder begin with the experts that a trace used most."""
+    from lowmoe.cli.simulate import optimize_command
+
+    optimize_command(folder, trace)
 
 
 @app.command(name="eval")
@@ -231,12 +389,13 @@ def evaluate(
     vram: Vram = None,
     threads: Threads = None,
     kv: Kv = None,
+    misses: Misses = "auto",
     json: Json = False,
 ) -> None:
     """Perplexity of a text, and how far quantization has moved the model."""
     from lowmoe.cli.evaluate import evaluate_command
 
-    load = _load_options(gpu, bits, ram, vram, threads, None, kv)
+    load = _load_options(gpu, bits, ram, vram, threads, None, kv, misses)
     evaluate_command(model, file, against, window, load, json=json)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from lowmoe.checkpoint.layout import Recipe
 from lowmoe.checkpoint.reader import read_json
 from lowmoe.cli.render import TerminalReporter, out, print_json, size, statistics_line
-from lowmoe.cli.run import load_model
+from lowmoe.cli.run import load_model, traced
 from lowmoe.engine.bench import BenchOptions, BenchResult, bench
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.machine import machine_line
@@ -28,7 +28,13 @@ from quant.layout import SYMBOL_BITS
 
 
 def bench_command(
-    name: str, options: BenchOptions, load: LoadOptions, *, synthetic: bool, json: bool
+    name: str,
+    options: BenchOptions,
+    load: LoadOptions,
+    *,
+    synthetic: bool,
+    json: bool,
+    timeline: Path | None = None,
 ) -> None:
     """Print the machine, the medians and what the machine allows."""
     for field in ("runs", "prompt_tokens", "new_tokens"):
@@ -37,7 +43,7 @@ def bench_command(
             raise UsageError(f"--{field.replace('_', '-')} is {value}, but must be at least 1.")
     if synthetic:
         name = str(_synthetic(name, load))
-    with load_model(name, load) as model:
+    with traced(load, timeline) as traced_load, load_model(name, traced_load) as model:
         if options.profile:
             require_native(model.runtime)
         if not json:

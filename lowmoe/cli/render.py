@@ -119,6 +119,8 @@ def statistics_line(s: RunStatistics) -> str:
         "a token reads "
         + _tiers(s.bytes_per_token, s.placement.gpu, lambda tier, n: f"{size(n)} {tier}"),
     ]
+    if s.to_gpu_bytes:
+        parts.append(f"to the GPU {size(s.to_gpu_bytes)}, {s.promoted} promoted")
     if s.predicted_tokens_per_s is not None:
         parts.insert(4, f"predicted {_rate(s.predicted_tokens_per_s)}")
     return " · ".join(parts)

@@ -8,24 +8,30 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
 
 from lowmoe.api import Model, Prompt, open_model
+from lowmoe.checkpoint.files import write_whole
 from lowmoe.cli.render import TerminalReporter, print_json, print_statistics
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.errors import PromptError, UsageError
+from lowmoe.timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What to do.  prompt: None to read stdin or to chat; chat: take it as a message."""
+    """What to do.  prompt: None to read stdin or to chat; chat: take it as a message; timeline:
+    where to write one.
+    """
 
     prompt: str | None
     chat: bool
     system: str | None
     json: bool
+    timeline: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +67,24 @@ def load_model(name: str, options: LoadOptions) -> Model:
         return open_model(name, options, report)
 
 
+@contextmanager
+def traced(options: LoadOptions, file: Path | None) -> Iterator[LoadOptions]:
+    """Options of a model whose timeline is written to a file at the end, however that comes."""
+    if file is None:
+        yield options
+        return
+    if file.is_dir() or not file.parent.is_dir():
+        raise UsageError(
+            f"--trace-timeline is {file}, but that is a folder or in none. Give a file's name in a "
+            "folder that is there."
+        )
+    timeline = Timeline()
+    try:
+        yield replace(options, timeline=timeline)
+    finally:
+        write_whole(file, timeline.to_json())
+
+
 def run_model(name: str, asked: Asked, options: LoadOptions, generating: Generating) -> None:
     """Load and answer, or chat where there is a terminal and no prompt."""
     prompt = asked.prompt
@@ -71,7 +95,10 @@ def run_model(name: str, asked: Asked, options: LoadOptions, generating: Generat
         prompt = _read_stdin()
     if prompt is not None and not prompt.strip():
         raise PromptError("the prompt is empty. Give at least one word.")
-    with load_model(name, options) as model:
+    with (
+        traced(options, asked.timeline) as traced_options,
+        load_model(name, traced_options) as model,
+    ):
         sampling = generating.settled(model)
         if prompt is None:
             from lowmoe.cli.chat import Chat
@@ -105,6 +132,7 @@ def answer(model: Model, prompt: Prompt, sampling: SamplingOptions, *, json: boo
         print_json(model.statistics().to_json())
     else:
         print_statistics(model.statistics())
+    model.keep_run()
     if interrupted:
         raise KeyboardInterrupt
 

@@ -25,6 +25,7 @@ from lowmoe.engine.statistics import (
     PerTier,
     RunStatistics,
     bound_tokens_per_s,
+    bytes_per_token,
     hit_rate,
 )
 from lowmoe.engine.text import StopText, StreamingDetokenizer
@@ -290,13 +291,14 @@ class _Run:
         bound = None
         if n_steps > 0:
             dense = PerTier(**{self._runtime.store.tier: self._runtime.dense_bytes_per_token})
-            per_token = PerTier(
-                gpu=dense.gpu + decode.gpu_bytes / n_steps,
-                ram=dense.ram + decode.ram_bytes / n_steps,
-                disk=decode.disk_bytes / n_steps,
-            )
+            per_token = bytes_per_token(decode, n_steps, dense)
             disk = whole.disk_bytes / whole.disk_busy_s if whole.disk_busy_s else None
-            bound = bound_tokens_per_s(per_token, replace(bandwidths, disk=disk))
+            bus = whole.copied_bytes / whole.copied_s if whole.copied_s else None
+            bound = bound_tokens_per_s(
+                per_token,
+                replace(bandwidths, disk=disk, bus=bus),
+                bus_bytes=decode.copied_bytes / n_steps,
+            )
         return RunStatistics(
             prompt_tokens=self._n_prompt,
             new_tokens=self._n_new,
@@ -308,8 +310,15 @@ class _Run:
             hit_rate=hit_rate(whole),
             bytes_per_token=per_token,
             bound_tokens_per_s=bound,
-            predicted_tokens_per_s=None,
+            predicted_tokens_per_s=self._predicted(),
+            to_gpu_bytes=whole.copied_bytes,
+            promoted=whole.promoted,
         )
+
+    def _predicted(self) -> float | None:
+        """For the token in the middle of the answer."""
+        predict = self._runtime.predict
+        return None if predict is None else predict(self._n_prompt + self._n_new // 2)
 
 
 def placement(runtime: Runtime) -> PerTier:

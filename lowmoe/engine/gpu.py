@@ -1,6 +1,6 @@
 """Which GPU a model is computed on, if any, and how its memory is divided.
 
-Knows:        cards by name, what a model takes of a card's memory, what is said of a misfit.
+Knows:        whose place a card takes, what a model takes of its memory, what is said of a misfit.
 Ignorant of:  CUDA; how a model is put there.
 """
 
@@ -13,6 +13,7 @@ import torch
 from cuda_ext.card import Card, CardError, find_card, is_without, look, why_none, why_not
 from cuda_ext.compile import CompileError
 from cuda_ext.on_card import LaunchError
+from lowmoe.cards import CARDS
 from lowmoe.checkpoint.files import ALIGNMENT
 from lowmoe.decoder.gpu_buffers import Buffers
 from lowmoe.decoder.gpu_parts import cache_bytes
@@ -24,31 +25,12 @@ from lowmoe.experts.resident import ResidentExperts
 from lowmoe.experts.staging import Staging
 from lowmoe.kernels import cpu
 from lowmoe.kernels.cuda import kernels_home, open_card
-from lowmoe.kernels.gpu import Gpu
+from lowmoe.kernels.gpu import Gpu, GpuSizes
 from lowmoe.settings import read_settings
 from lowmoe.spec import ModelSpec
 from quant.layout import SYMBOL_BITS, round_up
 
 AUTO, NONE = "auto", "none"
-# Memory of cards, in GB of 1e9 bytes as their data sheets at nvidia.com say, for a larger card to
-# be limited to: each has a little more than that.
-CARD_GB = {
-    "3060": 12,
-    "3090": 24,
-    "4060ti-16g": 16,
-    "4070": 12,
-    "4070tisuper": 16,
-    "4080": 16,
-    "4090": 24,
-    "5070ti": 16,
-    "5080": 16,
-    "5090": 32,
-    "a6000": 48,
-    "l4": 24,
-    "a100": 80,
-    "h100": 80,
-    "h200": 141,
-}
 # Tokens of a prompt that pass through the layers at once, the most that fit: every expert's words
 # are decoded once for all of them.
 CHUNKS = (4096, 2048, 1024, 512, 256, 128)
@@ -90,7 +72,8 @@ def find_gpu(wanted: str) -> FoundCard | None:
             return None
         raise GpuRefusal(why_none(facts) or why_not(facts.cards[0]) or "", GpuError)
     except CardError as e:
-        n_bytes = CARD_GB.get(wanted.lower(), 0) * 10**9
+        profile = CARDS.get(wanted.lower())
+        n_bytes = 0 if profile is None else profile.memory_bytes
         usable = [] if why_none(facts) else [c for c in facts.cards if why_not(c) is None]
         larger = [c for c in usable if c.memory_bytes >= n_bytes > 0]
         if not larger:
@@ -184,18 +167,18 @@ class GpuNeeds:
     n_context: int
     kv: cpu.KvFormat
 
-    def n_bytes(self, gpu: Gpu, n_planes: int, max_tokens: int) -> int:
+    def n_bytes(self, gpu: GpuSizes, n_planes: int, max_tokens: int) -> int:
         """All of it."""
         experts = ResidentExperts.needed_bytes(self._parts(n_planes), self._n_experts)
         return self._beside_experts(gpu, max_tokens) + experts
 
-    def least_bytes(self, gpu: Gpu, n_planes: int, max_tokens: int) -> int:
+    def least_bytes(self, gpu: GpuSizes, n_planes: int, max_tokens: int) -> int:
         """All of it, or where that is less, all of it with as few experts as can be."""
         slots = MIN_GPU_SLOTS * GpuSlots.slot_bytes(self._parts(n_planes))
         few = self._beside_slots(gpu, n_planes, max_tokens) + slots
         return min(few, self.n_bytes(gpu, n_planes, max_tokens))
 
-    def divided(self, gpu: Gpu, planes: Sequence[int], ram_bytes: int) -> GpuDivision:
+    def divided(self, gpu: GpuSizes, planes: Sequence[int], ram_bytes: int) -> GpuDivision:
         """The first of the numbers of planes that fits, with the most tokens at once that do; if
         none does, the first that fits in GPU and RAM together, or the last.
 
@@ -215,7 +198,7 @@ class GpuNeeds:
         return next(in_memory, possible[-1])
 
     def _in_part(
-        self, gpu: Gpu, n_planes: int, chunks: list[int], available: int
+        self, gpu: GpuSizes, n_planes: int, chunks: list[int], available: int
     ) -> GpuDivision | None:
         """As many experts as there is room for beside the rest, and beside a chunk that is modest
         or the smallest.
@@ -242,14 +225,14 @@ class GpuNeeds:
     def _parts(self, n_planes: int) -> tuple[int, ...]:
         return (self.part_bytes,) * n_planes
 
-    def _working_bytes(self, gpu: Gpu, max_tokens: int) -> int:
+    def _working_bytes(self, gpu: GpuSizes, max_tokens: int) -> int:
         return Buffers.working_bytes(self.spec, gpu, max_tokens, self.n_context)
 
-    def _beside_experts(self, gpu: Gpu, max_tokens: int) -> int:
+    def _beside_experts(self, gpu: GpuSizes, max_tokens: int) -> int:
         cache = cache_bytes(self.spec, self.n_context, self.kv)
         return self.dense_bytes + cache + self._working_bytes(gpu, max_tokens)
 
-    def _beside_slots(self, gpu: Gpu, n_planes: int, max_tokens: int) -> int:
+    def _beside_slots(self, gpu: GpuSizes, n_planes: int, max_tokens: int) -> int:
         parts, n_experts = self._parts(n_planes), self._n_experts
         return (
             self._beside_experts(gpu, max_tokens)
@@ -258,7 +241,7 @@ class GpuNeeds:
             + Staging.needed_bytes(parts, max(n_experts))
         )
 
-    def _misfit(self, gpu: Gpu, planes: Sequence[int], max_tokens: int, available: int) -> str:
+    def _misfit(self, gpu: GpuSizes, planes: Sequence[int], max_tokens: int, available: int) -> str:
         """What it needs, what there is, what would fit."""
         fewest = planes[-1]
         found = (

@@ -18,6 +18,7 @@ from lowmoe.decoder.computation import Computation
 from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.in_torch import TorchComputation
 from lowmoe.decoder.native import ABLE, NativeComputation
+from lowmoe.decoder.traced import Layered, TracedLayers
 from lowmoe.decoder.weights import CheckpointTensors, from_checkpoint, from_folder
 from lowmoe.engine.gpu import AUTO, NONE
 from lowmoe.engine.load_on_gpu import load_on_gpu, place_on_gpu
@@ -30,6 +31,7 @@ from lowmoe.engine.text_parts import TextParts
 from lowmoe.errors import UsageError
 from lowmoe.experts.source import CheckpointExperts, ExpertSource, FolderExperts
 from lowmoe.experts.store import ExpertStore
+from lowmoe.experts.traced import open_store, traced
 from lowmoe.families import read_config
 from lowmoe.kernels import cpu
 from lowmoe.kernels.reference import ReferenceKernels
@@ -114,7 +116,7 @@ def _on_cpu(loading: Loading, report: Reporter) -> Runtime:
 class _How:
     """A computation, and what to say of it."""
 
-    computation: Computation[ExpertStore]
+    computation: Layered
     isa: str
     pool: cpu.Pool | None
 
@@ -178,11 +180,21 @@ def _with_store(
     loading: Loading, how: _How, division: "_Division", source: ExpertSource, *, bits: int
 ) -> Runtime:
     spec = loading.spec
-    store = loading.closing.enter_context(
-        ExpertStore(source, ram_budget_bytes=division.experts, n_experts_total=spec.n_experts_total)
+    timeline = loading.options.timeline
+    store = open_store(
+        traced(source, timeline),
+        timeline,
+        ram_budget_bytes=division.experts,
+        n_experts_total=spec.n_experts_total,
+        popularity=loading.popularity(),
+        computes=True,
     )
+    loading.closing.enter_context(store)
+    computation: Computation[ExpertStore] = how.computation
+    if timeline is not None:
+        computation = TracedLayers(how.computation, len(spec.layers), timeline)
     return loading.runtime(
-        Decoder(spec=spec, store=store, computation=how.computation),
+        Decoder(spec=spec, store=store, computation=computation),
         bits=bits,
         working_bytes=division.working,
         isa=how.isa,

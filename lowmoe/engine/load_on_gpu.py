@@ -5,14 +5,17 @@ Ignorant of:  which GPU, what fits on it: see gpu.py.
 """
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
+from lowmoe.decoder.computation import Computation
 from lowmoe.decoder.cpu_share import CpuShare
 from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.gpu_buffers import why_not_shape
 from lowmoe.decoder.hybrid import MOST_ON_CPU, HybridComputation
 from lowmoe.decoder.on_gpu import GpuComputation
+from lowmoe.decoder.traced import TracedCpuShare, TracedPasses
 from lowmoe.engine.gpu import (
     GpuDivision,
     GpuNeeds,
@@ -30,17 +33,27 @@ from lowmoe.engine.runtime import Loading, Runtime
 from lowmoe.errors import GpuError
 from lowmoe.experts.gpu_slots import GpuSlots
 from lowmoe.experts.hybrid import HybridExperts
+from lowmoe.experts.lender import Lender
 from lowmoe.experts.pinned_ring import PinnedRing
 from lowmoe.experts.resident import ResidentExperts
-from lowmoe.experts.source import FolderExperts
+from lowmoe.experts.source import ExpertSource, FolderExperts
+from lowmoe.experts.split import Costs, Misses, MissSplit
 from lowmoe.experts.staging import Staging
-from lowmoe.experts.store import ExpertStore
 from lowmoe.experts.to_gpu import Progress
+from lowmoe.experts.traced import open_store, traced
 from lowmoe.kernels import cpu
 from lowmoe.kernels.gpu import Gpu
+from lowmoe.kernels.traced_gpu import TracedGpu
 from lowmoe.settings import read_settings
 from quant.layout import SYMBOL_BITS
 
+L = TypeVar("L", bound=Lender)
+
+_WHERE_OTHERS: dict[Misses, str] = {
+    "cpu": "the CPU computes the others",
+    "page": "the others pass through it",
+    "auto": "the others are computed by the CPU or pass through it, whichever is faster",
+}
 CUDA = "cuda"  # what computes there, where others name the CPU's instruction set
 
 
@@ -75,6 +88,8 @@ def place_on_gpu(loading: Loading, planes: list[int], report: Reporter) -> GpuPl
         if reason := why_not_shape(loading.spec):
             raise GpuRefusal(reason, GpuError)
         gpu = open_gpu(found, options.gpu, options.vram, report.note)
+        if options.timeline is not None:
+            gpu = TracedGpu(gpu, options.timeline)
         needs = GpuNeeds(
             spec=loading.spec,
             dense_bytes=loading.weights.n_bytes,
@@ -118,12 +133,20 @@ def _experts(loading: Loading, place: GpuPlace, report: Reporter) -> ResidentExp
     )
 
 
-def _source(loading: Loading, n_planes: int) -> tuple[FolderExperts, tuple[int, ...]]:
+def _source(loading: Loading, n_planes: int) -> tuple[ExpertSource, tuple[int, ...]]:
     """Where experts are read from, and the bytes of their parts."""
     folder = loading.opened
     format = folder.recipe.expert_format(loading.spec, n_planes=n_planes)
     parts = folder.recipe.part_names[:n_planes]
-    return FolderExperts(folder, parts, format.part_bytes), format.part_bytes
+    source = FolderExperts(folder, parts, format.part_bytes)
+    return traced(source, loading.options.timeline), format.part_bytes
+
+
+def _decoder(loading: Loading, experts: L, computation: Computation[L]) -> Decoder[L]:
+    timeline = loading.options.timeline
+    if timeline is not None:
+        computation = TracedPasses(computation, timeline)
+    return Decoder(spec=loading.spec, store=experts, computation=computation)
 
 
 def _progress(report: Reporter) -> Progress:
@@ -143,7 +166,7 @@ def _assembled(loading: Loading, place: GpuPlace, experts: ResidentExperts) -> R
         n_context=loading.context,
     )
     return loading.runtime(
-        Decoder(spec=loading.spec, store=experts, computation=computation),
+        _decoder(loading, experts, computation),
         bits=SYMBOL_BITS * place.division.n_planes,
         working_bytes=PROBE_BYTES,
         isa=CUDA,
@@ -165,17 +188,10 @@ def _ram_bytes(loading: Loading) -> int:
 def _load_in_part(loading: Loading, place: GpuPlace, n_slots: int, report: Reporter) -> Runtime:
     report.note(
         f"{n_slots} of {loading.spec.n_experts_total} experts fit on {place.gpu.name}; "
-        "the CPU computes the others."
+        f"{_WHERE_OTHERS[loading.options.misses_kind]}."
     )
     isa, pool = cpu.choose_isa(read_settings().isa), new_pool(loading.options.threads)
-    on_cpu = CpuShare(
-        loading.spec,
-        loading.weights,
-        loading.opened.recipe.code,
-        pool,
-        isa=isa,
-        max_tokens=MOST_ON_CPU,
-    )
+    on_cpu = _cpu_share(loading, pool, isa)
     experts, working_bytes = _hybrid_experts(loading, place, n_slots, on_cpu, report)
     there = replace(loading, weights=loading.weights.at(place.gpu.place))
     computation = HybridComputation(
@@ -185,12 +201,16 @@ def _load_in_part(loading: Loading, place: GpuPlace, n_slots: int, report: Repor
         experts,
         place.gpu,
         on_cpu,
+        MissSplit(
+            there.options.misses_kind, Costs(experts.expert_bytes, place.gpu.read_bandwidth())
+        ),
         kv=there.options.kv_format,
         max_tokens=place.division.max_tokens,
         n_context=there.context,
+        in_turn=enumerate if there.options.timeline is None else there.options.timeline.in_turn,
     )
     return there.runtime(
-        Decoder(spec=there.spec, store=experts, computation=computation),
+        _decoder(there, experts, computation),
         bits=SYMBOL_BITS * place.division.n_planes,
         working_bytes=working_bytes,
         isa=f"{CUDA} and {isa}",
@@ -199,22 +219,37 @@ def _load_in_part(loading: Loading, place: GpuPlace, n_slots: int, report: Repor
     )
 
 
+def _cpu_share(loading: Loading, pool: cpu.Pool, isa: str) -> CpuShare:
+    of = (loading.spec, loading.weights, loading.opened.recipe.code, pool)
+    timeline = loading.options.timeline
+    if timeline is None:
+        return CpuShare(*of, isa=isa, max_tokens=MOST_ON_CPU)
+    return TracedCpuShare(*of, timeline, isa=isa, max_tokens=MOST_ON_CPU)
+
+
 def _hybrid_experts(
     loading: Loading, place: GpuPlace, n_slots: int, on_cpu: CpuShare, report: Reporter
 ) -> tuple[HybridExperts, int]:
     """Those that fit on the GPU, RAM for the others; and the bytes of RAM that are not for them."""
     source, part_bytes = _source(loading, place.division.n_planes)
     n_experts, total = loading.spec.n_experts_by_layer, loading.spec.n_experts_total
+    popularity = loading.popularity()
     ring_bytes = PinnedRing.needed_bytes(sum(part_bytes))
     # The probe of RAM and a pass are never at the same time.
     working_bytes = max(on_cpu.working_bytes, PROBE_BYTES)
     budget = _ram_bytes(loading) - working_bytes - ring_bytes
-    ram = loading.closing.enter_context(
-        ExpertStore(source, ram_budget_bytes=budget, n_experts_total=total)
+    ram = open_store(
+        source,
+        loading.options.timeline,
+        ram_budget_bytes=budget,
+        n_experts_total=total,
+        popularity=popularity,
+        computes=False,
     )
+    loading.closing.enter_context(ram)
     ring = PinnedRing(place.gpu, sum(part_bytes))
     loading.closing.callback(ring.close)
-    slots = GpuSlots(part_bytes, n_experts, place.gpu, ring, n_slots=n_slots)
+    slots = GpuSlots(part_bytes, n_experts, place.gpu, ring, n_slots=n_slots, popularity=popularity)
     slots.fill(source, _progress(report))
     staging = Staging(part_bytes, max(n_experts), place.gpu, ring)
     experts = HybridExperts(slots=slots, staging=staging, ring=ring, ram=ram, n_experts_total=total)

@@ -10,7 +10,9 @@ import torch
 
 from lowmoe.engine.gpu import AUTO, check_gpu
 from lowmoe.errors import UsageError
+from lowmoe.experts.split import MISSES, Misses
 from lowmoe.kernels import cpu
+from lowmoe.timeline import Timeline
 
 DEFAULT_KV: cpu.KvFormat = "float16"
 MAX_THREADS = 1024
@@ -25,7 +27,10 @@ class LoadOptions:
     gpu: "auto", "none" or a card's name; bits: 2, 4, 6 or "auto"; ram, vram: sizes like "24GiB", of
     the machine's memory and the GPU's; threads: of computation; context: tokens; kv: how keys and
     values are kept, "float16", "int8" or "float32", for folders of planes; dtype: of unquantized
-    weights, for checkpoints only.
+    weights, for checkpoints only; misses: where experts are computed that a GPU has no room for, on
+    the CPU ("cpu"), on the GPU, where they pass through ("page"), or where it is faster as this
+    run measures it ("auto"). Of a prompt, "cpu" brings those that have many tokens. timeline: is
+    told when everything begins and ends.
     """
 
     gpu: str = AUTO
@@ -36,6 +41,8 @@ class LoadOptions:
     context: int | None = None
     kv: str | None = None
     dtype: str | None = None
+    misses: str = "auto"
+    timeline: Timeline | None = None
 
     def __post_init__(self) -> None:
         if self.bits not in ("auto", 2, 4, 6):
@@ -44,6 +51,8 @@ class LoadOptions:
             raise UsageError(f"dtype is {self.dtype!r}, but must be one of {', '.join(DTYPES)}.")
         if self.kv is not None and self.kv not in cpu.KV_FORMATS:
             raise UsageError(f"kv is {self.kv!r}, but must be one of {', '.join(cpu.KV_FORMATS)}.")
+        if self.misses not in MISSES:
+            raise UsageError(f"misses is {self.misses!r}, but must be one of {', '.join(MISSES)}.")
         if self.threads is not None and self.threads > MAX_THREADS:
             raise UsageError(f"threads is {self.threads}, but must be at most {MAX_THREADS}.")
         for name, value in (("threads", self.threads), ("context", self.context)):
@@ -55,3 +64,8 @@ class LoadOptions:
     def kv_format(self) -> cpu.KvFormat:
         """The format that `kv` names, or the default."""
         return next((kv for kv in cpu.KV_FORMATS if kv == self.kv), DEFAULT_KV)
+
+    @property
+    def misses_kind(self) -> Misses:
+        """The one that `misses` names."""
+        return next(kind for kind in MISSES if kind == self.misses)

@@ -4,17 +4,20 @@ Knows:        the parts of a running model, who gives what back.
 Ignorant of:  how the parts are chosen and made.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from lowmoe.checkpoint.folder import ModelFolder
+from lowmoe.checkpoint.popularity import POPULARITY, read_popularity
 from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.weights import DenseWeights
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.text_parts import TextParts
 from lowmoe.experts.hybrid import HybridExperts
 from lowmoe.experts.lender import Lender
+from lowmoe.experts.policy import UNKNOWN, Popularity
 from lowmoe.experts.resident import ResidentExperts
 from lowmoe.experts.store import ExpertStore
 from lowmoe.kernels import cpu
@@ -32,7 +35,8 @@ class Runtime:
     which a given budget has no more; dense_bytes_per_token: read for every token; isa: of the
     native code that computes, or torch or cuda; pool: its threads; gpu: which has all of it, or
     with a pool beside it, all but some of the experts, None where nothing is on one; folder: None
-    for a checkpoint.
+    for a checkpoint; predict: tokens/s of decode after so many tokens, as planned, None where that
+    is not known.
     """
 
     spec: ModelSpec
@@ -49,6 +53,7 @@ class Runtime:
     gpu: Gpu | None
     folder: ModelFolder | None
     _closing: ExitStack
+    predict: Callable[[int], float] | None = None
 
     def close(self) -> None:
         """Give memory, files and threads back."""
@@ -72,6 +77,14 @@ class Loading:
         """The folder, of a model that comes from one."""
         assert self.folder is not None
         return self.folder
+
+    def popularity(self) -> Popularity:
+        """Of experts, if the folder says.  Raises FolderError for what it says being damaged."""
+        data = None if self.folder is None else self.folder.small_file(POPULARITY)
+        if data is None:
+            return UNKNOWN
+        layers = enumerate(read_popularity(data, self.spec.n_experts_by_layer))
+        return Popularity({(i, e): s for i, layer in layers for e, s in enumerate(layer)})
 
     def runtime(
         self,

@@ -21,11 +21,14 @@ class PerTier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bandwidths:
-    """Bytes a second that each tier moves; None where nothing was read or measured."""
+    """Bytes a second that each tier moves, and the bus to the GPU; None where nothing was read or
+    measured.
+    """
 
     gpu: float | None = None
     ram: float | None = None
     disk: float | None = None
+    bus: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +39,9 @@ class RunStatistics:
     those on disk only; hit_rate: share of expert requests served by a tier; bytes_per_token:
     bytes read by a tier for each token generated; bound_tokens_per_s: what the bandwidths measured
     in this run allow for these bytes; predicted_tokens_per_s: what the planner said beforehand,
-    None until there is one. None stands for what a run too short did not measure.
+    None until there is one; to_gpu_bytes: experts' bytes that crossed from RAM to the GPU in the
+    whole run; promoted: experts that moved up there to stay. None stands for what a run too short
+    did not measure.
     """
 
     prompt_tokens: int
@@ -50,6 +55,8 @@ class RunStatistics:
     bytes_per_token: PerTier
     bound_tokens_per_s: float | None
     predicted_tokens_per_s: float | None
+    to_gpu_bytes: int
+    promoted: int
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, the keys in this order."""
@@ -68,12 +75,31 @@ def hit_rate(traffic: Traffic) -> PerTier:
     )
 
 
-def bound_tokens_per_s(bytes_per_token: PerTier, bandwidths: Bandwidths) -> float | None:
-    """Tokens a second if every tier moved its bytes at full speed, all at the same time."""
+def bytes_per_token(traffic: Traffic, n_tokens: int, dense: PerTier) -> PerTier:
+    """What each tier moved for a token.  traffic: of n_tokens; dense: weights that each one reads.
+
+    What is sent to the GPU is read from RAM like what the CPU computes with.
+    """
+    to_stay = traffic.copied_bytes - traffic.passed_bytes  # the others were lent by RAM as well
+    return PerTier(
+        gpu=dense.gpu + (traffic.gpu_bytes + traffic.passed_bytes) / n_tokens,
+        ram=dense.ram + (traffic.ram_bytes + to_stay) / n_tokens,
+        disk=dense.disk + traffic.disk_bytes / n_tokens,
+    )
+
+
+def bound_tokens_per_s(
+    bytes_per_token: PerTier, bandwidths: Bandwidths, bus_bytes: float = 0
+) -> float | None:
+    """Tokens a second if every tier moved its bytes at full speed, all at the same time.
+
+    bus_bytes: sent to the GPU for a token.
+    """
     tiers = [
         (bytes_per_token.gpu, bandwidths.gpu),
         (bytes_per_token.ram, bandwidths.ram),
         (bytes_per_token.disk, bandwidths.disk),
+        (bus_bytes, bandwidths.bus),
     ]
     slowest = max((n_bytes / speed for n_bytes, speed in tiers if speed), default=0.0)
     return 1 / slowest if slowest > 0 else None

@@ -11,16 +11,17 @@ Ignorant of:  tokens, routing, what the bits mean, where experts come from.
 
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lowmoe.errors import MemoryBudgetError
-from lowmoe.experts.pinned_ring import PinnedRing
-from lowmoe.experts.policy import Key, UsePolicy
+from lowmoe.experts.pinned_ring import PinnedRing, Sending
+from lowmoe.experts.policy import UNKNOWN, Key, Policy, Popularity, UsePolicy
 from lowmoe.experts.source import ExpertSource
 from lowmoe.experts.to_gpu import ADDRESS_BYTES, ExpertPlaces, Progress, read_to_gpu
-from lowmoe.kernels.gpu import Event, Gpu
+from lowmoe.kernels.gpu import Gpu
 from quant.layout import MAX_PLANES
 
 MIN_GPU_SLOTS = 2
@@ -35,11 +36,11 @@ USED_TIMES, USED_MORE = 1.25, 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Arrival:
-    """An expert being copied to a slot.  event: after the copy."""
+    """An expert being copied to a slot."""
 
     key: Key
     slot: int
-    event: Event
+    sending: Sending
 
 
 class GpuSlots:
@@ -56,8 +57,13 @@ class GpuSlots:
         ring: PinnedRing,
         *,
         n_slots: int,
+        popularity: Popularity = UNKNOWN,
+        policy: Policy | None = None,
     ) -> None:
-        """n_experts: of each layer.  Raises MemoryBudgetError for too few slots."""
+        """n_experts: of each layer; policy: None for the one that has proved best.
+
+        Raises MemoryBudgetError for too few slots.
+        """
         if n_slots < MIN_GPU_SLOTS:
             raise MemoryBudgetError(
                 f"{n_slots} experts fit on the GPU, but {MIN_GPU_SLOTS} must. Give more vram or "
@@ -65,7 +71,8 @@ class GpuSlots:
             )
         self.n_parts, self.expert_bytes = len(part_bytes), sum(part_bytes)
         self._n_experts, self._gpu, self._ring = tuple(n_experts), gpu, ring
-        self._places, self._policy = ExpertPlaces(part_bytes), UsePolicy()
+        self._places, self._popularity = ExpertPlaces(part_bytes), popularity
+        self._policy: Policy = policy or UsePolicy(start=popularity)
         n_slots = min(n_slots, sum(n_experts))
         memory = torch.empty(n_slots * self._places.stride, dtype=torch.uint8, device=gpu.place)
         self._slots = memory.view(n_slots, self._places.stride)
@@ -108,14 +115,15 @@ class GpuSlots:
         return (layer_id, expert_id) in self._slot_of
 
     def fill(self, source: ExpertSource, progress: Progress) -> None:
-        """Read experts into all slots: of every layer the first, then the second, and so on.
+        """Read experts into all slots: the popular ones, and where nobody knows which those are, of
+        every layer the first, then the second, and so on: every layer misses as dearly.
 
-        Nobody knows yet which will be popular, and every layer misses as dearly.
         progress: of bytes.  Raises what reading raises.
         """
         most = max(self._n_experts)
         layers = list(enumerate(self._n_experts))
-        order = [(layer_id, e) for e in range(most) for layer_id, n in layers if e < n]
+        in_turn = ((layer_id, e) for e in range(most) for layer_id, n in layers if e < n)
+        order = self._popularity.ordered(in_turn)
 
         def put(key: Key, buffers: list[Tensor]) -> None:
             slot = self._free.pop()
@@ -142,7 +150,7 @@ class GpuSlots:
         if self._arrival is None:
             return None
         arrival, self._arrival = self._arrival, None
-        self._gpu.wait_for(arrival.event)
+        self._gpu.wait_for(arrival.sending.event())
         self._settle(arrival.key, arrival.slot)
         self._copy_row(arrival.key)
         return arrival.key
@@ -163,23 +171,25 @@ class GpuSlots:
                 return key
         return None
 
-    def promote(self, key: Key, parts: Iterable[Tensor]) -> Key | None:
-        """Begin to copy an expert, named by `candidate`, from its parts in RAM.
+    def promote(self, key: Key, parts: Iterable[Tensor]) -> tuple[Key | None, Sending]:
+        """Begin to copy an expert, named by `candidate`, from its parts in RAM, which may change
+        when this returns.
 
-        Returns the one that leaves for it.
+        Returns the one that leaves for it, and the copy.
         """
         assert self._arrival is None
         leaving = None if self._free else self._worth_least(key[0])
         slot = self._free.pop() if leaving is None else self._evict(leaving)
         # Whatever may still read from the slot was asked for before now.
-        self._ring.copies.wait_for(self._gpu.event())
+        send = partial(self._ring.send, self._places.of(self._slots[slot]), parts)
+        sending = self._ring.begin(send, after=self._gpu.event())
         try:
-            event = self._ring.send(self._places.of(self._slots[slot]), parts)
+            sending.event()
         except BaseException:
             self._free.append(slot)
             raise
-        self._arrival = _Arrival(key, slot, event)
-        return leaving
+        self._arrival = _Arrival(key, slot, sending)
+        return leaving, sending
 
     def _best_absent(self, layer_id: int, can_come: Callable[[Key], bool]) -> Key | None:
         absent = [k for k in self._missed[layer_id] if k not in self._slot_of and can_come(k)]

@@ -4,15 +4,19 @@ Knows:        the tiers and their order.
 Ignorant of:  tokens, routing, what the bits mean, how slots and buffers are kept.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
 
 from lowmoe.experts.gpu_slots import GpuSlots
 from lowmoe.experts.ledger import Traffic
 from lowmoe.experts.lender import Tier
-from lowmoe.experts.pinned_ring import PinnedRing
+from lowmoe.experts.pinned_ring import PinnedRing, Sending
 from lowmoe.experts.policy import Key
-from lowmoe.experts.staging import Staging
+from lowmoe.experts.staging import Passage, Staging
 from lowmoe.experts.store import ExpertStore
 
 
@@ -27,6 +31,10 @@ class HybridExperts:
     n_experts_total: int
     has_all: bool = False  # whether none had to be read from disk when the latest pass began
     _n_hits: int = 0
+    _n_copied: int = 0
+    _n_passed: int = 0
+    _copied_s: float = 0.0
+    _sent: deque[tuple[Sending, int]] = field(default_factory=deque)  # with numbers of experts
     _left: Key | None = None  # for the one that is on its way to the GPU
 
     @property
@@ -63,9 +71,14 @@ class HybridExperts:
 
     def traffic(self) -> Traffic:
         """What was used and read so far."""
-        n_hits = self._n_hits
         return replace(
-            self.ram.traffic(), gpu_requests=n_hits, gpu_bytes=n_hits * self.expert_bytes
+            self.ram.traffic(),
+            gpu_requests=self._n_hits,
+            gpu_bytes=self._n_hits * self.expert_bytes,
+            copied_bytes=self._n_copied * self.expert_bytes,
+            passed_bytes=self._n_passed * self.expert_bytes,
+            copied_s=self._copied_s,
+            promoted=self._n_copied - self._n_passed,
         )
 
     def ask(self, layer_id: int, expert_ids: list[int]) -> list[int]:
@@ -82,6 +95,26 @@ class HybridExperts:
         """Those of some experts that are not on the GPU."""
         return [e for e in expert_ids if not self.slots.has(layer_id, e)]
 
+    @contextmanager
+    def passing(self, experts: Mapping[int, tuple[Tensor, ...]]) -> Iterator[Passage]:
+        """Bring experts of a layer to the GPU to be computed there; lent until the block ends."""
+        with self.staging.passage(experts) as passage:
+            yield passage
+            self._n_passed += len(experts)
+            self._note_sent(*passage.sendings)
+
+    def copied(self) -> list[tuple[int, float]]:
+        """Copies that have come since the last call: numbers of experts, seconds."""
+        done: list[tuple[int, float]] = []
+        while self._sent and (seconds := self._sent[0][0].seconds()) is not None:
+            done.append((self._sent.popleft()[1], seconds))
+            self._copied_s += seconds
+        return done
+
+    def _note_sent(self, *sendings: tuple[Sending, int]) -> None:
+        self._sent.extend(sendings)
+        self._n_copied += sum(n_experts for _, n_experts in sendings)
+
     def move_up(self) -> None:
         """Between passes: let what is on its way to the GPU arrive, and send what deserves it."""
         arrived, left = self.slots.welcome(), self._left
@@ -93,7 +126,8 @@ class HybridExperts:
         if key is not None:
             layer_id, expert_id = key
             with self.ram.borrow(layer_id, [expert_id]) as experts:
-                self._left = self.slots.promote(key, experts[expert_id])
+                self._left, sending = self.slots.promote(key, experts[expert_id])
+                self._note_sent((sending, 1))
 
     @property
     def _have_room_for_all(self) -> bool:

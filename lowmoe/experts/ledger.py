@@ -6,7 +6,7 @@ Ignorant of:  tokens and layers.
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +17,10 @@ class Traffic:
     asked for, or in neither; gpu_bytes, ram_bytes: bytes of all experts lent there; disk_bytes:
     bytes read from disk, guesses and what was read unasked included; disk_busy_s: seconds with at
     least one read under way.
+    copied_bytes: sent from RAM to the GPU, passed_bytes those of them that were computed with there
+    and did not stay; copied_s: seconds that copies took, as far as they have come.
     guessed, guessed_right: experts read ahead, and those of them that were then asked for.
+    promoted: experts sent from RAM to the GPU that were to stay.
     """
 
     gpu_requests: int = 0
@@ -27,20 +30,16 @@ class Traffic:
     ram_bytes: int = 0
     disk_bytes: int = 0
     disk_busy_s: float = 0.0
+    copied_bytes: int = 0
+    passed_bytes: int = 0
+    copied_s: float = 0.0
     guessed: int = 0
     guessed_right: int = 0
+    promoted: int = 0
 
     def __sub__(self, earlier: "Traffic") -> "Traffic":
         return Traffic(
-            gpu_requests=self.gpu_requests - earlier.gpu_requests,
-            gpu_bytes=self.gpu_bytes - earlier.gpu_bytes,
-            ram_requests=self.ram_requests - earlier.ram_requests,
-            disk_requests=self.disk_requests - earlier.disk_requests,
-            ram_bytes=self.ram_bytes - earlier.ram_bytes,
-            disk_bytes=self.disk_bytes - earlier.disk_bytes,
-            disk_busy_s=self.disk_busy_s - earlier.disk_busy_s,
-            guessed=self.guessed - earlier.guessed,
-            guessed_right=self.guessed_right - earlier.guessed_right,
+            **{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)}
         )
 
 

@@ -4,13 +4,16 @@ Knows:        which set may be written, where its experts' parts are.
 Ignorant of:  which experts, tokens, what the bits mean.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from lowmoe.experts.pinned_ring import PinnedRing
+from lowmoe.experts.pinned_ring import PinnedRing, Sending
 from lowmoe.experts.to_gpu import ADDRESS_BYTES, ExpertPlaces
 from lowmoe.kernels.gpu import Event, Gpu
 from quant.layout import MAX_PLANES
@@ -61,32 +64,83 @@ class Staging:
         room = _n_staged(part_bytes, n_experts) * ExpertPlaces(part_bytes).stride
         return N_SETS * (room + n_experts * MAX_PLANES * ADDRESS_BYTES)
 
-    def bring(self, experts: Mapping[int, Sequence[Tensor]]) -> Tensor:
-        """Begin to copy at most n_staged experts of a layer from their parts in RAM.
+    @contextmanager
+    def passage(self, experts: Mapping[int, Sequence[Tensor]]) -> Iterator["Passage"]:
+        """Begin to bring experts of a layer; their parts in RAM are read until the block ends."""
+        passage = Passage(self, experts)
+        try:
+            yield passage
+        finally:
+            passage.join()
 
-        Returns the table that work asked for from now on finds them in, and no others; say `done`
-        once it has been asked for.
-        """
+    def bring(self, experts: Sequence[tuple[int, Sequence[Tensor]]]) -> "_Brought":
+        """Begin to copy at most n_staged experts, and the table that says where they are."""
         room = self._sets[self._next]
-        copies = self._ring.copies
+        self._next = (self._next + 1) % N_SETS
+        sending = self._ring.begin(partial(self._send, room, experts), room.used)
+        return _Brought(room, sending, len(experts))
+
+    def _send(self, room: _Set, experts: Sequence[tuple[int, Sequence[Tensor]]]) -> None:
         if room.arrived is not None:
             room.arrived.wait()  # for the mirror: long ago, for what came with it was used
-        if room.used is not None:
-            copies.wait_for(room.used)
         room.mirror.zero_()
-        for place, (expert_id, parts) in zip(room.memory, experts.items(), strict=False):
+        for place, (expert_id, parts) in zip(room.memory, experts, strict=False):
             self._ring.send(self._places.of(place), parts)
             addresses = torch.tensor(self._places.addresses(place))
             room.mirror[expert_id, : self._n_parts] = addresses
-        copies.copy(room.table, room.mirror)
-        room.arrived = copies.event()
-        self._gpu.wait_for(room.arrived)
-        return room.table
+        self._ring.copies.copy(room.table, room.mirror)
+        room.arrived = self._ring.copies.event()
 
-    def done(self) -> None:
-        """All work on what was brought last has been asked for."""
-        self._sets[self._next].used = self._gpu.event()
-        self._next = (self._next + 1) % N_SETS
+    def arrived(self, brought: "_Brought") -> Tensor:
+        """The table that work asked for from now on finds them in, and no others."""
+        self._gpu.wait_for(brought.sending.event())
+        return brought.room.table
+
+    def done(self, brought: "_Brought") -> None:
+        """All work on them has been asked for."""
+        brought.room.used = self._gpu.event()
+
+
+@dataclass(frozen=True, slots=True)
+class _Brought:
+    room: _Set
+    sending: Sending
+    n_experts: int
+
+
+class Passage:
+    """Experts of one layer that pass through, as many at a time as there is room for.
+
+    sendings: those begun so far, each with its number of experts.
+    """
+
+    def __init__(self, staging: Staging, experts: Mapping[int, Sequence[Tensor]]) -> None:
+        self._staging, every = staging, list(experts.items())
+        firsts = range(0, len(every), staging.n_staged)
+        self._rest = deque(every[first : first + staging.n_staged] for first in firsts)
+        self._begun: deque[_Brought] = deque()
+        self.sendings: list[tuple[Sending, int]] = []
+        for _ in range(N_SETS):
+            self._begin_next()
+
+    def tables(self) -> Iterator[Tensor]:
+        """Where some of the experts are, for work that is asked for before the next is taken."""
+        while self._begun:
+            brought = self._begun.popleft()
+            yield self._staging.arrived(brought)
+            self._staging.done(brought)
+            self._begin_next()
+
+    def join(self) -> None:
+        """Wait until nothing reads from RAM any more."""
+        for sending, _ in self.sendings:
+            sending.join()
+
+    def _begin_next(self) -> None:
+        if self._rest:
+            brought = self._staging.bring(self._rest.popleft())
+            self._begun.append(brought)
+            self.sendings.append((brought.sending, brought.n_experts))
 
 
 def _n_staged(part_bytes: tuple[int, ...], n_experts: int) -> int:

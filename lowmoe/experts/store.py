@@ -15,7 +15,7 @@ from lowmoe.errors import MemoryBudgetError
 from lowmoe.experts.foresight import Foresight
 from lowmoe.experts.ledger import Ledger, Traffic
 from lowmoe.experts.lender import Tier
-from lowmoe.experts.policy import Key, UsePolicy
+from lowmoe.experts.policy import UNKNOWN, Key, Policy, Popularity, UsePolicy
 from lowmoe.experts.source import ExpertSource
 from lowmoe.experts.tier import RamTier, Slot
 
@@ -33,9 +33,18 @@ class ExpertStore:
     """
 
     def __init__(
-        self, source: ExpertSource, *, ram_budget_bytes: int, n_experts_total: int
+        self,
+        source: ExpertSource,
+        *,
+        ram_budget_bytes: int,
+        n_experts_total: int,
+        popularity: Popularity = UNKNOWN,
+        policy: Policy | None = None,
     ) -> None:
-        """Raises MemoryBudgetError where the budget cannot hold two experts."""
+        """policy: None for the one that has proved best (docs/plan.md).
+
+        Raises MemoryBudgetError where the budget cannot hold two experts.
+        """
         slot_bytes = sum(source.buffer_bytes)
         if ram_budget_bytes < MIN_SLOTS * slot_bytes:
             raise MemoryBudgetError(
@@ -47,7 +56,8 @@ class ExpertStore:
         self._n_experts_total = n_experts_total
         self._tier = RamTier(source.buffer_bytes, n_slots)
         self._source = source
-        self._policy = UsePolicy()
+        self._policy: Policy = policy or UsePolicy(start=popularity)
+        self._popularity = popularity
         self._foresight = Foresight()
         self._guesses: list[tuple[int, Key]] = []  # of the latest prefetch, with their ranks
         self._ledger = Ledger()
@@ -254,7 +264,8 @@ class ExpertStore:
         if self._rest is None:
             others = frozenset(elsewhere)
             keys = ((layer, e) for layer, n in enumerate(n_experts) for e in range(n))
-            self._rest = (key for key in keys if key not in others)
+            popular_first = self._popularity.ordered(keys)
+            self._rest = (key for key in popular_first if key not in others)
         n_more = N_READERS // 2 - self._ledger.n_reads_now  # the others are for what is wanted
         absent = (key for key in self._rest if key not in self._tier.residents)
         for key in itertools.islice(absent, max(0, n_more)):
@@ -300,24 +311,32 @@ class ExpertStore:
         """The slot an expert is or will be in; None if every slot is needed for something else."""
         if key in self._tier.residents:
             return self._tier.residents[key]
-        slot = self._tier.take_free() or self._evict(keep)
+        slot = self._tier.take_free() or self._evict(key[0], keep)
         if slot is None:
             return None
         self._tier.settle(slot, key)
         slot.filling = self._readers.submit(self._fill, slot, key)
         return slot
 
-    def _evict(self, keep: set[Key]) -> Slot | None:
-        """Empty the slot of the expert worth least that nobody needs now."""
-        idle = [
-            slot
-            for key, slot in self._tier.residents.items()
-            if slot.lent == 0 and key not in keep and slot.is_settled
-        ]
-        if not idle:
-            return None
-        self._tier.clear(min(idle, key=lambda slot: self._policy.worth(slot.key or (0, 0))))
-        return self._tier.take_free()
+    def _evict(self, layer_id: int, keep: set[Key]) -> Slot | None:
+        """Empty a slot for a layer: that of the expert worth least which nobody needs now, of that
+        layer where it has its share, else of the one that has most.
+
+        Layers are passed one after another, so what all of them used least lately is often what
+        the next one needs: a share for each finds more (docs/plan.md), and sooner.
+        """
+        residents, by_layer = self._tier.residents, self._tier.by_layer
+        if len(by_layer.get(layer_id, ())) * len(by_layer) >= self.n_slots:
+            first = [layer_id]
+        else:
+            first = [max(by_layer, key=lambda layer: len(by_layer[layer]))]
+        for layer in itertools.chain(first, by_layer):
+            slots = [residents[key] for key in by_layer[layer] if key not in keep]
+            idle = [slot for slot in slots if slot.lent == 0 and slot.is_settled]
+            if idle:
+                self._tier.clear(min(idle, key=lambda slot: self._policy.worth(slot.key or (0, 0))))
+                return self._tier.take_free()
+        return None
 
     def _fill(self, slot: Slot, key: Key) -> None:
         self._ledger.read_begins()

@@ -4,6 +4,7 @@ Knows:        torch.cuda, how the ops of cuda_ext come to run on a card.
 Ignorant of:  models; which card was asked for, and why.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,18 +53,47 @@ class CudaEvent:
     """An event on a stream.  stream: of the work it comes after."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.event = torch.cuda.Event()
+        self.event = torch.cuda.Event(enable_timing=True)
         self.event.record(stream)
 
     def wait(self) -> None:
         self.event.synchronize()
 
+    def seconds_since(self, earlier: Event) -> float | None:
+        assert isinstance(earlier, CudaEvent)
+        if not (earlier.event.query() and self.event.query()):
+            return None
+        return float(earlier.event.elapsed_time(self.event)) / 1e3
+
+
+class CudaClock:
+    """A card's clock beside the host's: both read at one moment."""
+
+    def __init__(self, place: torch.device) -> None:
+        self.event = torch.cuda.Event(enable_timing=True)
+        self.event.record(torch.cuda.current_stream(place))
+        self.event.synchronize()
+        self.time_s = time.perf_counter()
+
+
+class CudaMark:
+    """A moment on a stream."""
+
+    def __init__(self, stream: torch.cuda.Stream, clock: CudaClock) -> None:
+        self._event, self._clock = torch.cuda.Event(enable_timing=True), clock
+        self._event.record(stream)
+
+    def time_s(self) -> float:
+        self._event.synchronize()
+        since_ms: float = self._clock.event.elapsed_time(self._event)
+        return self._clock.time_s + since_ms / 1e3
+
 
 class CudaCopies:
     """A stream of its own."""
 
-    def __init__(self, place: torch.device) -> None:
-        self._stream = torch.cuda.Stream(place)
+    def __init__(self, place: torch.device, clock: Callable[[], CudaClock]) -> None:
+        self._stream, self._clock = torch.cuda.Stream(place), clock
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         with torch.cuda.stream(self._stream):
@@ -75,6 +105,9 @@ class CudaCopies:
 
     def event(self) -> CudaEvent:
         return CudaEvent(self._stream)
+
+    def mark(self) -> CudaMark:
+        return CudaMark(self._stream, self._clock())
 
 
 class CudaGpu:
@@ -88,6 +121,7 @@ class CudaGpu:
         self.memory_bytes = min(card.memory_bytes, limit_bytes or card.memory_bytes)
         self.operations: Any = torch.ops.lowmoe
         self._bandwidth: float | None = None
+        self._clock: CudaClock | None = None  # read when it is first needed
         share = self.memory_bytes / card.memory_bytes
         torch.cuda.set_per_process_memory_fraction(share, self.place)
 
@@ -111,12 +145,20 @@ class CudaGpu:
     def event(self) -> CudaEvent:
         return CudaEvent(torch.cuda.current_stream(self.place))
 
+    def mark(self) -> CudaMark:
+        return CudaMark(torch.cuda.current_stream(self.place), self._clock_now())
+
+    def _clock_now(self) -> CudaClock:
+        if self._clock is None:
+            self._clock = CudaClock(self.place)
+        return self._clock
+
     def wait_for(self, event: Event) -> None:
         assert isinstance(event, CudaEvent)
         torch.cuda.current_stream(self.place).wait_event(event.event)
 
     def copies(self) -> CudaCopies:
-        return CudaCopies(self.place)
+        return CudaCopies(self.place, self._clock_now)
 
     def capture(self, work: Callable[[], None]) -> CapturedWork:
         return CapturedWork(work, self.place)

@@ -10,12 +10,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lowmoe.timeline import Mark
+
 
 class Event(Protocol):
     """All that was asked for, of a GPU or of copies beside, before the event was made."""
 
     def wait(self) -> None:
         """Until it is done; the host waits."""
+
+    def seconds_since(self, earlier: "Event") -> float | None:
+        """From an earlier event of the same order to this one, None as long as one is to come."""
 
 
 class Copies(Protocol):
@@ -34,17 +39,16 @@ class Copies(Protocol):
     def event(self) -> Event:
         """After all copies asked for so far."""
 
+    def mark(self) -> Mark:
+        """The moment in which all copies asked for so far are done."""
 
-class Gpu(Protocol):
-    """One GPU, opened.  Work is done in the order it is asked for; reading a result waits."""
+
+class GpuSizes(Protocol):
+    """What of a GPU decides how its memory is divided, whether or not there is one."""
 
     @property
     def name(self) -> str:
         """For people."""
-
-    @property
-    def place(self) -> torch.device:
-        """Where a tensor is made that is to be in its memory."""
 
     @property
     def n_multiprocessors(self) -> int:
@@ -54,12 +58,20 @@ class Gpu(Protocol):
     def memory_bytes(self) -> int:
         """Of which shares are counted: all of it, or what it is limited to."""
 
+    def available_bytes(self) -> int:
+        """Memory that may be taken now, what is left to others already taken off."""
+
+
+class Gpu(GpuSizes, Protocol):
+    """One GPU, opened.  Work is done in the order it is asked for; reading a result waits."""
+
+    @property
+    def place(self) -> torch.device:
+        """Where a tensor is made that is to be in its memory."""
+
     @property
     def operations(self) -> Any:
         """Those of cuda_ext/ops.py by their names, for tensors at `place`."""
-
-    def available_bytes(self) -> int:
-        """Memory that may be taken now, what is left to others already taken off."""
 
     def staging(self, n_bytes: int) -> Tensor:
         """Memory of the host to copy from and to, [n_bytes] uint8, beginning where a page does."""
@@ -72,6 +84,9 @@ class Gpu(Protocol):
 
     def event(self) -> Event:
         """After all work asked for so far, copies beside it left out."""
+
+    def mark(self) -> Mark:
+        """The moment in which all that is done; not while work is captured."""
 
     def wait_for(self, event: Event) -> None:
         """What is asked for after this begins after the event; nobody waits now."""

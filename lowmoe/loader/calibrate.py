@@ -90,12 +90,14 @@ class LayerMoments:
 
     dense: at matrices that are no routed expert's, by part; experts_in: at gate and up, shared by
     all experts; inner: at each expert's down.
+    counts: [E] int64, tokens that went to each expert;
     gate_up_columns: [H] rms of the columns of gate and up over all experts; down_columns: [E, I].
     """
 
     dense: Mapping[str, Tensor]
     experts_in: Tensor
     inner: list[Tensor]
+    counts: Tensor
     gate_up_columns: Tensor
     down_columns: Tensor
 
@@ -145,6 +147,9 @@ class CalibrationRun:
             },
             experts_in=inputs.covariance(),
             inner=[m.shrunk_towards(layer_inner) for m in inner],
+            counts=torch.bincount(
+                routing.expert_ids.flatten(), minlength=spec.feed_forward.n_experts
+            ),
             gate_up_columns=columns.gate_up_rms(),
             down_columns=columns.down_rms(),
         )

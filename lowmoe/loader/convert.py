@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lowmoe.checkpoint.layout import Recipe, expert_span, folder_layout
 from lowmoe.checkpoint.manifest import Calibration, Manifest, Source, Span
+from lowmoe.checkpoint.popularity import POPULARITY, popularity_json
 from lowmoe.checkpoint.writer import FolderWriter, small_file_table
 from lowmoe.decoder.weights import CheckpointTensors, LayerWeights
 from lowmoe.errors import CheckpointError
@@ -76,7 +77,7 @@ class Conversion:
         self._family, self._spec = tensors.family, tensors.family.spec
         if source.commit is None:
             source = replace(source, sample=tensors.checkpoint.sample_hash())
-        self._source, self._small_files, self._calibration = source, small_files, calibration
+        self._source, self._small_files, self._calibration = source, dict(small_files), calibration
         self._encode, self._progress = encode, progress
         self._done, self._total = 0, _coded_weights(self._family.shapes)
         self._experts = CheckpointExperts(tensors.checkpoint, self._family, torch.float32)
@@ -99,7 +100,16 @@ class Conversion:
             for layer_id in range(first, len(self._spec.layers)):
                 self._layer(layer_id)
             self._ends()
+            self._small_files |= self._popularity()
             self._writer.finish(self._manifest(self._writer.spans()), self._small_files)
+
+    def _popularity(self) -> dict[str, bytes]:
+        """Where calibration tokens went, if all layers were counted: older versions did not."""
+        notes, n_layers = self._writer.notes, len(self._spec.layers)
+        counts = [notes[i] for i in range(1, n_layers + 1) if notes.get(i) is not None]
+        if self._calibration is None or len(counts) < n_layers:
+            return {}
+        return {POPULARITY: popularity_json(counts, self._calibration.n_tokens)}
 
     def _state_bytes(self) -> int:
         n_tokens = 0 if self._calibration is None else self._calibration.n_tokens
@@ -172,7 +182,8 @@ class Conversion:
                 inputs = InputCovariances(gate_up=moments.experts_in, down=moments.inner[expert_id])
             self._expert(layer_id, expert_id, d_in, d_inner[expert_id], inputs)
         if self._run is not None:
-            self._save_state(layer_id + 1, self._run.hidden)
+            assert moments is not None
+            self._save_state(layer_id + 1, self._run.hidden, moments.counts.tolist())
         self._forget_layer(layer_id)
 
     def _all_but_experts(self, layer_id: int) -> LayerMoments | None:
@@ -186,8 +197,9 @@ class Conversion:
         self._dense_spans(layer_id, weights, moments)
         return moments
 
-    def _save_state(self, step: int, hidden: Tensor) -> None:
-        self._writer.save_state(step, hidden.numpy().tobytes())
+    def _save_state(self, step: int, hidden: Tensor, counts: list[int] | None = None) -> None:
+        """counts: of the tokens of each expert in the layer before this step."""
+        self._writer.save_state(step, hidden.numpy().tobytes(), counts)
 
     def _dense_spans(
         self, layer_id: int, weights: LayerWeights, moments: LayerMoments | None

@@ -5,6 +5,7 @@ planes added up in int8 where the CPU does so. Tokens go where torch sent them.
 """
 
 import ctypes
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from lowmoe.experts.gpu_slots import GpuSlots
 from lowmoe.experts.hybrid import HybridExperts
 from lowmoe.experts.pinned_ring import PinnedRing
 from lowmoe.experts.source import FolderExperts
+from lowmoe.experts.split import MISSES, Costs, Misses, MissSplit
 from lowmoe.experts.staging import Staging
 from lowmoe.experts.store import ExpertStore
 from lowmoe.kernels import cpu
@@ -36,7 +38,12 @@ from lowmoe.kernels.cuda import CudaGpu
 from lowmoe.kernels.gpu import Gpu
 from tests.cuda_emulator.emulated import EmulatedLaunch
 from tests.cuda_ext import oracle
-from tests.stand_in_gpu import Operation, StandInGpu, with_kernels
+from tests.stand_in_gpu import (
+    Operation,
+    StandInEvent,
+    StandInGpu,
+    with_kernels,
+)
 
 __all__ = ["card"]  # a fixture
 SIZES = {**CHUNKS, "eight by eight": [MOST_DECODED]}
@@ -62,6 +69,7 @@ def hybrid(
     n_slots: int,
     n_in_ram: int = ALL,
     on: Gpu | None = None,
+    misses: Misses = "cpu",
 ) -> Iterator[Decoder[HybridExperts]]:
     """With slots for so many experts on the GPU, and RAM for so many.
 
@@ -98,6 +106,7 @@ def hybrid(
             experts,
             gpu,
             on_cpu,
+            MissSplit(misses, Costs(sum(format.part_bytes), 1e12)),
             kv="float16",
             max_tokens=256,
             n_context=CONTEXT,
@@ -220,6 +229,69 @@ def test_many_experts_pass_through_a_few_places(
     assert_within(found, wanted, expected([1]))
 
 
+# --- misses that pass through the GPU
+
+
+@pytest.mark.parametrize("misses", ["page", "auto"])
+@pytest.mark.parametrize(("n_slots", "n_in_ram"), [(2, 2), (5, ALL), (17, 7)])
+@pytest.mark.parametrize("chunks", SIZES)
+def test_logits_are_torchs_wherever_misses_are_computed(
+    plain: Golden, chunks: str, n_slots: int, n_in_ram: int, misses: Misses
+) -> None:
+    with guided(plain, n_slots=n_slots, n_in_ram=n_in_ram, misses=misses) as decoder:
+        found = in_chunks(decoder, plain.ids, SIZES[chunks])
+    assert_within(found, plain.answer.logits, expected(SIZES[chunks]))
+
+
+@pytest.mark.parametrize("n_staged", [1, 2])
+@pytest.mark.parametrize("chunks", ["one by one", "in all sizes"])
+def test_where_all_pass_through_the_cpu_computes_nothing(
+    plain: Golden, monkeypatch: pytest.MonkeyPatch, chunks: str, n_staged: int
+) -> None:
+    monkeypatch.setattr(CpuShare, "run", lambda *anything: pytest.fail("the CPU computes"))
+    if n_staged == 1:
+        monkeypatch.setattr(staging_module, "SET_BYTES", 1)
+    with guided(plain, n_slots=5, misses="page") as decoder:
+        assert decoder.store.staging.n_staged == n_staged
+        found = in_chunks(decoder, plain.ids, SIZES[chunks])
+        traffic = decoder.store.traffic()
+    assert_within(found, plain.answer.logits, expected(SIZES[chunks]))
+    n_missed = traffic.ram_requests + traffic.disk_requests
+    assert traffic.passed_bytes == n_missed * decoder.store.expert_bytes > 0
+    assert traffic.copied_bytes >= traffic.passed_bytes
+    assert traffic.copied_s > 0
+
+
+def test_the_same_text_passes_through_with_the_same_bits_every_time(plain: Golden) -> None:
+    found = []
+    for _ in range(2):
+        with hybrid(plain.model, n_slots=6, misses="page") as decoder:
+            found.append(in_chunks(decoder, plain.ids, [20, 1, 1, 5, 1]))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("misses", MISSES)
+def test_the_host_waits_once_a_layer(
+    plain: Golden, monkeypatch: pytest.MonkeyPatch, misses: Misses
+) -> None:
+    waits, wait = [0], StandInEvent.wait
+
+    def counted(event: StandInEvent) -> None:
+        # Who sends in the background may wait for buffers as long as he likes.
+        waits[0] += threading.current_thread() is threading.main_thread()
+        wait(event)
+
+    with hybrid(plain.model, n_slots=6, misses=misses) as decoder:
+        cache = decoder.new_cache(N_TOKENS)
+        decoder.forward(plain.ids[:9], cache)
+        monkeypatch.setattr(StandInGpu, "wait_for", lambda gpu, event: wait(event))
+        monkeypatch.setattr(StandInEvent, "wait", counted)
+        for ids in plain.ids[9:12].split(1):
+            decoder.forward(ids, cache)
+        assert decoder.store.traffic().ram_requests > 0
+        assert waits[0] == 3 * LAYERS
+
+
 # --- what is where
 
 
@@ -305,9 +377,12 @@ def test_where_ram_has_room_for_the_rest_nothing_stays_on_disk(plain: Golden) ->
 # --- what goes wrong, and what is broken off
 
 
+@pytest.mark.parametrize("misses", ["cpu", "page"])
 @pytest.mark.parametrize("size", [1, 5, 20])
-def test_a_pass_that_an_error_broke_off_is_computed_anew(plain: Golden, size: int) -> None:
-    with hybrid(plain.model, n_slots=5, n_in_ram=2) as decoder:
+def test_a_pass_that_an_error_broke_off_is_computed_anew(
+    plain: Golden, size: int, misses: Misses
+) -> None:
+    with hybrid(plain.model, n_slots=5, n_in_ram=2, misses=misses) as decoder:
         cache = decoder.new_cache(N_TOKENS)
         decoder.forward(plain.ids[:10], cache)
         source: Any = decoder.store.ram._source
@@ -319,7 +394,7 @@ def test_a_pass_that_an_error_broke_off_is_computed_anew(plain: Golden, size: in
         found = decoder.logits(decoder.forward(plain.ids[10 : 10 + size], cache))
         again = decoder.logits(decoder.forward(plain.ids[10 + size : 12 + size], cache))
     assert found.isfinite().all()
-    with hybrid(plain.model, n_slots=5, n_in_ram=2) as decoder:
+    with hybrid(plain.model, n_slots=5, n_in_ram=2, misses=misses) as decoder:
         wanted = in_chunks(decoder, plain.ids[: 12 + size], [10, size, 2])
     # What moved up meanwhile may differ, and who computes an expert rounds it his way.
     assert_within(torch.cat([found, again]), wanted[10:], expected([size]))

@@ -80,6 +80,8 @@ def sample(**changes: object) -> RunStatistics:
         "bytes_per_token": PerTier(),
         "bound_tokens_per_s": None,
         "predicted_tokens_per_s": None,
+        "to_gpu_bytes": 0,
+        "promoted": 0,
     }
     return RunStatistics(**{**values, **changes})  # type: ignore[arg-type]
 

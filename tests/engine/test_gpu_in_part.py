@@ -1,11 +1,15 @@
 """Whole models of which a stand-in for a GPU holds some experts: division, answers, statistics."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import lowmoe
+from lowmoe.checkpoint.folder import ModelFolder
+from lowmoe.checkpoint.popularity import POPULARITY, read_popularity
 from lowmoe.decoder.hybrid import HybridComputation
 from lowmoe.engine import gpu as gpu_module
 from lowmoe.engine.generate import Session
@@ -13,9 +17,11 @@ from lowmoe.engine.load import load_folder
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.report import SilentReporter
-from lowmoe.engine.runtime import Runtime
-from lowmoe.errors import GpuError, MemoryBudgetError
+from lowmoe.engine.runtime import Loading, Runtime
+from lowmoe.errors import FolderError, GpuError, MemoryBudgetError, UsageError
 from lowmoe.experts.hybrid import HybridExperts
+from lowmoe.experts.policy import UNKNOWN
+from lowmoe.experts.split import MISSES
 from tests.stand_in_gpu import Cards
 
 PROMPT = [3, 9, 27, 5, 15, 45, 35, 5, 15, 45, 2, 6]
@@ -38,9 +44,11 @@ class Workplace(Cards):
         super().__init__(patch)
         self.patch, self.folder, self.reports = patch, folder, Reports()
 
-    def load(self, n_slots: int, **options: Any) -> Runtime:
+    def load(self, n_slots: int, misses: str = "cpu", **options: Any) -> Runtime:
+        """misses: whatever the clock says, unless it is to be heeded."""
         self.give(n_slots, **options)
-        return load_folder(self.folder, LoadOptions(bits=4, **options), self.reports)
+        asked = LoadOptions(bits=4, misses=misses, **options)
+        return load_folder(self.folder, asked, self.reports)
 
     def give(self, n_slots: int, **options: Any) -> None:
         """Free memory for so many experts and what else there is."""
@@ -75,6 +83,49 @@ def test_a_card_gets_as_many_experts_as_fit_and_it_is_said(work: Workplace, n_sl
         f"{n_slots} of 8 experts fit on a stand-in; the CPU computes the others."
     ]
     runtime.close()
+
+
+@pytest.mark.parametrize(
+    ("misses", "where"),
+    [
+        ("page", "the others pass through it"),
+        ("auto", "the others are computed by the CPU or pass through it, whichever is faster"),
+    ],
+)
+def test_where_misses_are_computed_is_said(work: Workplace, misses: str, where: str) -> None:
+    runtime = work.load(3, misses=misses)
+    assert work.reports.notes == [f"3 of 8 experts fit on a stand-in; {where}."]
+    runtime.close()
+
+
+@pytest.mark.parametrize("misses", MISSES)
+def test_scores_are_the_cpus_wherever_misses_are_computed(work: Workplace, misses: str) -> None:
+    with lowmoe.load(work.folder, gpu="none", bits=4) as model:
+        wanted = model.logits(PROMPT)
+    work.give(3)
+    with lowmoe.load(work.folder, gpu="4090", bits=4, misses=misses) as model:
+        found = torch.cat(
+            [model.session.logits(h) for t in PROMPT for h in model.session.forward([t])]
+        )
+    # As below, but that every layer's sum may be rounded by both.
+    error = (found - wanted).square().sum() / wanted.square().sum()
+    assert error < 9 * (2 * 4e-5 + 1e-4)
+
+
+def test_an_unknown_place_for_misses_is_refused() -> None:
+    with pytest.raises(UsageError, match="misses is 'gpu', but must be one of cpu, page, auto"):
+        LoadOptions(misses="gpu")
+
+
+def test_what_passes_through_is_read_from_ram_and_computed_on_the_gpu(work: Workplace) -> None:
+    runtime = work.load(3, misses="page")
+    experts, session = hybrid_of(runtime), Session(runtime)
+    list(session.token_ids(PROMPT, GREEDY))
+    s = session.statistics()
+    # Two experts of a token in each of two layers, all of them on the GPU.
+    of_experts = s.bytes_per_token.gpu - runtime.dense_bytes_per_token
+    assert of_experts == pytest.approx(4 * experts.expert_bytes)
+    assert 0 < s.bytes_per_token.ram < of_experts + experts.expert_bytes
 
 
 def test_a_byte_less_is_an_expert_less_and_with_too_few_the_cpu_computes(work: Workplace) -> None:
@@ -121,6 +172,8 @@ def test_an_answer_that_is_left_early_spoils_no_other(work: Workplace) -> None:
 
 
 def test_statistics_are_of_all_tiers(work: Workplace) -> None:
+    # Not knowing which experts are popular, it begins with others and some are promoted.
+    work.patch.setattr(Loading, "popularity", lambda loading: UNKNOWN)
     runtime = work.load(3)
     experts, session = hybrid_of(runtime), Session(runtime)
     n_new = len(list(session.token_ids(PROMPT, GREEDY)))
@@ -135,14 +188,38 @@ def test_statistics_are_of_all_tiers(work: Workplace) -> None:
     assert s.placement.gpu - runtime.dense_bytes + s.placement.ram + s.placement.disk == whole
     # Two experts of a token in each of two layers, on the GPU or on the CPU.
     of_experts = s.bytes_per_token.gpu - runtime.dense_bytes_per_token
-    in_ram = s.bytes_per_token.ram * experts.expert_bytes / experts.ram.expert_bytes
+    run = session.last_run
+    assert run is not None
+    n_promoted = run.decode_traffic.promoted
+    moved_up = n_promoted * experts.expert_bytes / (n_new - 1)  # which reads RAM, too
+    in_ram = (s.bytes_per_token.ram - moved_up) * experts.expert_bytes / experts.ram.expert_bytes
     assert of_experts + in_ram == pytest.approx(4 * experts.expert_bytes)
+    assert 0 < n_promoted <= s.promoted
+    # All crossed that moved up, and what passed through for the prompt.
+    assert s.to_gpu_bytes >= s.promoted * experts.expert_bytes
+    assert s.to_gpu_bytes % experts.expert_bytes == 0
     assert n_new == s.new_tokens
     # A stand-in moves 1e12 bytes a second, RAM less; the disk may have taken longer than both.
     ram_s = s.bytes_per_token.ram / session.ram_bandwidth()
     gpu_s = s.bytes_per_token.gpu / 1e12
     assert s.bound_tokens_per_s is not None
     assert 0 < s.bound_tokens_per_s <= (1 + 1e-6) / max(ram_s, gpu_s)
+
+
+def test_a_card_begins_with_the_experts_that_calibration_found_popular(work: Workplace) -> None:
+    with ModelFolder(work.folder) as folder:
+        data = folder.small_file(POPULARITY)
+    assert data is not None
+    shares = read_popularity(data, [4, 4])
+    keys = sorted(((i, e) for i in range(2) for e in range(4)), key=lambda k: -shares[k[0]][k[1]])
+    assert hybrid_of(work.load(3)).slots.residents() == sorted(keys[:3])
+
+
+def test_a_popularity_that_is_damaged_is_one_line(work: Workplace, tmp_path: Path) -> None:
+    copy = shutil.copytree(work.folder, tmp_path / "copy")
+    (copy / POPULARITY).write_bytes((copy / POPULARITY).read_bytes().replace(b"[", b"{"))
+    with pytest.raises(FolderError, match=r"popularity\.json.* has hash .*, but the manifest"):
+        load_folder(copy, LoadOptions(gpu="none"))
 
 
 def test_ram_for_too_few_experts_is_one_line(work: Workplace) -> None:

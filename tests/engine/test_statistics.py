@@ -9,6 +9,7 @@ from lowmoe.engine.statistics import (
     PerTier,
     RunStatistics,
     bound_tokens_per_s,
+    bytes_per_token,
     hit_rate,
 )
 from lowmoe.experts.ledger import Traffic
@@ -25,6 +26,8 @@ KEYS = [
     "bytes_per_token",
     "bound_tokens_per_s",
     "predicted_tokens_per_s",
+    "to_gpu_bytes",
+    "promoted",
 ]
 
 
@@ -36,6 +39,23 @@ def test_the_bound_is_set_by_the_tier_that_takes_longest() -> None:
     assert bound_tokens_per_s(moved, speeds) == pytest.approx(5)
     assert bound_tokens_per_s(moved, replace(speeds, disk=50e9)) == pytest.approx(10)
     assert bound_tokens_per_s(moved, replace(speeds, gpu=200e9)) == pytest.approx(4)
+
+
+def test_what_is_sent_to_the_gpu_is_read_from_ram_and_crosses_the_bus() -> None:
+    # Of 10 tokens: 6 GB of RAM's experts were used, 2 GB of them on the GPU; 1 GB came to stay.
+    traffic = Traffic(
+        gpu_bytes=30 * 10**9,
+        ram_bytes=6 * 10**9,
+        disk_bytes=10**9,
+        copied_bytes=3 * 10**9,
+        passed_bytes=2 * 10**9,
+    )
+    moved = bytes_per_token(traffic, 10, PerTier(gpu=1e9))
+    assert moved == PerTier(gpu=4.2e9, ram=0.7e9, disk=0.1e9)
+    speeds = Bandwidths(gpu=1e12, ram=80e9)
+    # 0.7 GB at 80 GB/s; 0.3 GB at 25 GB/s.
+    assert bound_tokens_per_s(moved, speeds, 0.3e9) == pytest.approx(80 / 0.7)
+    assert bound_tokens_per_s(moved, replace(speeds, bus=25e9), 0.3e9) == pytest.approx(25 / 0.3)
 
 
 def test_a_disk_that_was_not_read_does_not_bound() -> None:
@@ -67,6 +87,8 @@ def test_the_json_has_the_keys_of_the_design_in_its_order() -> None:
         bytes_per_token=PerTier(),
         bound_tokens_per_s=None,
         predicted_tokens_per_s=None,
+        to_gpu_bytes=0,
+        promoted=0,
     )
     values = statistics.to_json()
     assert list(values) == KEYS

@@ -7,7 +7,7 @@ from torch import Tensor
 from lowmoe.errors import MemoryBudgetError
 from lowmoe.experts.gpu_slots import GpuSlots
 from lowmoe.experts.pinned_ring import N_BUFFERS, PinnedRing
-from lowmoe.experts.policy import Key
+from lowmoe.experts.policy import UNKNOWN, Key, Popularity
 from lowmoe.experts.staging import Staging
 from tests.stand_in_gpu import POISON, StandInGpu
 
@@ -35,9 +35,16 @@ def parts_of(key: Key) -> list[Tensor]:
     return [torch.full((4096,), number(key, part), dtype=torch.uint8) for part in range(2)]
 
 
-def filled(n_slots: int) -> GpuSlots:
+def filled(n_slots: int, popularity: Popularity = UNKNOWN) -> GpuSlots:
     gpu = StandInGpu()
-    slots = GpuSlots(PART_BYTES, N_EXPERTS, gpu, PinnedRing(gpu, 4096), n_slots=n_slots)
+    slots = GpuSlots(
+        PART_BYTES,
+        N_EXPERTS,
+        gpu,
+        PinnedRing(gpu, 4096),
+        n_slots=n_slots,
+        popularity=popularity,
+    )
     slots.fill(Numbered(), lambda done, total: None)
     return slots
 
@@ -62,6 +69,15 @@ def its_own(key: Key) -> list[set[int]]:
 def use(slots: GpuSlots, key: Key, times: int) -> None:
     for _ in range(times):
         slots.record(key[0], [key[1]])
+
+
+def test_the_popular_have_slots_first_and_leave_for_those_that_are_used_more() -> None:
+    slots = filled(3, Popularity({(2, 1): 0.9, (0, 3): 0.5, (0, 2): 0.4}))
+    assert slots.residents() == [(0, 2), (0, 3), (2, 1)]
+    use(slots, (0, 0), 20)  # a share of .4 counts like 25 uses; decayed, it is less than 20 soon
+    assert slots.candidate(anyone) is None
+    use(slots, (0, 0), 40)
+    assert slots.candidate(anyone) == (0, 0)
 
 
 def anyone(key: Key) -> bool:
@@ -179,6 +195,17 @@ def test_a_buffer_is_not_written_while_it_is_copied_from() -> None:
     ring.close()
 
 
+def test_what_is_longer_than_a_buffer_is_sent_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowmoe.experts.pinned_ring.PIECE_BYTES", 64)
+    ring = PinnedRing(StandInGpu(), 1000)
+    assert PinnedRing.needed_bytes(1000) == N_BUFFERS * 64
+    source = torch.randint(0, 256, (1000,), dtype=torch.uint8)
+    places = [torch.zeros(n, dtype=torch.uint8) for n in (999, 64, 1)]
+    ring.begin(lambda: ring.send(places, [source] * 3), None).event().wait()
+    assert all(torch.equal(place, source[: place.shape[0]]) for place in places)
+    ring.close()
+
+
 def test_large_parts_are_copied_by_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lowmoe.experts.pinned_ring.COPIED_AT_ONCE", 7)
     ring = PinnedRing(StandInGpu(), 1000)
@@ -194,16 +221,35 @@ def test_what_passes_through_is_found_until_it_is_done_and_then_only_the_next() 
     gpu = StandInGpu()
     staging = Staging(PART_BYTES, 8, gpu, PinnedRing(gpu, 4096))
     assert staging.n_staged == WITHIN
-    for first in (0, 2, 4, 6, 1):
-        group = [(0, first), (0, first + 1)]
-        table = staging.bring({e: parts_of((0, e)) for _, e in group})
-        assert (table[:, 0] != 0).nonzero().flatten().tolist() == [e for _, e in group]
-        for _, e in group:
-            for room in staging._sets:
-                at = table[e, 0].item() - room.memory.data_ptr()
-                if 0 <= at < room.memory.nbytes:
-                    assert set(room.memory.flatten()[at : at + 100].tolist()) == {number((0, e), 0)}
-                    break
-            else:
-                pytest.fail("an address outside all sets")
-        staging.done()
+    for group in ([0, 1, 2, 3, 4, 5, 6, 7], [5], [2, 0, 1]):
+        left = list(group)
+        with staging.passage({e: parts_of((0, e)) for e in group}) as passage:
+            for table in passage.tables():
+                now, left = left[:WITHIN], left[WITHIN:]
+                assert sorted(now) == (table[:, 0] != 0).nonzero().flatten().tolist()
+                for e in now:
+                    assert staged_at(staging, table[e, 0].item()) == {number((0, e), 0)}
+        assert left == []
+        n_sent = [n_experts for _, n_experts in passage.sendings]
+        assert sum(n_sent) == len(group)
+        assert all(sending.seconds() is not None for sending, _ in passage.sendings)
+
+
+def staged_at(staging: Staging, address: int) -> set[int]:
+    """What is in the first part of the expert that is there."""
+    for room in staging._sets:
+        at = address - room.memory.data_ptr()
+        if 0 <= at < room.memory.nbytes:
+            return set(room.memory.flatten()[at : at + 100].tolist())
+    return pytest.fail("an address outside all sets")
+
+
+def test_what_cannot_be_sent_is_told_who_asks_where_it_is_and_no_other() -> None:
+    gpu = StandInGpu()
+    staging = Staging(PART_BYTES, 8, gpu, PinnedRing(gpu, 4096))
+    broken = {e: parts_of((0, e))[: 1 if e == 3 else 2] for e in range(6)}
+    with staging.passage(broken) as passage, pytest.raises(ValueError, match="zip"):
+        list(passage.tables())
+    with staging.passage({3: parts_of((0, 3))}) as passage:
+        (address,) = [table[3, 0].item() for table in passage.tables()]
+        assert staged_at(staging, address) == {number((0, 3), 0)}

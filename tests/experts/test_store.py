@@ -9,17 +9,27 @@ from fake_source import PATIENCE_S, FakeExperts, within_patience
 
 from lowmoe.errors import MemoryBudgetError
 from lowmoe.experts import store as store_module
-from lowmoe.experts.policy import Key
+from lowmoe.experts.policy import UNKNOWN, Key, Popularity
 from lowmoe.experts.store import N_READERS, ExpertStore
 from lowmoe.experts.tier import Slot
 
 EXPERT_BYTES = 128  # of FakeExperts
 
 
-def store_of(source: FakeExperts, n_slots: int, n_experts_total: int = 100) -> ExpertStore:
+def store_of(
+    source: FakeExperts,
+    n_slots: int,
+    n_experts_total: int = 100,
+    popularity: Popularity = UNKNOWN,
+) -> ExpertStore:
     # One byte short of another slot.
     budget = (n_slots + 1) * EXPERT_BYTES - 1
-    return ExpertStore(source, ram_budget_bytes=budget, n_experts_total=n_experts_total)
+    return ExpertStore(
+        source,
+        ram_budget_bytes=budget,
+        n_experts_total=n_experts_total,
+        popularity=popularity,
+    )
 
 
 def use(store: ExpertStore, source: FakeExperts, layer_id: int, expert_ids: list[int]) -> list[int]:
@@ -314,8 +324,8 @@ def test_a_read_that_ends_while_a_borrower_looks_for_room_does_not_confuse_it(
         source.await_begin((1, 0))
         look = store._evict
 
-        def look_and_be_overtaken(keep: set[Key]) -> Slot | None:
-            found = look(keep)
+        def look_and_be_overtaken(layer_id: int, keep: set[Key]) -> Slot | None:
+            found = look(layer_id, keep)
             if found is None and (1, 0) in source._gates:
                 source.release((1, 0))
                 finish(store, (1, 0))
@@ -414,6 +424,22 @@ def test_the_rest_of_a_model_that_fits_is_read_though_nobody_asks_for_it() -> No
         within_patience(read_on)
         assert store.residents() == {0: [0, 1, 2], 1: [0, 1, 2]}
         assert set(source.reads.values()) == {1}, "an expert was read twice"
+
+
+def test_of_the_rest_the_popular_are_read_first() -> None:
+    source = FakeExperts()
+    popularity = Popularity({(1, 2): 0.9, (0, 1): 0.5, (1, 0): 0.2})
+    with store_of(source, 6, n_experts_total=6, popularity=popularity) as store:
+
+        def read_on() -> None:
+            while not store.is_complete:
+                store.read_rest([3, 3])
+
+        within_patience(read_on)
+    # Two at a time, which may begin in either order.
+    first = list(source.reads)
+    assert set(first[:2]) == {(1, 2), (0, 1)}
+    assert first.index((1, 0)) < 4
 
 
 def test_no_expert_is_read_unasked_where_not_all_fit() -> None:
