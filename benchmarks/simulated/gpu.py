@@ -22,13 +22,30 @@ from lowmoe.decoder.moe import Routing
 from lowmoe.experts.pinned_ring import N_BUFFERS, PIECE_BYTES, Sending, Span
 from lowmoe.kernels.gpu import Event
 
-# Of every operation: filling tables and adding sums at its ends (docs/performance.md).
-LAUNCH_GAP_S = 2e-6
-# The host's own work: on a layer (Python, four launches, waking up after the wait), on an operation
-# that is not captured, and on telling the thread that sends.
-HOST_S, OPERATION_S, BEGIN_S = 100e-6, 15e-6, 20e-6
-HAND_OVER_S = 30e-6  # to the thread that sends
-WAKE_S = 10e-6  # threads that compute, for some experts
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overheads:
+    """Seconds that move nothing.
+
+    operation_gap: of the GPU, at an operation's ends (docs/performance.md); layer: of the host, on
+    a layer: Python, four launches, waking up after the wait; operation: on one that is not
+    captured; begin: on telling the thread that sends, hand_over until it does; wake: of threads
+    that compute.
+    """
+
+    operation_gap: float = 0.0
+    layer: float = 0.0
+    operation: float = 0.0
+    begin: float = 0.0
+    hand_over: float = 0.0
+    wake: float = 0.0
+
+
+NO_OVERHEADS = Overheads()
+# Python's share is what this simulation itself takes of the scheduling; the others are usual.
+USUAL_OVERHEADS = Overheads(
+    operation_gap=2e-6, layer=100e-6, operation=15e-6, begin=20e-6, hand_over=30e-6, wake=10e-6
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,16 +117,16 @@ class SimulatedRing:
 
     def __init__(self, gpu: "SimulatedGpu") -> None:
         self.copies, self._machine = gpu.copies(), gpu.machine
-        self._expert_bytes = gpu.sizes.expert
+        self._expert_bytes, self._overheads = gpu.sizes.expert, gpu.overheads
         self._in_ring = min(self._expert_bytes, N_BUFFERS * PIECE_BYTES)
         self._read = Mark(at=0.0)
 
     def begin(self, send: Callable[[], object], after: Event | None) -> Sending:
         if after is not None:
             self.copies.wait_for(after)
-        self._machine.do("time", BEGIN_S)
+        self._machine.do("time", self._overheads.begin)
         begin = self.copies.event()
-        self.copies.queue.add("time", HAND_OVER_S)
+        self.copies.queue.add("time", self._overheads.hand_over)
         send()
         span: Future[Span] = Future()
         span.set_result(Span(begin, self.copies.event()))
@@ -137,8 +154,10 @@ class SimulatedGpu:
     n_multiprocessors = 4
     memory_bytes = 2**40
 
-    def __init__(self, machine: Machine, sizes: Sizes, routing: MadeUpRouting) -> None:
-        self.machine, self.sizes = machine, sizes
+    def __init__(
+        self, machine: Machine, sizes: Sizes, routing: MadeUpRouting, overheads: Overheads
+    ) -> None:
+        self.machine, self.sizes, self.overheads = machine, sizes, overheads
         self._queue, self._routing = machine.queue(), routing
         self._recorded: list[Callable[[], None]] | None = None
         self.operations: Any = self
@@ -159,7 +178,7 @@ class SimulatedGpu:
         self._ask(lambda: self._small(lambda: None))
 
     def event(self) -> SimulatedEvent:
-        return SimulatedEvent(self.machine, self._queue, HOST_S)
+        return SimulatedEvent(self.machine, self._queue, self.overheads.layer)
 
     def wait_for(self, event: Event) -> None:
         assert isinstance(event, SimulatedEvent)
@@ -192,15 +211,15 @@ class SimulatedGpu:
 
     def _operate(self, name: str, *given: Any) -> None:
         if self._recorded is None:
-            self.machine.do("time", OPERATION_S)
+            self.machine.do("time", self.overheads.operation)
         self._ask(partial(self._do, name, given))
 
     def _small(self, work: Callable[[], object]) -> None:
         work()
-        self._queue.add("time", LAUNCH_GAP_S)
+        self._queue.add("time", self.overheads.operation_gap)
 
     def _do(self, name: str, given: tuple[Any, ...]) -> None:
-        self._queue.add("time", LAUNCH_GAP_S)
+        self._queue.add("time", self.overheads.operation_gap)
         self._queue.add("gpu", self._bytes(name, given))
         if name == "norm_route":
             router, weights, ids, first = given[4], given[9], given[10], given[11]
@@ -229,14 +248,15 @@ def _n_there(table: Tensor, first: Tensor) -> int:
 class SimulatedShare:
     """In place of CpuShare."""
 
-    def __init__(self, machine: Machine, sizes: Sizes, routing: MadeUpRouting) -> None:
-        self._machine, self._sizes, self._routing = machine, sizes, routing
+    def __init__(self, gpu: SimulatedGpu, routing: MadeUpRouting) -> None:
+        self._machine, self._sizes, self._routing = gpu.machine, gpu.sizes, routing
+        self._wake = gpu.overheads.wake
 
     def begin(self, layer_id: int, tokens: HostTokens) -> None:
         """Nothing."""
 
     def run(self, layer_id: int, experts: Mapping[int, object]) -> None:
-        self._machine.do("time", WAKE_S)
+        self._machine.do("time", self._wake)
         self._machine.do("cpu", self._sizes.expert * len(experts))
 
     def finish(self, layer_id: int, tokens: HostTokens) -> None:

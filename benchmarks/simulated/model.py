@@ -7,6 +7,7 @@ Knows:        how a model that a card has in part is put together.
 Ignorant of:  which shapes and machines there are.
 """
 
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.simulated.gpu import (
+    USUAL_OVERHEADS,
+    Overheads,
     SimulatedGpu,
     SimulatedReads,
     SimulatedRing,
@@ -32,13 +35,13 @@ from lowmoe.decoder.hybrid import HybridComputation
 from lowmoe.decoder.weights import DenseWeights, LayerWeights, no_transforms
 from lowmoe.engine.statistics import (
     Bandwidths,
+    Moved,
     PerTier,
-    bound_tokens_per_s,
-    bytes_per_token,
     hit_rate,
 )
 from lowmoe.experts.gpu_slots import GpuSlots
 from lowmoe.experts.hybrid import HybridExperts
+from lowmoe.experts.ledger import Traffic
 from lowmoe.experts.split import Costs, Misses, MissSplit
 from lowmoe.experts.staging import Staging
 from lowmoe.experts.store import ExpertStore
@@ -82,7 +85,15 @@ class Outcome:
 class SimulatedModel:
     """Close it, or use it with `with`."""
 
-    def __init__(self, shape: Shape, speeds: Speeds, misses: Misses, seed: int = 0) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        speeds: Speeds,
+        misses: Misses,
+        *,
+        overheads: Overheads = USUAL_OVERHEADS,
+        seed: int = 0,
+    ) -> None:
         self.machine, self.shape = Machine(speeds), shape
         self._closing = ExitStack()
         sizes = shape.sizes
@@ -97,10 +108,10 @@ class SimulatedModel:
         spec = _spec(shape)
         weights = _weights(spec)
         routing.know([layer.router.data_ptr() for layer in weights.layers])
-        gpu = SimulatedGpu(self.machine, sizes, routing)
+        gpu = SimulatedGpu(self.machine, sizes, routing, overheads)
         self.experts = self._experts(gpu)
         self.split = MissSplit(misses, Costs(int(sizes.expert), speeds.gpu))
-        share: Any = SimulatedShare(self.machine, sizes, routing)
+        share: Any = SimulatedShare(gpu, routing)
         computation = HybridComputation(
             spec,
             weights,
@@ -137,15 +148,16 @@ class SimulatedModel:
         # What stands for an expert has other bytes on the GPU than in RAM, where it is padded.
         scaled = _scaled(moved, sizes.expert, self.experts)
         dense = PerTier(gpu=self.shape.n_layers * (sizes.layer + sizes.cached) + sizes.head)
-        per_token = bytes_per_token(scaled, n_tokens, dense)
-        bandwidths = Bandwidths(gpu=speeds.gpu, ram=speeds.ram, disk=speeds.disk, bus=speeds.bus)
-        bound = bound_tokens_per_s(per_token, bandwidths, scaled.copied_bytes / n_tokens)
+        of = Moved(traffic=scaled, n_tokens=n_tokens, dense=dense)
+        bound = of.bound_tokens_per_s(
+            Bandwidths(gpu=speeds.gpu, ram=speeds.ram, disk=speeds.disk, bus=speeds.bus)
+        )
         assert bound is not None
         return Outcome(
             tokens_per_s=n_tokens / seconds,
             bound_tokens_per_s=bound,
             hit_rate=hit_rate(moved),
-            bytes_per_token=per_token,
+            bytes_per_token=of.per_token,
             n_passed=scaled.passed_bytes / sizes.expert / n_tokens,
         )
 
@@ -193,15 +205,21 @@ class _Nothing:
         return ALIGNMENT
 
 
-def _scaled(moved: Any, expert_bytes: float, experts: HybridExperts) -> Any:
+def _scaled(moved: Traffic, expert_bytes: float, experts: HybridExperts) -> Traffic:
     there, in_ram = expert_bytes / experts.expert_bytes, expert_bytes / experts.ram.expert_bytes
     return replace(
         moved,
-        gpu_bytes=moved.gpu_bytes * there,
-        copied_bytes=moved.copied_bytes * there,
-        passed_bytes=moved.passed_bytes * there,
-        ram_bytes=moved.ram_bytes * in_ram,
-        disk_bytes=moved.disk_bytes * in_ram,
+        gpu_bytes=round(moved.gpu_bytes * there),
+        copied_bytes=round(moved.copied_bytes * there),
+        passed_bytes=round(moved.passed_bytes * there),
+        ram_bytes=round(moved.ram_bytes * in_ram),
+        disk_bytes=round(moved.disk_bytes * in_ram),
+        layers=Counter(
+            {
+                (round(on_gpu * there), round(from_ram * there), round(sent * there)): n
+                for (on_gpu, from_ram, sent), n in moved.layers.items()
+            }
+        ),
     )
 
 

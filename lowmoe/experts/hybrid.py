@@ -4,7 +4,7 @@ Knows:        the tiers and their order.
 Ignorant of:  tokens, routing, what the bits mean, how slots and buffers are kept.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from lowmoe.experts.gpu_slots import GpuSlots
-from lowmoe.experts.ledger import Traffic
+from lowmoe.experts.ledger import LayerBytes, Traffic
 from lowmoe.experts.lender import Tier
 from lowmoe.experts.pinned_ring import PinnedRing, Sending
 from lowmoe.experts.policy import Key
@@ -34,6 +34,8 @@ class HybridExperts:
     _n_copied: int = 0
     _n_passed: int = 0
     _copied_s: float = 0.0
+    _layers: Counter[LayerBytes] = field(default_factory=Counter)  # but for the one that is on
+    _layer: list[int] = field(default_factory=lambda: [0, 0, 0])  # its experts, where they count
     _sent: deque[tuple[Sending, int]] = field(default_factory=deque)  # with numbers of experts
     _left: Key | None = None  # for the one that is on its way to the GPU
 
@@ -78,6 +80,7 @@ class HybridExperts:
             copied_bytes=self._n_copied * self.expert_bytes,
             passed_bytes=self._n_passed * self.expert_bytes,
             copied_s=self._copied_s,
+            layers=self._layers + self._layer_now(),
         )
 
     def ask(self, layer_id: int, expert_ids: list[int]) -> list[int]:
@@ -86,6 +89,8 @@ class HybridExperts:
         """
         self.slots.record(layer_id, expert_ids)
         missing = self.missing(layer_id, expert_ids)
+        self._layers += self._layer_now()
+        self._layer = [len(expert_ids) - len(missing), len(missing), 0]
         self._n_hits += len(expert_ids) - len(missing)
         self.ram.want(layer_id, missing)
         return missing
@@ -100,6 +105,8 @@ class HybridExperts:
         with self.staging.passage(experts) as passage:
             yield passage
             self._n_passed += len(experts)
+            self._layer[0] += len(experts)
+            self._layer[2] += len(experts)
             self._note_sent(*passage.sendings)
 
     def copied(self) -> list[tuple[int, float]]:
@@ -109,6 +116,10 @@ class HybridExperts:
             done.append((self._sent.popleft()[1], seconds))
             self._copied_s += seconds
         return done
+
+    def _layer_now(self) -> Counter[LayerBytes]:
+        on_gpu, from_ram, sent = (n * self.expert_bytes for n in self._layer)
+        return Counter({(on_gpu, from_ram, sent): 1} if on_gpu + from_ram else {})
 
     def _note_sent(self, *sendings: tuple[Sending, int]) -> None:
         self._sent.extend(sendings)

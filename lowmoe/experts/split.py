@@ -41,7 +41,7 @@ class Line:
 
     def __init__(self, *factors: float) -> None:
         """factors: to begin with, any of them may be as far off as the first is large."""
-        self.factors = list(factors)
+        self.factors, self._least = list(factors), 1e-4 * factors[0]
         n, doubt = len(factors), factors[0] ** 2
         self._doubt = [[doubt if i == j else 0.0 for j in range(n)] for i in range(n)]
 
@@ -59,12 +59,11 @@ class Line:
         along = [sum(d * x for d, x in zip(row, given, strict=True)) for row in doubt]
         variance = sum(a * x for a, x in zip(along, given, strict=True))
         whole = variance + (NOISE * expected) ** 2
-        least = 1e-3 * self.factors[0]
         for i, a in enumerate(along):
             self.factors[i] = max(0.0, self.factors[i] + a / whole * (found - expected))
             for j, other in enumerate(along):
                 doubt[i][j] -= a * other / whole
-        self.factors[0] = max(least, self.factors[0])
+        self.factors[0] = max(self._least, self.factors[0])
 
 
 class Costs:
