@@ -6,7 +6,7 @@ Ignorant of:  tokens, routing, what the bits mean, how slots and buffers are kep
 
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -38,6 +38,7 @@ class HybridExperts:
     _layer: list[int] = field(default_factory=lambda: [0, 0, 0])  # its experts, where they count
     _sent: deque[tuple[Sending, int]] = field(default_factory=deque)  # with numbers of experts
     _left: Key | None = None  # for the one that is on its way to the GPU
+    _lent: ExitStack = field(default_factory=ExitStack)  # that one, by RAM
 
     @property
     def tier(self) -> Tier:
@@ -127,6 +128,7 @@ class HybridExperts:
 
     def move_up(self) -> None:
         """Between passes: let what is on its way to the GPU arrive, and send what deserves it."""
+        self._lent.close()
         arrived, left = self.slots.welcome(), self._left
         if arrived is not None and left is not None and self._have_room_for_all:
             self.ram.exchange(arrived, left)
@@ -135,9 +137,12 @@ class HybridExperts:
         key = self.slots.candidate(self._is_in_ram)
         if key is not None:
             layer_id, expert_id = key
-            with self.ram.borrow(layer_id, [expert_id]) as experts:
-                self._left, sending = self.slots.promote(key, experts[expert_id])
-                self._note_sent((sending, 1))
+            experts = self._lent.enter_context(self.ram.borrow(layer_id, [expert_id]))
+            self._left, sending = self.slots.promote(key, experts[expert_id])
+            self._lent.callback(sending.join)  # before RAM takes it back
+            self._note_sent((sending, 1))
+            if self.ram.n_slots <= self.slots.tables.shape[1] + 1:
+                self._lent.close()  # a layer may need all the room there is
 
     @property
     def _have_room_for_all(self) -> bool:
