@@ -22,10 +22,9 @@ from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.sampling import Sampler
 from lowmoe.engine.statistics import (
     Bandwidths,
+    Moved,
     PerTier,
     RunStatistics,
-    bound_tokens_per_s,
-    bytes_per_token,
     hit_rate,
 )
 from lowmoe.engine.text import StopText, StreamingDetokenizer
@@ -291,14 +290,11 @@ class _Run:
         bound = None
         if n_steps > 0:
             dense = PerTier(**{self._runtime.store.tier: self._runtime.dense_bytes_per_token})
-            per_token = bytes_per_token(decode, n_steps, dense)
+            moved = Moved(traffic=decode, n_tokens=n_steps, dense=dense)
+            per_token = moved.per_token
             disk = whole.disk_bytes / whole.disk_busy_s if whole.disk_busy_s else None
             bus = whole.copied_bytes / whole.copied_s if whole.copied_s else None
-            bound = bound_tokens_per_s(
-                per_token,
-                replace(bandwidths, disk=disk, bus=bus),
-                bus_bytes=decode.copied_bytes / n_steps,
-            )
+            bound = moved.bound_tokens_per_s(replace(bandwidths, disk=disk, bus=bus))
         return RunStatistics(
             prompt_tokens=self._n_prompt,
             new_tokens=self._n_new,

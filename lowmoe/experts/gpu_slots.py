@@ -146,11 +146,19 @@ class GpuSlots:
     # --- promotion, between passes
 
     def welcome(self) -> Key | None:
-        """Let the expert that was on its way take its place; returns it, if there is one."""
+        """Let the expert that was on its way take its place; returns it, if there is one.
+
+        Raises what sending it raised.
+        """
         if self._arrival is None:
             return None
         arrival, self._arrival = self._arrival, None
-        self._gpu.wait_for(arrival.sending.event())
+        try:
+            arrived = arrival.sending.event()
+        except BaseException:
+            self._free.append(arrival.slot)
+            raise
+        self._gpu.wait_for(arrived)
         self._settle(arrival.key, arrival.slot)
         self._copy_row(arrival.key)
         return arrival.key
@@ -172,10 +180,9 @@ class GpuSlots:
         return None
 
     def promote(self, key: Key, parts: Iterable[Tensor]) -> tuple[Key | None, Sending]:
-        """Begin to copy an expert, named by `candidate`, from its parts in RAM, which may change
-        when this returns.
+        """Begin to copy an expert, named by `candidate`, from its parts in RAM.
 
-        Returns the one that leaves for it, and the copy.
+        Returns the one that leaves for it, and the copy, which reads these parts for a while.
         """
         assert self._arrival is None
         leaving = None if self._free else self._worth_least(key[0])
@@ -183,11 +190,6 @@ class GpuSlots:
         # Whatever may still read from the slot was asked for before now.
         send = partial(self._ring.send, self._places.of(self._slots[slot]), parts)
         sending = self._ring.begin(send, after=self._gpu.event())
-        try:
-            sending.event()
-        except BaseException:
-            self._free.append(slot)
-            raise
         self._arrival = _Arrival(key, slot, sending)
         return leaving, sending
 
