@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from lowmoe.decoder.abilities import lacking
+from lowmoe.decoder.abilities import LATENT, lacking
 from lowmoe.decoder.computation import Cache, layer_by_layer
 from lowmoe.decoder.moe import Routing
 from lowmoe.decoder.rope import rope_frequencies, rope_length
@@ -20,14 +20,13 @@ from lowmoe.decoder.weights import DenseWeights, LayerWeights
 from lowmoe.experts.store import ExpertStore
 from lowmoe.kernels import cpu
 from lowmoe.spec import (
-    GroupedQueryAttention,
     HeadNorm,
+    LatentAttention,
     ModelSpec,
     Rope,
     Router,
     SigmoidRouter,
     SoftmaxRouter,
-    grouped,
 )
 from quant.matrix import Matrix, TrellisMatrix
 from quant.trellis import TrellisCode
@@ -45,6 +44,7 @@ ABLE = frozenset(
         "biases of the choice",
         "clamped queries, keys and values",
         "experts without a choice",
+        LATENT,
         "layers without experts",
         "norms after rope",
         "norms of all heads together",
@@ -123,20 +123,31 @@ class NativeComputation:
         return self._scratch_bytes + per_token * self.max_tokens + 4 * self._spec.n_vocab
 
     def new_cache(self, capacity: int) -> NativeCache:
-        attention = grouped(self._spec.layers[0].attention)
+        n_heads, size, keys_only = self._cached
         pages = cpu.KvPages(
             n_layers=len(self._spec.layers),
-            n_kv_heads=attention.n_kv_heads,
-            head_size=attention.head_size,
+            n_kv_heads=n_heads,
+            head_size=size,
             format=self._kv,
+            keys_only=keys_only,
         )
         return NativeCache(pages=pages, capacity=capacity)
 
+    @property
+    def _cached(self) -> tuple[int, int, bool]:
+        """Heads, their size, and whether keys are all that is kept: of a latent both parts as one
+        head, whose first channels serve as its value.
+        """
+        attention = self._spec.layers[0].attention
+        if isinstance(attention, LatentAttention):
+            return 1, attention.kv_rank + attention.rope_size, True
+        return attention.n_kv_heads, attention.head_size, False
+
     def cache_bytes(self, n_tokens: int) -> int:
-        attention = grouped(self._spec.layers[0].attention)
+        n_heads, size, keys_only = self._cached
         pages = -(-n_tokens // cpu.PAGE_TOKENS) * cpu.PAGE_TOKENS
-        per_head = cpu.kv_head_bytes(self._kv, attention.head_size)
-        return 2 * per_head * attention.n_kv_heads * len(self._spec.layers) * pages
+        per_token = cpu.kv_head_bytes(self._kv, size) * n_heads * (1 if keys_only else 2)
+        return per_token * len(self._spec.layers) * pages
 
     def embed(self, ids: Tensor) -> Tensor:
         x = torch.empty(ids.shape[0], self._spec.n_hidden)
@@ -220,10 +231,9 @@ class NativeComputation:
         return cpu.Linear(self._engine, layout.n_out, layout.n_in, planes, matrix.d.data_ptr())
 
     def _attention_layer(self, layer_id: int) -> cpu.AttentionLayer:
-        weights, spec = (
-            self.weights.layers[layer_id],
-            grouped(self._spec.layers[layer_id].attention),
-        )
+        weights, spec = self.weights.layers[layer_id], self._spec.layers[layer_id].attention
+        if isinstance(spec, LatentAttention):
+            return self._latent_layer(weights, spec)
         rope, head_norm = spec.rope, spec.norm
         assert rope is not None
         return cpu.AttentionLayer(
@@ -231,7 +241,7 @@ class NativeComputation:
             norm_epsilon=self._norm_epsilon,
             qkv=self._linear(weights.qkv),
             out=self._linear(weights.attention_out),
-            frequencies=self._frequencies_of(rope, spec).data_ptr(),
+            frequencies=self._frequencies_of(rope, spec.head_size).data_ptr(),
             n_heads=spec.n_heads,
             n_kv_heads=spec.n_kv_heads,
             head_size=spec.head_size,
@@ -249,11 +259,52 @@ class NativeComputation:
             sinks=_address(weights.optional("sinks")),
         )
 
-    def _frequencies_of(self, rope: Rope, spec: GroupedQueryAttention) -> Tensor:
+    def _latent_layer(self, weights: LayerWeights, spec: LatentAttention) -> cpu.AttentionLayer:
+        """A single key-value head of what is kept; see lowmoe/kernels/cpu/latent.h."""
+        down = None if spec.q_rank is None else self._linear(weights.parts["q_down"])
+        latent = cpu.LatentProjection(
+            engine=self._engine,
+            q_down=down,
+            q_norm=_address(weights.optional("q_latent_norm")),
+            q_up=self._linear(weights.parts["q" if down is None else "q_up"]),
+            kv_down=self._linear(weights.parts["kv_down"]),
+            kv_norm=weights.vector("kv_latent_norm").data_ptr(),
+            norm_epsilon=spec.norm_epsilon,
+            kv_up=self._linear(weights.parts["kv_up"]),
+            n_heads=spec.n_heads,
+            plain_size=spec.plain_size,
+            rope_size=spec.rope_size,
+            value_size=spec.value_size,
+        )
+        return cpu.AttentionLayer(
+            norm=weights.attention_norm.data_ptr(),
+            norm_epsilon=self._norm_epsilon,
+            qkv=None,
+            out=self._linear(weights.attention_out),
+            frequencies=self._frequencies_of(spec.rope, spec.rope_size).data_ptr(),
+            n_heads=spec.n_heads,
+            n_kv_heads=1,
+            head_size=spec.kv_rank + spec.rope_size,
+            window=0,
+            rope_size=spec.rope_size,
+            rope_length=rope_length(spec.rope, self._n_context),
+            score_scale=spec.score_scale,
+            qkv_bias=0,
+            out_bias=0,
+            head_norm=0,
+            q_norm=0,
+            k_norm=0,
+            head_norm_epsilon=1.0,
+            clamp=math.inf,
+            sinks=0,
+            latent=latent,
+        )
+
+    def _frequencies_of(self, rope: Rope, head_size: int) -> Tensor:
         """Shared by layers that turn alike, which native code knows by the address."""
-        key = (rope, spec.head_size)
+        key = (rope, head_size)
         if key not in self._frequencies:
-            found = rope_frequencies(rope, spec.head_size, self._n_context)
+            found = rope_frequencies(rope, head_size, self._n_context)
             self._frequencies[key] = found.contiguous()
         return self._frequencies[key]
 

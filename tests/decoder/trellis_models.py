@@ -71,6 +71,13 @@ def planes(count: int) -> Recipe:
 
 
 SMALL_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+LATENTS = {
+    "q_lora_rank": 48,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+}
 WAVELENGTHS = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -211,6 +218,35 @@ DEMANDING_SHAPES = {
             "rope_scaling": YARN | {"truncate": False},
         },
         recipe=planes(3),
+    ),
+    "latents, sigmoids in groups, shared, lengthening rope": Shape(
+        config={
+            "model_type": "deepseek_v3",
+            **SMALL_EXPERTS,
+            **LATENTS,
+            "n_routed_experts": 8,
+            "n_shared_experts": 1,
+            "n_group": 4,
+            "topk_group": 2,
+            "first_k_dense_replace": 1,
+            "rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+        recipe=planes(3),
+    ),
+    "latents of keys alone, 12 heads, odd sizes": Shape(
+        config={
+            "model_type": "glm4_moe_lite",
+            **SMALL_EXPERTS,
+            **LATENTS,
+            "num_attention_heads": 12,
+            "q_lora_rank": None,
+            "kv_lora_rank": 37,
+            "qk_nope_head_dim": 21,
+            "v_head_dim": 27,
+            "n_routed_experts": 6,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 0,
+        }
     ),
     "everything scaled": Shape(
         config={

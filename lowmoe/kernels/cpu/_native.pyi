@@ -32,8 +32,28 @@ class Linear:
 
 class KvPages:
     n_reserved: int
-    def __init__(self, n_layers: int, n_kv_heads: int, head_size: int, format: str) -> None: ...
+    def __init__(
+        self, n_layers: int, n_kv_heads: int, head_size: int, format: str, keys_only: bool = False
+    ) -> None: ...
     def reserve(self, n_tokens: int) -> None: ...
+
+class LatentProjection:
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        q_down: Linear | None,
+        q_norm: int,
+        q_up: Linear,
+        kv_down: Linear,
+        kv_norm: int,
+        norm_epsilon: float,
+        kv_up: Linear,
+        n_heads: int,
+        plain_size: int,
+        rope_size: int,
+        value_size: int,
+    ) -> None: ...
 
 class AttentionLayer:
     def __init__(
@@ -41,7 +61,7 @@ class AttentionLayer:
         *,
         norm: int,
         norm_epsilon: float,
-        qkv: Linear,
+        qkv: Linear | None,
         out: Linear,
         frequencies: int,
         n_heads: int,
@@ -59,6 +79,7 @@ class AttentionLayer:
         head_norm_epsilon: float,
         clamp: float,
         sinks: int,
+        latent: LatentProjection | None = None,
     ) -> None: ...
 
 class Attention:

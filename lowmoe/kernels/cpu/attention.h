@@ -5,15 +5,21 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <optional>
 
 #include "lowmoe/kernels/cpu/engine.h"
 #include "lowmoe/kernels/cpu/kv_pages.h"
+#include "lowmoe/kernels/cpu/latent.h"
 
 namespace lowmoe {
 
 // Of which queries and keys the RMS norm is taken: of none, of each head before or after it is
 // turned, or of all heads together.
 enum class HeadNorm : int { kNone = 0, kBeforeRope = 1, kAfterRope = 2, kAllHeads = 3 };
+
+// Query heads of a latent that one thread attends with at a time, at most.
+inline constexpr size_t kMostLatentHeads = 8;
 
 struct AttentionLayer {
   const float* norm;  // [n_hidden]
@@ -36,9 +42,14 @@ struct AttentionLayer {
   float clamp;         // queries, keys and values are kept within +-clamp; infinity for none
   const float* sinks;  // [n_heads], each head's score of nothing; or null
 
+  // Null for the above; else what takes the place of qkv: a single key-value head of what is kept,
+  // keys and values at once, and neither norms, biases, clamp nor sinks.
+  std::shared_ptr<const LatentProjection> latent;
+
   size_t q_size() const { return n_heads * head_size; }
   size_t kv_size() const { return n_kv_heads * head_size; }
-  size_t group() const { return n_heads / n_kv_heads; }
+  // Query heads that one thread attends with at a time; they share a key-value head.
+  size_t group() const;
 };
 
 // The operation and its scratch; layers of one model share it, one after the other.
@@ -85,9 +96,10 @@ class Attention {
   void divide(const Part& from, const float* sinks, float* to) const;
 
   Engine& engine_;
-  size_t n_qkv_, q_size_, head_size_, group_;
+  size_t n_qkv_, q_size_, head_size_, group_, n_groups_, groups_of_kv_head_;
   Buffer<float> normed_, qkv_, attended_, angles_;
   RoundedBuffer rounded_in_, rounded_out_;
+  std::optional<Latents> latents_;
   Buffer<float> parts_;          // of a single token
   Buffer<float> thread_floats_;  // each thread's own
   size_t floats_of_thread_;
