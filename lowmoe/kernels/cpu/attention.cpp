@@ -15,10 +15,19 @@ size_t part_floats(size_t n_rows, size_t head_size) { return n_rows * (2 + head_
 
 // The first position that a token sees.
 size_t first_seen(const AttentionLayer& layer, size_t position) {
-  return layer.window == 0 || position < layer.window ? 0 : position + 1 - layer.window;
+  const size_t in_window =
+      layer.window == 0 || position < layer.window ? 0 : position + 1 - layer.window;
+  const size_t in_chunk = layer.chunk == 0 ? 0 : position / layer.chunk * layer.chunk;
+  return std::max(in_window, in_chunk);
 }
 
 }  // namespace
+
+float AttentionLayer::query_scale(size_t position) const {
+  if (temperature_step == 0) return score_scale;
+  const float passed = static_cast<float>((position + 1) / temperature_step);
+  return score_scale * (1.0f + temperature_scale * std::log1p(passed));
+}
 
 size_t AttentionLayer::group() const {
   if (!latent) return n_heads / n_kv_heads;
@@ -60,8 +69,8 @@ void Attention::run(const AttentionLayer& layer, size_t layer_id, KvPages& cache
       latents_->fold(team, layer, x, n, normed_.data(), rounded_in_.tokens(), angles_.data(),
                      head_size_, cache, layer_id, first, qkv_.data(), n_qkv_);
     } else {
-      engine_.norm_and_round(team, x, n, layer.norm, layer.norm_epsilon, layer.qkv.d,
-                             normed_.data(), rounded_in_.tokens());
+      engine_.norm_and_round(team, x, n, layer.norm, layer.qkv.d, normed_.data(),
+                             rounded_in_.tokens());
       engine_.multiply(team, "q, k, v", layer.qkv.w, rounded_in_.tokens(), n, qkv_.data(), n_qkv_);
       adjust(team, layer, n);
       place(team, layer, layer_id, cache, first, n);
@@ -138,11 +147,12 @@ void Attention::place(Team& team, const AttentionLayer& layer, size_t layer_id,
         v.rms_norm(head, weight, epsilon, head_size_, head);
       }
     };
+    const float scale = layer.query_scale(first + t);
     float* token = qkv_.data() + t * n_qkv_;
     for (size_t q = head * group_; q < (head + 1) * group_; q++) {
       float* query = token + q * head_size_;
       turn(query, layer.q_norm);
-      for (size_t i = 0; i < head_size_; i++) query[i] *= layer.score_scale;
+      for (size_t i = 0; i < head_size_; i++) query[i] *= scale;
     }
     float* key = token + q_size_ + head * head_size_;
     const float* value = key + layer.kv_size();
@@ -201,8 +211,14 @@ void Attention::attend_many(Team& team, const AttentionLayer& layer, size_t laye
   const size_t step = tile_tokens(), n_tiles = (n + step - 1) / step;
   team.each("attention", n_groups_ * n_tiles, [&](size_t unit) {
     const size_t head = unit / n_tiles, token = unit % n_tiles * step;
-    attend_tile(team.thread(), layer, layer_id, cache, head, first, token,
-                std::min(step, n - token));
+    const size_t end = token + std::min(step, n - token);
+    // Those of one tile begin to see at the same token, unless a window says so.
+    for (size_t at = token; at < end;) {
+      const size_t left = layer.chunk == 0 ? n : layer.chunk - (first + at) % layer.chunk;
+      const size_t count = std::min(left, end - at);
+      attend_tile(team.thread(), layer, layer_id, cache, head, first, at, count);
+      at += count;
+    }
   });
 }
 

@@ -22,15 +22,15 @@ enum class HeadNorm : int { kNone = 0, kBeforeRope = 1, kAfterRope = 2, kAllHead
 inline constexpr size_t kMostLatentHeads = 8;
 
 struct AttentionLayer {
-  const float* norm;  // [n_hidden]
-  float norm_epsilon;
+  Norm norm;
   Linear qkv;                // rows: all heads of q, then of k, then of v
   Linear out;                // [n_hidden, q_size]
   const float* frequencies;  // [rope_size / 2], of rotary positions, radians a token
   size_t n_hidden, n_heads, n_kv_heads, head_size;
   size_t window;  // the latest tokens that a token sees, itself included; 0 for all
+  size_t chunk;   // it sees those of its own chunk of so many; 0 for all
 
-  size_t rope_size;       // channels that turn, the first of each head
+  size_t rope_size;       // channels that turn, the first of each head; 0 for none
   float rope_length;      // what those that turn are multiplied by
   float score_scale;      // what scores are multiplied by
   const float* qkv_bias;  // [q_size + 2 * kv_size], or null
@@ -42,12 +42,18 @@ struct AttentionLayer {
   float clamp;         // queries, keys and values are kept within +-clamp; infinity for none
   const float* sinks;  // [n_heads], each head's score of nothing; or null
 
+  // Queries at position p times 1 + temperature_scale * log(1 + floor((p + 1) / temperature_step));
+  // 0 for none.
+  size_t temperature_step;
+  float temperature_scale;
+
   // Null for the above; else what takes the place of qkv: a single key-value head of what is kept,
   // keys and values at once, and neither norms, biases, clamp nor sinks.
   std::shared_ptr<const LatentProjection> latent;
 
   size_t q_size() const { return n_heads * head_size; }
   size_t kv_size() const { return n_kv_heads * head_size; }
+  float query_scale(size_t position) const;
   // Query heads that one thread attends with at a time; they share a key-value head.
   size_t group() const;
 };

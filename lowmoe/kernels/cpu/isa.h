@@ -62,6 +62,9 @@ struct VectorKernels {
   // y = x / rms(x) * weight.  n floats each; y may be x.
   void (*rms_norm)(const float* x, const float* weight, float epsilon, size_t n, float* y);
 
+  // y = (x - mean) / deviation * weight.  n floats each; y may be x.
+  void (*layer_norm)(const float* x, const float* weight, float epsilon, size_t n, float* y);
+
   // x' = H (d * x) rounded to int8, as quant/activations.py says, bit for bit.
   //   x        n floats, the first of them column `first_column`, a multiple of 128
   //   n        a multiple of 128, unless the last of them is the matrix's last column

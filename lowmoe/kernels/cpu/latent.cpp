@@ -65,11 +65,11 @@ void Latents::fold(Team& team, const AttentionLayer& layer, const float* x, size
   const LatentProjection& of = *layer.latent;
   const Linear& of_x = of.q_down ? *of.q_down : of.q_up;
   const size_t n_full = of.n_heads * of.key_size();
-  engine_.norm_and_round(team, x, n, layer.norm, layer.norm_epsilon, of_x.d, normed, rounded);
+  engine_.norm_and_round(team, x, n, layer.norm, of_x.d, normed, rounded);
   if (of.q_down) {
     engine_.multiply(team, "latents of queries", of_x.w, rounded, n, q_latent_.data(), q_rank_);
-    engine_.norm_and_round(team, q_latent_.data(), n, of.q_norm, of.norm_epsilon, of.q_up.d,
-                           q_latent_.data(), rounded_q_.tokens());
+    engine_.norm_and_round(team, q_latent_.data(), n, {of.q_norm, of.norm_epsilon, nullptr, false},
+                           of.q_up.d, q_latent_.data(), rounded_q_.tokens());
     engine_.multiply(team, "queries", of.q_up.w, rounded_q_.tokens(), n, full_.data(), n_full);
   } else {
     engine_.multiply(team, "queries", of.q_up.w, rounded, n, full_.data(), n_full);

@@ -11,10 +11,9 @@ namespace lowmoe::vector {
 
 template <class S>
 constexpr VectorKernels kernels() {
-  return {rms_norm<S>,      round_token<S, kMostHadamard>,
-          silu_multiply<S>, dot<S>,
-          add_scaled<S>,    multiply_rows<S>,
-          rotate<S>,        store_head<S>,
+  return {rms_norm<S>,      layer_norm<S>,  round_token<S, kMostHadamard>,
+          silu_multiply<S>, dot<S>,         add_scaled<S>,
+          multiply_rows<S>, rotate<S>,      store_head<S>,
           attend_part<S>,   attend_block<S>};
 }
 
