@@ -41,7 +41,10 @@ def route_softmax(
     Returns (weights [T, K] float32, expert_ids [T, K] int64), heaviest first without a choice_bias.
     Source: Mixtral, arXiv 2401.04088, section 2.1 (renormalize=True).
     """
-    probabilities = torch.softmax(logits.float(), -1)
+    scores = logits.float()
+    if router.spread is not None:
+        scores = scores / (scores.std(-1, keepdim=True) / router.spread)
+    probabilities = torch.softmax(scores, -1)
     if choice_bias is None:
         weights, expert_ids = probabilities.topk(router.n_active, dim=-1)
     else:

@@ -45,8 +45,8 @@ def _conversion_bytes(spec: ModelSpec, options: MakeOptions) -> int:
     """An expert twice in float32, hidden states, one layer: what a conversion holds at once."""
     parts = [list(layer_parts(layer, spec)) for layer in spec.layers]
     dense = 4 * max(sum(math.prod(part.shape) for part in of) for of in parts)
-    n_inner = spec.uniform_experts().n_inner
-    expert = 3 * spec.n_hidden * n_inner
+    experts = spec.uniform_experts()
+    n_inner, expert = experts.n_inner, experts.n_matrices * spec.n_hidden * experts.n_inner
     embedding = spec.n_vocab * spec.n_hidden
     states = 4 * _state_bytes(spec, options)
     widest = max(spec.n_hidden, n_inner, *(part.n_columns or 0 for of in parts for part in of))

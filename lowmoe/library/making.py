@@ -148,7 +148,7 @@ def _convert(
     if options.calibrates:
         calibration = calibration_text(options.calibration, small_files, family)
     Conversion(
-        CheckpointTensors(checkpoint, family),
+        CheckpointTensors(checkpoint, family.as_named_in(checkpoint.names())),
         folder,
         options.recipe(),
         source=source,

@@ -25,8 +25,10 @@ struct Router {
   int n_active;
   size_t n_groups, n_groups_active;  // see SigmoidRouter in lowmoe/spec/feed_forward.py
   float scale;                       // of the weights
+  float spread;  // the deviation that logits are brought to before a softmax; 0 to leave them
+  float jitter;  // above 0 for a sparse mixer of two, see SparseMixerRouter in that file
 
-  bool is_plain() const { return !sigmoid && !bias && !choice_bias; }
+  bool is_plain() const { return !sigmoid && !bias && !choice_bias && jitter == 0; }
 };
 
 // The same by any router. Experts come in the order they are chosen in, which with a choice_bias is
