@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file, save
 
 from lowmoe.checkpoint import files
+from lowmoe.checkpoint.packings.quantization_config import Packings
 from lowmoe.engine.report import SilentReporter
 from lowmoe.errors import DiskSpaceError, MemoryBudgetError
 from lowmoe.families import Family, read_config
@@ -101,7 +102,7 @@ def test_no_more_shards_lie_on_the_disk_than_was_reckoned(
     hub.add_commit(laid_out)
     pull(hub.repo_id, models_home(settings) / "new", settings, QUICK, SilentReporter())
     sizes = {name: len(data) for name, data in laid_out.items() if name.endswith(".safetensors")}
-    assert most_shard_bytes(shard_of, sizes, family) == Watched.most
+    assert most_shard_bytes(shard_of, sizes, family, Packings()) == Watched.most
 
 
 def bytes_needed(hub: FakeHub, settings: Settings, options: MakeOptions) -> int:

@@ -61,10 +61,11 @@ def test_shards_and_a_single_file_hold_the_same(tmp_path: Path) -> None:
     write_tiny_mixtral(tmp_path / "many", shard_of=by_layer)
     assert len(list((tmp_path / "many").glob("*.safetensors"))) == 3
     for name in ("one", "many"):
-        checkpoint = Checkpoint(tmp_path / name)
-        assert checkpoint.names() == wanted.keys()
-        for tensor, weights in wanted.items():
-            assert torch.equal(checkpoint.read(tensor, tuple(weights.shape)), weights)
+        tensors = open_tensors(tmp_path / name)
+        assert tensors.checkpoint.names() == wanted.keys()
+        for role in tensors.family.shapes:
+            piece = tensors.family.piece(role)
+            assert torch.equal(tensors.checkpoint.read_piece(piece), wanted[piece.name])
 
 
 @pytest.mark.parametrize(
