@@ -87,25 +87,19 @@ def mxfp4(n_experts: int, n_in: int, n_out: int) -> Packed:
 
 
 def compressed(
-    n_out: int,
-    n_in: int,
-    *,
-    format: str = "pack-quantized",
-    shuffled: bool = False,
-    dtype: torch.dtype = torch.bfloat16,
-    **weights: Any,
+    weight: Tensor, *, format: str = "pack-quantized", shuffled: bool = False, **how: Any
 ) -> Packed:
     """compressed-tensors', by its own compressors.  shuffled: groups of columns out of order."""
     pytest.importorskip("compressed_tensors")  # wants Python 3.11
     from compressed_tensors import compressors
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
-    args = QuantizationArgs(**weights)
+    args, (n_out, n_in) = QuantizationArgs(**how), weight.shape
     scheme = QuantizationScheme(targets=["Linear"], weights=args)
     in_words = format == "pack-quantized"
     name = "PackedQuantizationCompressor" if in_words else "NaiveQuantizationCompressor"
     compressor = getattr(compressors, name)
-    packed = compressor.compress(_parameters(normal(n_out, n_in).to(dtype), args), scheme)
+    packed = compressor.compress(_parameters(weight, args), scheme)
     # It computes in the dtype of the scales: in float32, so that nothing is rounded but once.
     exact = packed | {"weight_scale": packed["weight_scale"].float()}
     numbers = compressor.decompress(exact, scheme)["weight"].float()
@@ -184,6 +178,8 @@ def eight_bits(n_out: int, n_in: int) -> Packed:
     )
 
 
+ROWS = {"num_bits": 8, "type": "int", "strategy": "channel"}
+FLOATS = {"format": "float-quantized", "num_bits": 8, "type": "float"}
 GROUP = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
 KINDS: Mapping[str, Callable[[], Packed]] = {
     "fp8, whole blocks": lambda: fp8(64, 96, block=(32, 32)),
@@ -193,31 +189,32 @@ KINDS: Mapping[str, Callable[[], Packed]] = {
     "fp8, bfloat16 scales": lambda: fp8(64, 96, block=(32, 32), scales=torch.bfloat16),
     "fp8, powers of two": lambda: fp8(64, 96, block=(32, 32), scales=torch.float8_e8m0fnu),
     "mxfp4": lambda: mxfp4(3, 64, 40),
-    "words, 4 bits": lambda: compressed(48, 96, **GROUP),
-    "words, 4 bits with zeros": lambda: compressed(48, 96, **GROUP, symmetric=False),
-    "words, 4 bits out of order": lambda: compressed(48, 96, **GROUP, shuffled=True),
+    "words, 4 bits": lambda: compressed(normal(48, 96).bfloat16(), **GROUP),
+    "words, 4 bits with zeros": lambda: compressed(
+        normal(48, 96).bfloat16(), **GROUP, symmetric=False
+    ),
+    "words, 4 bits out of order": lambda: compressed(
+        normal(48, 96).bfloat16(), **GROUP, shuffled=True
+    ),
     "words, 4 bits, rows of odd length": lambda: compressed(
-        7, 77, num_bits=4, type="int", strategy="channel"
+        normal(7, 77).bfloat16(), num_bits=4, type="int", strategy="channel"
     ),
-    "words, 8 bits": lambda: compressed(
-        40, 64, num_bits=8, type="int", strategy="channel", dtype=torch.float16
-    ),
-    "words, 2 bits": lambda: compressed(40, 64, **GROUP | {"num_bits": 2}),
+    "words, 8 bits": lambda: compressed(normal(40, 64).half(), **ROWS),
+    "words, 2 bits": lambda: compressed(normal(40, 64).bfloat16(), **GROUP | {"num_bits": 2}),
     "8-bit floats, rows": lambda: compressed(
-        40, 64, format="float-quantized", num_bits=8, type="float", strategy="channel"
+        normal(40, 64).bfloat16(), **FLOATS, strategy="channel"
     ),
     "8-bit floats, one scale": lambda: compressed(
-        40, 64, format="float-quantized", num_bits=8, type="float", strategy="tensor"
+        normal(40, 64).bfloat16(), **FLOATS, strategy="tensor"
     ),
     "8-bit floats, blocks": lambda: compressed(
-        40, 72, format="float-quantized", num_bits=8, type="float", strategy="block",
-        block_structure=[32, 32],
+        normal(40, 72).bfloat16(), **FLOATS, strategy="block", block_structure=[32, 32]
     ),
     "8-bit integers, rows": lambda: compressed(
-        40, 64, format="int-quantized", num_bits=8, type="int", strategy="channel"
+        normal(40, 64).bfloat16(), format="int-quantized", **ROWS
     ),
     "8-bit integers with zeros": lambda: compressed(
-        40, 64, format="int-quantized", num_bits=8, type="int", strategy="channel", symmetric=False
+        normal(40, 64).bfloat16(), format="int-quantized", **ROWS, symmetric=False
     ),
     "nf4": lambda: four_bits(50, 66),
     "nf4, one table": lambda: four_bits(50, 66, nested=False),
@@ -225,4 +222,4 @@ KINDS: Mapping[str, Callable[[], Packed]] = {
     "nf4, stored as bfloat16": lambda: four_bits(50, 64, storage=torch.bfloat16),
     "fp4": lambda: four_bits(50, 66, table="fp4"),
     "int8": lambda: eight_bits(40, 64),
-}  # fmt: skip
+}

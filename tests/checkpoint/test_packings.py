@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from packed_weights import KINDS, Packed, read
 from torch import Tensor
+
+from tests.checkpoint.packed_weights import KINDS, Packed, read
 
 
 def all_rows(packed: Packed, folder: Path) -> Tensor:
