@@ -39,7 +39,9 @@ class Packed:
         return Checkpoint(folder)
 
 
-def read(checkpoint: Checkpoint, shape: tuple[int, ...], rows: slice | None = None) -> Tensor:
+def read(
+    checkpoint: Checkpoint, shape: tuple[int, ...], rows: slice | None = None, name: str = NAME
+) -> Tensor:
     """Rows of the weight, all if None."""
     first, end, _ = (rows or slice(None)).indices(shape[0])
     wanted = (end - first, *shape[1:])
@@ -48,7 +50,7 @@ def read(checkpoint: Checkpoint, shape: tuple[int, ...], rows: slice | None = No
         wanted = shape[1:]
     return checkpoint.read_piece(
         Piece(
-            name=NAME,
+            name=name,
             shape=shape,
             first=first,
             count=end - first,

@@ -18,6 +18,7 @@ from lowmoe.errors import CheckpointError, FolderError, UnsupportedModelError
 from lowmoe.families import read_config
 from tests.checkpoint.faulty_os import FaultyOs
 from tests.checkpoint.tiny_mixtral import (
+    CountingShards,
     Options,
     config_with,
     contents,
@@ -169,23 +170,6 @@ def test_a_config_that_is_none_is_refused(folder: Path, text: bytes | None, want
 
 
 # Shards come and go
-
-
-class CountingShards:
-    """A folder's shards that are counted, and gone when they are released."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.fetched: list[str] = []
-        self.released: list[str] = []
-
-    def fetch(self, name: str) -> Path:
-        assert name not in self.released
-        self.fetched.append(name)
-        return self.folder / name
-
-    def release(self, name: str) -> None:
-        self.released.append(name)
 
 
 SHARDINGS: Mapping[str, Callable[[str], str]] = {

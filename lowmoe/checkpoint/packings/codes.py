@@ -11,10 +11,12 @@ from torch import Tensor
 def unpack(words: Tensor, bits: int) -> Tensor:
     """The codes in words, lowest bits first.
 
-    words: [n, m], any whole dtype, little-endian; bits: 2, 4 or 8.
-    Returns [n, 8 m itemsize / bits] uint8.
+    words: [n, m] int32, little-endian; bits: 2, 4 or 8.
+    Returns [n, 32 m / bits] uint8.
     """
-    octets = words.contiguous().view(torch.uint8).flatten(1)
+    n_rows, n_words = words.shape
+    # Flat first: of a single column torch calls any stride contiguous, and cannot view it as bytes.
+    octets = words.contiguous().flatten().view(torch.uint8).view(n_rows, n_words * words.itemsize)
     if bits == 8:
         return octets
     mask = 2**bits - 1
