@@ -255,8 +255,8 @@ class CheckpointTensors:
         checkpoint.check_shapes({piece.name: piece.shape for piece in pieces})
 
     def _check_names(self) -> None:
-        wanted = {self.family.tensor_name(role) for role in self.family.shapes}
-        found = self.checkpoint.names()
+        stored, found = self.checkpoint.stored, self.checkpoint.names()
+        wanted = {n for role in self.family.shapes for n in stored(self.family.tensor_name(role))}
         if missing := sorted(wanted - found):
             raise CheckpointError(
                 f"{self.checkpoint.folder}: {len(missing)} tensors that config.json promises are "
@@ -264,11 +264,13 @@ class CheckpointTensors:
                 "different models; download both again."
             )
         # A tied head may be stored all the same; older conversions stored rope's constants.
-        harmless = {self.family.tensor_name(Role("head"))}
+        harmless = set(stored(self.family.tensor_name(Role("head"))))
         extra = sorted(
             n
             for n in found - wanted - harmless
-            if not n.endswith(HARMLESS_SUFFIX) and not n.startswith(self.family.ignored)
+            if not n.endswith(HARMLESS_SUFFIX)
+            and not n.startswith(self.family.ignored)
+            and not self.checkpoint.ignores(n)
         )
         if extra:
             model_type = self.family.spec.model_type

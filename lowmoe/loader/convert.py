@@ -347,8 +347,9 @@ class Conversion:
 
     def _forget_all_but_roles(self) -> None:
         """Tensors nobody reads, such as a tied head that is stored all the same."""
-        wanted = {self._family.tensor_name(role) for role in self._family.shapes}
-        self._tensors.checkpoint.forget(self._tensors.checkpoint.names() - wanted)
+        checkpoint, name = self._tensors.checkpoint, self._family.tensor_name
+        wanted = {n for role in self._family.shapes for n in checkpoint.stored(name(role))}
+        checkpoint.forget(checkpoint.names() - wanted)
 
     def _forget(self, roles: Iterable[Role]) -> None:
         self._tensors.checkpoint.forget(self._family.tensor_name(role) for role in roles)
