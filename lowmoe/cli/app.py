@@ -124,12 +124,20 @@ def _load_options(
     threads: int | None,
     context: int | None,
     kv: str | None,
+    sequences: int = 1,
 ) -> "LoadOptions":
     from lowmoe.engine.load_options import LoadOptions
 
     number: int | str = int(bits) if bits in ("2", "4", "6") else bits  # LoadOptions refuses others
     return LoadOptions(
-        gpu=gpu, bits=number, ram=ram, vram=vram, threads=threads, context=context, kv=kv
+        gpu=gpu,
+        bits=number,
+        ram=ram,
+        vram=vram,
+        threads=threads,
+        context=context,
+        kv=kv,
+        sequences=sequences,
     )
 
 
@@ -197,6 +205,9 @@ def bench(
     threads: Threads = None,
     context: Context = None,
     kv: Kv = None,
+    sequences: Annotated[
+        int, typer.Option(help="Prompts decoded together, each with a cache of its own.")
+    ] = 1,
     runs: Annotated[int, typer.Option(help="Counted runs; one more warms up.")] = 3,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of prefill in each run.")] = 64,
     new_tokens: Annotated[int, typer.Option(help="Tokens of decode in each run.")] = 32,
@@ -212,7 +223,7 @@ def bench(
     options = BenchOptions(
         runs=runs, prompt_tokens=prompt_tokens, new_tokens=new_tokens, profile=profile
     )
-    load = _load_options(gpu, bits, ram, vram, threads, context, kv)
+    load = _load_options(gpu, bits, ram, vram, threads, context, kv, sequences)
     bench_command(model, options, load, synthetic=synthetic, json=json)
 
 

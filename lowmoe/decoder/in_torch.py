@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowmoe.decoder.attention import attend, plus_bias
-from lowmoe.decoder.computation import Cache, layer_by_layer
+from lowmoe.decoder.computation import Cache, Together, layer_by_layer
 from lowmoe.decoder.kv_cache import KvCache, cache_bytes
 from lowmoe.decoder.moe import Routing, mix_experts, shared_output
 from lowmoe.decoder.norm import norm
@@ -48,10 +48,13 @@ class TorchComputation:
         x = self.kernels.embed(ids, self.weights.embedding, self.dtype)
         return _scaled(x, self.spec.embedding_scale)
 
-    def run_layers(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
+    def run_layers(self, x: Tensor, cache: Cache | Together, store: ExpertStore) -> Tensor:
         return layer_by_layer(self, len(self.spec.layers), x, cache, store)
 
-    def attend(self, x: Tensor, layer_id: int, cache: Cache) -> Tensor:
+    def attend(self, x: Tensor, layer_id: int, cache: Cache | Together) -> Tensor:
+        if isinstance(cache, Together):
+            rows = zip(x.split(1), cache.caches, strict=True)
+            return torch.cat([self.attend(row, layer_id, of_row) for row, of_row in rows])
         assert isinstance(cache, KvCache)
         weights, spec = self.weights.layers[layer_id], self.spec.layers[layer_id].attention
         bias = weights.optional("attention_norm_bias")

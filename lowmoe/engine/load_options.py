@@ -14,6 +14,9 @@ from lowmoe.kernels import cpu
 
 DEFAULT_KV: cpu.KvFormat = "float16"
 MAX_THREADS = 1024
+# Whose tokens are decoded together: as many as the products of few tokens take at once, on the CPU
+# (kernels/cpu/trellis_tile.h) and on a GPU (MOST_DECODED in cuda_ext/ops.py).
+MOST_SEQUENCES = 8
 TORCH = "torch"  # what LOWMOE_ISA says to have no native code
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -25,7 +28,8 @@ class LoadOptions:
     gpu: "auto", "none" or a card's name; bits: 2, 4, 6 or "auto"; ram, vram: sizes like "24GiB", of
     the machine's memory and the GPU's; threads: of computation; context: tokens; kv: how keys and
     values are kept, "float16", "int8" or "float32", for folders of planes; dtype: of unquantized
-    weights, for checkpoints only.
+    weights, for checkpoints only; sequences: conversations whose tokens are decoded together, each
+    with a cache of its own.
     """
 
     gpu: str = AUTO
@@ -36,6 +40,7 @@ class LoadOptions:
     context: int | None = None
     kv: str | None = None
     dtype: str | None = None
+    sequences: int = 1
 
     def __post_init__(self) -> None:
         if self.bits not in ("auto", 2, 4, 6):
@@ -49,6 +54,8 @@ class LoadOptions:
         for name, value in (("threads", self.threads), ("context", self.context)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}, but must be at least 1.")
+        if not 1 <= self.sequences <= MOST_SEQUENCES:
+            raise UsageError(f"sequences is {self.sequences}, but must be 1 to {MOST_SEQUENCES}.")
         check_gpu(self.gpu, self.vram)
 
     @property

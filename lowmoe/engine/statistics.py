@@ -18,6 +18,10 @@ class PerTier:
     ram: float = 0
     disk: float = 0
 
+    def divided(self, by: float) -> "PerTier":
+        """Each of them."""
+        return PerTier(gpu=self.gpu / by, ram=self.ram / by, disk=self.disk / by)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bandwidths:
@@ -34,8 +38,9 @@ class RunStatistics:
 
     ttft_s: from the request to the first token; placement: bytes of weights by tier at the end,
     those on disk only; hit_rate: share of expert requests served by a tier; bytes_per_token:
-    bytes read by a tier for each token generated; bound_tokens_per_s: what the bandwidths measured
-    in this run allow for these bytes; predicted_tokens_per_s: what the planner said beforehand,
+    bytes read by a tier for each token generated, those of answers decoded together included;
+    bound_tokens_per_s: of this answer's tokens, what the bandwidths measured in this run allow for
+    what was read; predicted_tokens_per_s: what the planner said beforehand,
     None until there is one. None stands for what a run too short did not measure.
     """
 

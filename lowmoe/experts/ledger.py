@@ -6,7 +6,7 @@ Ignorant of:  tokens and layers.
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,10 @@ class Traffic:
     disk_busy_s: float = 0.0
     guessed: int = 0
     guessed_right: int = 0
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return Traffic(**sums)
 
     def __sub__(self, earlier: "Traffic") -> "Traffic":
         return Traffic(
