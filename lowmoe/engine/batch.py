@@ -135,9 +135,7 @@ class Batch:
     def _decode(self, running: list[Answer]) -> None:
         decoder = self.runtime.decoder
         with self.computing():
-            hidden = step(
-                decoder, [a.conversation for a in running], [a.context[-1] for a in running]
-            )
+            hidden = step(decoder, [a.conversation for a in running], [a.context for a in running])
             scores = decoder.logits(hidden)  # until they are there, a GPU computes
         self._count(len(running))
         for answer, of_answer in zip(running, scores, strict=True):

@@ -50,27 +50,34 @@ class Conversation:
         tokens that is.
         """
         n_common = self.n_common(ids)
-        self._cache.n_tokens = n_common
-        del self._tokens[n_common:]
+        self._forget_beyond(n_common)
         return n_common
 
     def forward(self, ids: Sequence[int]) -> Tensor:
         """Run ids through the layers after what is there.  Returns the last hidden state [T, H]."""
-        self._forget_unknown()
+        self._forget_beyond(len(self._tokens))
         hidden = self._decoder.forward(torch.tensor(ids), self._cache)
         self._tokens += ids
         return hidden
 
-    def _forget_unknown(self) -> None:
-        """What a pass left that was interrupted at its end."""
-        if self._cache.n_tokens > len(self._tokens):
-            self._cache.n_tokens = len(self._tokens)
+    def _forget_beyond(self, n_tokens: int) -> None:
+        """What comes after n_tokens, and what a pass left that was interrupted at its end."""
+        del self._tokens[n_tokens:]
+        self._cache.n_tokens = len(self._tokens)
 
 
-def step(decoder: AnyDecoder, conversations: Sequence[Conversation], ids: Sequence[int]) -> Tensor:
-    """Run one token of each through the layers together.  Returns the last hidden state [B, H]."""
-    for conversation in conversations:
-        conversation._forget_unknown()
+def step(
+    decoder: AnyDecoder, conversations: Sequence[Conversation], contexts: Sequence[Sequence[int]]
+) -> Tensor:
+    """Run the last token of each context, which the others are in the cache before.
+
+    Returns the last hidden states, [B, H].
+    """
+    for conversation, context in zip(conversations, contexts, strict=True):
+        # A step may have got so far that this token was run, but not that another followed.
+        conversation._forget_beyond(len(context) - 1)
+        assert conversation.n_tokens == len(context) - 1
+    ids = [context[-1] for context in contexts]
     hidden = decoder.step(torch.tensor(ids), [c._cache for c in conversations])
     for conversation, token_id in zip(conversations, ids, strict=True):
         conversation._tokens.append(token_id)
