@@ -85,6 +85,11 @@ class Answer:
         """End it before its next token; any thread or signal handler may call it."""
         self._cancelled.set()
 
+    @property
+    def has_new(self) -> bool:
+        """Whether there are tokens to `take`."""
+        return bool(self._new)
+
     def take(self) -> list[Token]:
         """The tokens since the last call."""
         new, self._new = self._new, []

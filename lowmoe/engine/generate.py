@@ -117,6 +117,9 @@ class Session:
                     for token in answer.take():
                         yield index[id(answer)], token
                     _raise_what_ended(answer)
+                # Meanwhile another stream may have taken steps, which are steps of these too.
+                if any(answer.has_new for answer in answers):
+                    continue
                 if all(answer.end is not None for answer in answers):
                     return
                 while waiting and batch.n_free:
