@@ -9,7 +9,7 @@ from lowmoe.errors import LowMoeError
 
 if TYPE_CHECKING:
     from lowmoe.api import Model, load, quantize
-    from lowmoe.engine.generate import Token
+    from lowmoe.engine.answer import Token
 
 __all__ = ["LowMoeError", "Model", "Token", "__version__", "load", "quantize"]
 
@@ -21,7 +21,7 @@ def __getattr__(name: str) -> object:
     if name in ("Model", "load", "quantize"):
         return getattr(importlib.import_module("lowmoe.api"), name)
     if name == "Token":
-        return importlib.import_module("lowmoe.engine.generate").Token
+        return importlib.import_module("lowmoe.engine.answer").Token
     if name == "__version__":
         return importlib.metadata.version("lowmoe")
     raise AttributeError(f"module 'lowmoe' has no attribute {name!r}")

@@ -10,11 +10,13 @@ Ignorant of:  terminals, HTTP.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias, overload
 
 import torch
 from torch import Tensor
 
-from lowmoe.engine.generate import Session, Token, check_ids
+from lowmoe.engine.answer import Token, check_ids
+from lowmoe.engine.generate import Session
 from lowmoe.engine.load import load_checkpoint, load_folder
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingOptions, sampling_options
@@ -40,7 +42,8 @@ from lowmoe.plan.of_run import keep_run, predictor
 from lowmoe.settings import Settings, read_settings
 
 # A string to go on with, or chat messages, each with a "role" and a "content".
-Prompt = str | Sequence[Mapping[str, str]]
+Messages: TypeAlias = Sequence[Mapping[str, str]]
+Prompt: TypeAlias = str | Messages
 
 
 class Model:
@@ -129,10 +132,29 @@ class Model:
 
     def stream_with(self, prompt: Prompt, options: SamplingOptions) -> Iterator[Token]:
         """The same with options that are settled."""
+        return self._open_session().stream(self._encode(prompt), options)
+
+    def stream_all(
+        self, prompts: Sequence[Prompt], options: Sequence[SamplingOptions]
+    ) -> Iterator[tuple[int, Token]]:
+        """Tokens of several answers as they are made, each with which prompt's it is.
+
+        As many are decoded together as the model was loaded for (sequences); as one ends, the next
+        begins.  options: one for each prompt, see `options`.  Errors are stream's.
+        """
+        if len(prompts) != len(options):
+            raise UsageError(
+                f"{len(prompts)} prompts, but {len(options)} sampling options. Give one for each."
+            )
+        ids = [self._encode(prompt) for prompt in prompts]
+        return self._open_session().stream_all(ids, options)
+
+    def _encode(self, prompt: Prompt) -> list[int]:
         if not prompt or (isinstance(prompt, str) and not prompt.strip()):
             raise PromptError("the prompt is empty. Give at least one word.")
-        return self._open_session().stream(self.runtime.text.encode(prompt), options)
+        return self.runtime.text.encode(prompt)
 
+    @overload
     def generate(
         self,
         prompt: Prompt,
@@ -145,8 +167,40 @@ class Model:
         seed: int | None = None,
         stop: Sequence[str] | None = None,
         max_new_tokens: int | None = None,
-    ) -> str:
-        """The whole answer, without the prompt.  Arguments and errors are stream's."""
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | list[Messages],
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] | None = None,
+        max_new_tokens: int | None = None,
+    ) -> list[str]: ...
+
+    def generate(
+        self,
+        prompt: Prompt | list[str] | list[Messages],
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] | None = None,
+        max_new_tokens: int | None = None,
+    ) -> str | list[str]:
+        """The whole answer, without the prompt, or of a list of prompts all their answers.
+
+        Arguments and errors are stream's; several are decoded together as stream_all does.
+        """
         options = self.options(
             temperature=temperature,
             top_k=top_k,
@@ -157,7 +211,11 @@ class Model:
             stop=stop,
             max_new_tokens=max_new_tokens,
         )
-        return "".join(token.text for token in self.stream_with(prompt, options))
+        prompts = _several(prompt)
+        answers = [""] * len(prompts)
+        for index, token in self.stream_all(prompts, [options] * len(prompts)):
+            answers[index] += token.text
+        return answers if prompts is prompt else answers[0]
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """The scores after each token.  ids: token ids.  Returns float32 [T, V]."""
@@ -189,6 +247,12 @@ class Model:
         keep_run(self.runtime, self.statistics(), read_settings())
 
 
+def _several(prompt: Prompt | list[str] | list[Messages]) -> Sequence[Prompt]:
+    """The list of prompts that it is, or one of it."""
+    is_one = isinstance(prompt, str) or not prompt or isinstance(prompt[0], Mapping)
+    return [prompt] if is_one else prompt  # type: ignore[list-item, return-value]
+
+
 def load(
     model: str | Path = DEMO,
     *,
@@ -201,6 +265,7 @@ def load(
     kv: str | None = None,
     dtype: str | None = None,
     misses: str = LoadOptions().misses,
+    sequences: int = LoadOptions().sequences,
     report: Reporter | None = None,
 ) -> Model:
     """Load a model, making its model folder first if there is none yet.
@@ -219,6 +284,7 @@ def load(
         kv=kv,
         dtype=dtype,
         misses=misses,
+        sequences=sequences,
     )
     return open_model(str(model), options, report or SilentReporter())
 

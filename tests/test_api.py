@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 import psutil
@@ -53,9 +54,10 @@ def test_every_option_of_load_is_taken(model_folder: Path) -> None:
         threads=2,
         context=100,
         kv="int8",
+        sequences=3,
     ) as model:
         runtime = model.runtime
-        assert (runtime.bits, runtime.n_context) == (4, 100)
+        assert (runtime.bits, runtime.n_context, runtime.n_sequences) == (4, 100, 3)
         assert runtime.pool is not None
         assert runtime.pool.n_threads == 2
         # Two layers of 2 key-value heads of 16 int8 numbers and a scale, in pages of 256 tokens.
@@ -291,6 +293,78 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Decoder, "forward", counted)
     return found
+
+
+# --- several prompts
+
+PROMPTS = ["Once upon a time", "The end", "Who is there? And who is here?", "a"]
+
+
+@pytest.mark.parametrize("sequences", [1, 2, 4, 8])
+def test_a_list_of_prompts_has_the_answers_that_each_has_alone(
+    model: Model, model_folder: Path, sequences: int
+) -> None:
+    wanted = [model.generate(p, temperature=0.0, max_new_tokens=9) for p in PROMPTS]
+    with lowmoe.load(model_folder, sequences=sequences) as several:
+        assert several.generate(PROMPTS, temperature=0.0, max_new_tokens=9) == wanted
+    assert len(set(wanted)) > 1
+
+
+def test_a_list_may_be_of_chats_and_may_be_empty(model: Model) -> None:
+    alone = model.generate(QUESTION, temperature=0.0, max_new_tokens=9)
+    assert model.generate([QUESTION], temperature=0.0, max_new_tokens=9) == [alone]
+    other = [{"role": "user", "content": "Once upon a time"}]
+    both = model.generate([QUESTION, other], temperature=0.0, max_new_tokens=9)
+    assert both[0] == alone
+    with pytest.raises(PromptError, match="the prompt is empty"):
+        model.generate([])
+    with pytest.raises(PromptError, match="the prompt is empty"):
+        model.generate(["a", " "])
+
+
+def test_each_of_several_has_its_own_options(model_folder: Path) -> None:
+    with lowmoe.load(model_folder, sequences=3) as model:
+        options = [
+            model.options(temperature=0.0, max_new_tokens=3),
+            model.options(temperature=1.2, seed=7, max_new_tokens=12),
+            model.options(temperature=0.0, max_new_tokens=6),
+        ]
+        found: list[list[lowmoe.Token]] = [[], [], []]
+        for index, token in model.stream_all(PROMPTS[:3], options):
+            found[index].append(token)
+        wanted = [
+            list(model.stream_with(prompt, of_prompt))
+            for prompt, of_prompt in zip(PROMPTS, options, strict=False)
+        ]
+        assert found == wanted
+        with pytest.raises(UsageError, match="2 prompts, but 3 sampling options"):
+            model.stream_all(PROMPTS[:2], options)
+
+
+def test_stop_ends_all_of_several(model_folder: Path) -> None:
+    with lowmoe.load(model_folder, sequences=2) as model:
+        options = [model.options(temperature=0.0, max_new_tokens=50)] * 4
+        n_tokens = 0
+        for _ in model.stream_all(PROMPTS, options):
+            n_tokens += 1
+            model.stop()
+        assert n_tokens < 8  # the tokens of one step, and text that was held back
+        assert model.session is not None
+        assert model.session.batch.n_free == 2
+
+
+def test_two_streams_may_be_taken_in_turns_where_there_is_room(model_folder: Path) -> None:
+    with lowmoe.load(model_folder, sequences=2) as model:
+        wanted = [greedy(model, prompt, 12) for prompt in PROMPTS[:2]]
+        streams = [
+            model.stream(prompt, temperature=0.0, max_new_tokens=12) for prompt in PROMPTS[:2]
+        ]
+        found: list[list[int]] = [[], []]
+        for pair in zip_longest(*streams):
+            for ids, token in zip(found, pair, strict=True):
+                if token is not None and token.id is not None:
+                    ids.append(token.id)
+        assert found == wanted
 
 
 # --- the end of an answer

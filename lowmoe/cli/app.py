@@ -144,6 +144,7 @@ def _load_options(
     context: int | None,
     kv: str | None,
     misses: str,
+    sequences: int = 1,
 ) -> "LoadOptions":
     from lowmoe.engine.load_options import LoadOptions
 
@@ -156,6 +157,7 @@ def _load_options(
         context=context,
         kv=kv,
         misses=misses,
+        sequences=sequences,
     )
 
 
@@ -239,6 +241,9 @@ def bench(
     context: Context = None,
     kv: Kv = None,
     misses: Misses = "auto",
+    sequences: Annotated[
+        int, typer.Option(help="Prompts decoded together, each with a cache of its own.")
+    ] = 1,
     runs: Annotated[int, typer.Option(help="Counted runs; one more warms up.")] = 3,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of prefill in each run.")] = 64,
     new_tokens: Annotated[int, typer.Option(help="Tokens of decode in each run.")] = 32,
@@ -255,7 +260,7 @@ def bench(
     options = BenchOptions(
         runs=runs, prompt_tokens=prompt_tokens, new_tokens=new_tokens, profile=profile
     )
-    load = _load_options(gpu, bits, ram, vram, threads, context, kv, misses)
+    load = _load_options(gpu, bits, ram, vram, threads, context, kv, misses, sequences)
     bench_command(model, options, load, synthetic=synthetic, json=json, timeline=trace_timeline)
 
 

@@ -41,6 +41,11 @@ def bench_command(
         value = getattr(options, field)
         if value < 1:
             raise UsageError(f"--{field.replace('_', '-')} is {value}, but must be at least 1.")
+    if options.profile and load.sequences > 1:
+        raise UsageError(
+            f"--profile shows a token of one sequence, but --sequences is {load.sequences}. "
+            "Leave one of them out."
+        )
     if synthetic:
         name = str(_synthetic(name, load))
     with traced(load, timeline) as traced_load, load_model(name, traced_load) as model:
@@ -110,6 +115,11 @@ def _show(result: BenchResult, machine: str, *, json: bool) -> None:
         f"{medians['decode_tokens_per_s'] or 0:.3g} tokens/s, bound "
         f"{medians['bound_tokens_per_s'] or 0:.3g}"
     )
+    if result.sequences > 1:
+        in_all = medians["decode_tokens_per_s_in_all"]
+        out.print(
+            f"{result.sequences} together: decode {in_all or 0:.3g} tokens/s in all", markup=False
+        )
     if result.gpu_ceiling_bytes_per_s is not None:
         out.print(f"GPU copies: {size(result.gpu_ceiling_bytes_per_s)}/s measured here")
     out.print(f"RAM reads: {size(result.ram_ceiling_bytes_per_s)}/s measured here")

@@ -4,6 +4,7 @@ Knows:        what a decoder asks for; what a pass that goes layer by layer asks
 Ignorant of:  how it is computed.
 """
 
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -23,6 +24,13 @@ class Cache(Protocol):
 
     n_tokens: int
     capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Several conversations, each another one, of which a pass has one token each."""
+
+    caches: tuple[Cache, ...]
 
 
 class Computation(Protocol[L_contra]):
@@ -45,9 +53,10 @@ class Computation(Protocol[L_contra]):
     def embed(self, ids: Tensor) -> Tensor:
         """ids: [T] int64.  Returns [T, H]."""
 
-    def run_layers(self, x: Tensor, cache: Cache, store: L_contra) -> Tensor:
-        """All layers for tokens after those in the cache.  x: [T, H], T at most max_tokens, which
-        may be reused.  Returns [T, H].
+    def run_layers(self, x: Tensor, cache: Cache | Together, store: L_contra) -> Tensor:
+        """All layers for tokens after those in the cache, or one after those in each.
+
+        x: [T, H], T at most max_tokens, which may be reused.  Returns [T, H].
         """
 
     def logits(self, x: Tensor) -> Tensor:
@@ -57,8 +66,8 @@ class Computation(Protocol[L_contra]):
 class LayerParts(Protocol):
     """What `layer_by_layer` asks of a computation.  x: [T, H], which may be reused."""
 
-    def attend(self, x: Tensor, layer_id: int, cache: Cache) -> Tensor:
-        """x + attention(norm(x)), [T, H], for tokens after those in the cache."""
+    def attend(self, x: Tensor, layer_id: int, cache: Cache | Together) -> Tensor:
+        """x + attention(norm(x)), [T, H], for tokens after those in the cache, or in each."""
 
     def route(self, x: Tensor, layer_id: int) -> Routing:
         """The experts of each token of x, [T, H]."""
@@ -74,7 +83,7 @@ class LayerParts(Protocol):
 
 
 def layer_by_layer(
-    parts: LayerParts, n_layers: int, x: Tensor, cache: Cache, store: ExpertStore
+    parts: LayerParts, n_layers: int, x: Tensor, cache: Cache | Together, store: ExpertStore
 ) -> Tensor:
     """All layers, asking the store for experts as they are needed and likely to be."""
     for layer_id in range(n_layers):

@@ -4,13 +4,14 @@ Knows:        a pass from end to end, what is in the cache.
 Ignorant of:  how it is computed, text, sampling, files, families, what the bits mean.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from lowmoe.decoder.computation import Cache, Computation
+from lowmoe.decoder.computation import Cache, Computation, Together
 from lowmoe.experts.lender import Lender
 from lowmoe.spec import ModelSpec
 
@@ -35,11 +36,31 @@ class Decoder(Generic[L]):
 
         The tokens follow those in the cache, and are in it afterwards.
         """
+        x = self._run(ids, cache)
+        cache.n_tokens += ids.shape[0]
+        return x
+
+    @torch.inference_mode()
+    def step(self, ids: Tensor, caches: Sequence[Cache]) -> Tensor:
+        """Run one token of each of several conversations through all layers, every expert that any
+        of them goes to once.  ids: [B] int64, at most max_tokens.  Returns [B, H].
+
+        Native code gives each the bits it would have alone, for up to 8; others differ by the
+        rounding of float32 sums.
+        """
+        assert len(caches) == ids.shape[0] > 0
+        if len(caches) == 1:
+            return self.forward(ids, caches[0])
+        x = self._run(ids, Together(tuple(caches)))
+        for cache in caches:
+            cache.n_tokens += 1
+        return x
+
+    def _run(self, ids: Tensor, cache: Cache | Together) -> Tensor:
         x = self.computation.embed(ids)
         x = self.computation.run_layers(x, cache, self.store)
         if not self.store.is_complete:
             self.store.read_rest(self.spec.n_experts_by_layer)
-        cache.n_tokens += ids.shape[0]
         return x
 
     @torch.inference_mode()

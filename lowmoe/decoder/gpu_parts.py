@@ -5,6 +5,7 @@ Ignorant of:  their order, where experts are, how operations are computed, CUDA.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,6 +106,13 @@ class GpuParts:
         torch.arange(n_cached, end, out=b.positions)
         return b
 
+    def embedded_each(self, x: Tensor, positions: list[int]) -> Buffers:
+        """The same for tokens of several conversations, at these positions."""
+        b = self.buffers(x.shape[0])
+        assert x.data_ptr() == b.x.data_ptr(), "not what embed returned"
+        b.positions.copy_(torch.tensor(positions, dtype=torch.int32))
+        return b
+
     def begin_with_zeros(self) -> Buffers:
         """A token of zeros at position 0, to capture work with: the first one writes over it."""
         b = self._buffers_of_one
@@ -129,11 +137,9 @@ class GpuParts:
 
     def attend(self, layer_id: int, b: Buffers, keys: Tensor, values: Tensor, end: int) -> None:
         """b.x += attention(norm(b.x)), over a cache that then has `end` positions."""
-        layer = self._layers[layer_id]
-        spec, weights, ops = grouped(layer.spec.attention), layer.weights, self._ops
-        rounded, epsilon = (b.normed_codes, b.normed_scales), self._spec.norm_epsilon
-        ops.norm_round(b.x, weights.attention_norm, epsilon, layer.qkv.d, b.normed, *rounded)
-        self._linear(rounded, layer.qkv, b.qkv, add=False)
+        layer, ops = self._layers[layer_id], self._ops
+        spec = grouped(layer.spec.attention)
+        self._ask(layer, b)
         where = (b.positions, b.sequences, spec.n_heads)
         ops.rope_store(b.qkv, layer.frequencies, *where, keys, values)
         if b.n_tokens <= MOST_DECODED:
@@ -141,8 +147,34 @@ class GpuParts:
             ops.attend(b.qkv, keys, values, *where, window, b.attended, b.workspace)
         else:
             b.attended.copy_(_attend_prompt(layer.spec, b.qkv, keys[0], values[0], end))
+        self._add_attended(layer, b)
+
+    def attend_each(
+        self, layer_id: int, b: Buffers, caches: Sequence[tuple[Tensor, Tensor]]
+    ) -> None:
+        """The same for a token of each of several conversations.  caches: their keys and values."""
+        layer, ops = self._layers[layer_id], self._ops
+        spec = grouped(layer.spec.attention)
+        self._ask(layer, b)
+        for t, (keys, values) in enumerate(caches):
+            one = slice(t, t + 1)
+            qkv, where = b.qkv[one], (b.positions[one], b.sequences[one], spec.n_heads)
+            ops.rope_store(qkv, layer.frequencies, *where, keys, values)
+            window = spec.window or 0
+            ops.attend(qkv, keys, values, *where, window, b.attended[one], b.workspace)
+        self._add_attended(layer, b)
+
+    def _ask(self, layer: _Layer, b: Buffers) -> None:
+        """b.qkv = queries, keys and values of norm(b.x)."""
+        rounded, epsilon = (b.normed_codes, b.normed_scales), self._spec.norm_epsilon
+        norm = layer.weights.attention_norm
+        self._ops.norm_round(b.x, norm, epsilon, layer.qkv.d, b.normed, *rounded)
+        self._linear(rounded, layer.qkv, b.qkv, add=False)
+
+    def _add_attended(self, layer: _Layer, b: Buffers) -> None:
+        """b.x += attention's output."""
         rounded = (b.attended_codes, b.attended_scales)
-        ops.round_tokens(b.attended, layer.out.d, *rounded)
+        self._ops.round_tokens(b.attended, layer.out.d, *rounded)
         self._linear(rounded, layer.out, b.x, add=True)
 
     def route(self, layer_id: int, b: Buffers) -> None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from cuda_ext.ops import MOST_DECODED
-from lowmoe.decoder.computation import Cache
+from lowmoe.decoder.computation import Cache, Together
 from lowmoe.decoder.cpu_share import CpuShare, HostTokens
 from lowmoe.decoder.gpu_buffers import Buffers
 from lowmoe.decoder.gpu_parts import GpuParts, cache_bytes
@@ -40,6 +40,7 @@ from quant.trellis import TrellisCode
 MOST_ON_CPU = 256  # tokens of a prompt that the CPU is given at once
 
 Piece = Callable[[], None]
+Attend = Callable[[int], None]  # b.x += the attention of a layer
 T = TypeVar("T")
 
 
@@ -116,9 +117,8 @@ class HybridComputation:
         b = self._parts.begin_with_zeros()  # capturing runs it
         self._tokens.share.zero_()
         capture = self._gpu.capture
-        pieces = [
-            (capture(first), capture(second)) for first, second in self._pieces(b, keys, values)
-        ]
+        attend = self._attend_one(b, keys, values)
+        pieces = [(capture(first), capture(second)) for first, second in self._pieces(b, attend)]
         return HybridCache(keys=keys, values=values, capacity=capacity, pieces=pieces)
 
     def cache_bytes(self, n_tokens: int) -> int:
@@ -130,18 +130,34 @@ class HybridComputation:
         """In a buffer, until the next pass."""
         return self._parts.embed(ids)
 
-    def run_layers(self, x: Tensor, cache: Cache, store: HybridExperts) -> Tensor:
+    def run_layers(self, x: Tensor, cache: Cache | Together, store: HybridExperts) -> Tensor:
         """x: what `embed` returned.  Raises what reading raises; the next pass does not mind."""
-        assert isinstance(cache, HybridCache)
         assert store is self._experts
+        if isinstance(cache, Together):
+            return self._run_together(x, cache, store)
+        assert isinstance(cache, HybridCache)
         b = self._parts.embedded(x, cache.n_tokens, cache.capacity)
         store.move_up()
         if b.n_tokens == 1:
             self._decode(b, cache.pieces)
         elif b.n_tokens <= MOST_DECODED:
-            self._decode(b, self._pieces(b, cache.keys, cache.values))
+            self._decode(b, self._pieces(b, self._attend_one(b, cache.keys, cache.values)))
         else:
             self._prompt(b, cache)
+        return b.x.clone()
+
+    def _run_together(self, x: Tensor, together: Together, store: HybridExperts) -> Tensor:
+        """Not captured: which conversations are together changes as they come and go."""
+        caches = [cache for cache in together.caches if isinstance(cache, HybridCache)]
+        assert len(caches) == x.shape[0] <= MOST_DECODED
+        b = self._parts.embedded_each(x, [cache.n_tokens for cache in caches])
+        store.move_up()
+
+        def attend(layer_id: int) -> None:
+            of_layer = [(cache.keys[layer_id], cache.values[layer_id]) for cache in caches]
+            self._parts.attend_each(layer_id, b, of_layer)
+
+        self._decode(b, self._pieces(b, attend))
         return b.x.clone()
 
     def logits(self, x: Tensor) -> Tensor:
@@ -150,25 +166,25 @@ class HybridComputation:
 
     # --- few tokens
 
-    def _pieces(
-        self, b: Buffers, keys: list[Tensor], values: list[Tensor]
-    ) -> list[tuple[Piece, Piece]]:
+    def _attend_one(self, b: Buffers, keys: list[Tensor], values: list[Tensor]) -> Attend:
+        """A layer's attention of few tokens over one cache."""
+        return lambda i: self._parts.attend(i, b, keys[i], values[i], 0)
+
+    def _pieces(self, b: Buffers, attend: Attend) -> list[tuple[Piece, Piece]]:
         """The work of each layer up to where the host knows what to do, and after that."""
         tokens = self._tokens.of(b.n_tokens)
         return [
             (
-                partial(self._until_routed, layer_id, b, tokens, keys[layer_id], values[layer_id]),
+                partial(self._until_routed, layer_id, b, tokens, attend),
                 partial(self._mix_there, layer_id, b),
             )
             for layer_id in range(len(self._spec.layers))
         ]
 
-    def _until_routed(
-        self, layer_id: int, b: Buffers, tokens: HostTokens, keys: Tensor, values: Tensor
-    ) -> None:
+    def _until_routed(self, layer_id: int, b: Buffers, tokens: HostTokens, attend: Attend) -> None:
         if layer_id > 0:
             self._add_share(b, tokens)
-        self._parts.attend(layer_id, b, keys, values, 0)
+        attend(layer_id)
         self._parts.route(layer_id, b)
         for target, source in (
             (tokens.x, b.x),

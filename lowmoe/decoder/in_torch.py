@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowmoe.decoder.attention import attend, plus_bias
-from lowmoe.decoder.computation import Cache, layer_by_layer
+from lowmoe.decoder.computation import Cache, Together, layer_by_layer
 from lowmoe.decoder.kv_cache import KvCache, cache_bytes
 from lowmoe.decoder.moe import Routing, mix_experts, shared_output
 from lowmoe.decoder.norm import norm, normed_output
@@ -48,14 +48,16 @@ class TorchComputation:
         x = self.kernels.embed(ids, self.weights.embedding, self.dtype)
         return _scaled(x, self.spec.embedding_scale)
 
-    def run_layers(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
+    def run_layers(self, x: Tensor, cache: Cache | Together, store: ExpertStore) -> Tensor:
         if self.spec.learned_positions:
             assert self.weights.positions is not None
-            first = cache.n_tokens
-            x = x + self.weights.positions[first : first + x.shape[0]].to(x.dtype)
+            x = x + self.weights.positions[_positions(cache, x.shape[0])].to(x.dtype)
         return layer_by_layer(self, len(self.spec.layers), x, cache, store)
 
-    def attend(self, x: Tensor, layer_id: int, cache: Cache) -> Tensor:
+    def attend(self, x: Tensor, layer_id: int, cache: Cache | Together) -> Tensor:
+        if isinstance(cache, Together):
+            rows = zip(x.split(1), cache.caches, strict=True)
+            return torch.cat([self.attend(row, layer_id, of_row) for row, of_row in rows])
         assert isinstance(cache, KvCache)
         weights, spec = self.weights.layers[layer_id], self.spec.layers[layer_id].attention
         bias = weights.optional("attention_norm_bias")
@@ -98,3 +100,10 @@ class TorchComputation:
 
 def _scaled(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else x * factor
+
+
+def _positions(cache: Cache | Together, n_tokens: int) -> Tensor:
+    """Of tokens after those in a cache, or of one after those in each, [T]."""
+    if isinstance(cache, Together):
+        return torch.tensor([of.n_tokens for of in cache.caches])
+    return torch.arange(cache.n_tokens, cache.n_tokens + n_tokens)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowmoe.decoder.abilities import LATENT, lacking
-from lowmoe.decoder.computation import Cache, layer_by_layer
+from lowmoe.decoder.computation import Cache, Together, layer_by_layer
 from lowmoe.decoder.moe import Routing
 from lowmoe.decoder.rope import rope_frequencies, rope_length
 from lowmoe.decoder.weights import DenseWeights, LayerWeights
@@ -97,8 +97,11 @@ class NativeComputation:
         kv: cpu.KvFormat,
         max_tokens: int,
         n_context: int,
+        n_sequences: int = 1,
     ) -> None:
-        """kv: how keys and values are kept; max_tokens: of one pass; n_context: of a cache."""
+        """kv: how keys and values are kept; max_tokens: of one pass; n_context: of a cache;
+        n_sequences: conversations that a pass may have one token each of.
+        """
         assert not lacking(spec, ABLE), lacking(spec, ABLE)
         before = cpu.allocated_bytes()
         self._spec, self.weights, self._kv = spec, weights, kv
@@ -114,6 +117,7 @@ class NativeComputation:
             self._engine,
             [self._attention_layer(i) for i in range(len(spec.layers))],
             max_context=n_context,
+            max_sequences=n_sequences,
         )
         self._experts = cpu.Experts(
             self._engine, [self._experts_layer(i) for i in range(len(spec.layers))]
@@ -167,13 +171,17 @@ class NativeComputation:
             self._ends.embed(part.data_ptr(), part.shape[0], x[first:].data_ptr())
         return _scaled(x, self._spec.embedding_scale / self._spec.residual_scale)
 
-    def run_layers(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
+    def run_layers(self, x: Tensor, cache: Cache | Together, store: ExpertStore) -> Tensor:
         """In place; in one call once every expert is in RAM."""
         if not store.is_complete:
             return layer_by_layer(self, len(self._spec.layers), x, cache, store)
-        pages = self._pages(cache, x.shape[0])
         layers = self._layers_over(store)
-        store.count_used(layers.run(pages, cache.n_tokens, x.data_ptr(), x.shape[0]))
+        if isinstance(cache, Together):
+            n_used = layers.step(self._places(cache), x.data_ptr())
+        else:
+            pages = self._pages(cache, x.shape[0])
+            n_used = layers.run(pages, cache.n_tokens, x.data_ptr(), x.shape[0])
+        store.count_used(n_used)
         return x
 
     def _layers_over(self, store: ExpertStore) -> cpu.Layers:
@@ -186,8 +194,11 @@ class NativeComputation:
             self._layers = store, cpu.Layers(self._attention, self._experts, addresses)
         return self._layers[1]
 
-    def attend(self, x: Tensor, layer_id: int, cache: Cache) -> Tensor:
+    def attend(self, x: Tensor, layer_id: int, cache: Cache | Together) -> Tensor:
         """Adds to x in place."""
+        if isinstance(cache, Together):
+            self._attention.step(layer_id, self._places(cache), x.data_ptr())
+            return x
         n_tokens = x.shape[0]
         pages = self._pages(cache, n_tokens)
         self._attention.run(layer_id, pages, cache.n_tokens, x.data_ptr(), n_tokens)
@@ -216,6 +227,10 @@ class NativeComputation:
         if self.weights.head_bias is not None:
             scores += self.weights.head_bias
         return _scaled(scores, self._spec.logit_scale)
+
+    def _places(self, together: Together) -> list[tuple[cpu.KvPages, int]]:
+        """Where a token after those in each cache is."""
+        return [(self._pages(cache, 1), cache.n_tokens) for cache in together.caches]
 
     @staticmethod
     def _pages(cache: Cache, n_tokens: int) -> cpu.KvPages:

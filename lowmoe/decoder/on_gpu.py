@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lowmoe.decoder.abilities import lacking
-from lowmoe.decoder.computation import Cache
+from lowmoe.decoder.computation import Cache, Together
 from lowmoe.decoder.gpu_buffers import ABLE, Buffers
 from lowmoe.decoder.gpu_parts import GpuParts, cache_bytes
 from lowmoe.decoder.weights import DenseWeights
@@ -67,7 +67,7 @@ class GpuComputation:
         """All of it at once, since a captured step knows where it lies."""
         keys, values = self._parts.new_cache(capacity)
         b = self._parts.begin_with_zeros()  # capturing runs it
-        step = self._gpu.capture(lambda: self._run(b, keys, values, 1))
+        step = self._gpu.capture(lambda: self._run(b, self._attend_one(b, keys, values, 1)))
         return GpuCache(keys=keys, values=values, capacity=capacity, step=step)
 
     def cache_bytes(self, n_tokens: int) -> int:
@@ -79,28 +79,48 @@ class GpuComputation:
         """In a buffer, until the next pass."""
         return self._parts.embed(ids)
 
-    def run_layers(self, x: Tensor, cache: Cache, store: ResidentExperts) -> Tensor:
+    def run_layers(self, x: Tensor, cache: Cache | Together, store: ResidentExperts) -> Tensor:
         """x: what `embed` returned."""
-        assert isinstance(cache, GpuCache)
         assert store is self._experts
+        if isinstance(cache, Together):
+            return self._run_together(x, cache, store)
+        assert isinstance(cache, GpuCache)
         b = self._parts.embedded(x, cache.n_tokens, cache.capacity)
         if b.n_tokens == 1:
             cache.step()
             store.count_used(self._n_used)
         else:
-            self._run(b, cache.keys, cache.values, cache.n_tokens + b.n_tokens)
+            end = cache.n_tokens + b.n_tokens
+            self._run(b, self._attend_one(b, cache.keys, cache.values, end))
             store.expect_used()
+        return b.x.clone()
+
+    def _run_together(self, x: Tensor, together: Together, store: ResidentExperts) -> Tensor:
+        """Not captured: which conversations are together changes as they come and go."""
+        caches = [cache for cache in together.caches if isinstance(cache, GpuCache)]
+        assert len(caches) == x.shape[0]
+        b = self._parts.embedded_each(x, [cache.n_tokens for cache in caches])
+        self._run(
+            b, lambda i: self._parts.attend_each(i, b, [(c.keys[i], c.values[i]) for c in caches])
+        )
+        store.expect_used()
         return b.x.clone()
 
     def logits(self, x: Tensor) -> Tensor:
         """On the host, which waits for them."""
         return self._parts.logits(x)
 
-    def _run(self, b: Buffers, keys: list[Tensor], values: list[Tensor], end: int) -> None:
-        """All layers for b.x at b.positions.  end: the position after the last."""
+    def _attend_one(
+        self, b: Buffers, keys: list[Tensor], values: list[Tensor], end: int
+    ) -> Callable[[int], None]:
+        """A layer's attention over one cache.  end: the position after the last."""
+        return lambda i: self._parts.attend(i, b, keys[i], values[i], end)
+
+    def _run(self, b: Buffers, attend: Callable[[int], None]) -> None:
+        """All layers for b.x at b.positions.  attend: the attention of a layer."""
         experts = self._experts
         for layer_id, table in enumerate(experts.tables):
-            self._parts.attend(layer_id, b, keys[layer_id], values[layer_id], end)
+            attend(layer_id)
             self._parts.route(layer_id, b)
             if b.n_tokens > 1:
                 experts.used.add_(b.active[0])

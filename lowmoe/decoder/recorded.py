@@ -7,7 +7,7 @@ Ignorant of:  what is made of it.
 import torch
 from torch import Tensor
 
-from lowmoe.decoder.computation import Cache, layer_by_layer
+from lowmoe.decoder.computation import Cache, Together, layer_by_layer
 from lowmoe.decoder.moe import Routing
 from lowmoe.decoder.traced import Layered
 from lowmoe.experts.store import ExpertStore
@@ -42,7 +42,7 @@ class RecordedRouting:
     def embed(self, ids: Tensor) -> Tensor:
         return self._computation.embed(ids)
 
-    def run_layers(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
+    def run_layers(self, x: Tensor, cache: Cache | Together, store: ExpertStore) -> Tensor:
         self._now = []
         x = layer_by_layer(self, self._n_layers, x, cache, store)
         self._passes.append(torch.stack(self._now, 1))  # a pass that was interrupted leaves none
@@ -53,7 +53,7 @@ class RecordedRouting:
 
     # --- the parts
 
-    def attend(self, x: Tensor, layer_id: int, cache: Cache) -> Tensor:
+    def attend(self, x: Tensor, layer_id: int, cache: Cache | Together) -> Tensor:
         return self._computation.attend(x, layer_id, cache)
 
     def route(self, x: Tensor, layer_id: int) -> Routing:

@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from lowmoe.decoder.computation import Cache, Computation, LayerParts, layer_by_layer
+from lowmoe.decoder.computation import Cache, Computation, LayerParts, Together, layer_by_layer
 from lowmoe.decoder.cpu_share import CpuShare
 from lowmoe.decoder.moe import Routing
 from lowmoe.decoder.weights import DenseWeights
@@ -47,13 +47,14 @@ class TracedPasses(Generic[L]):
         with self._timeline.span(PASSES, "embed"):
             return self._computation.embed(ids)
 
-    def run_layers(self, x: Tensor, cache: Cache, store: L) -> Tensor:
-        n_tokens = x.shape[0]
-        name = f"{n_tokens} token{'s' * (n_tokens > 1)} after {cache.n_tokens}"
-        with self._timeline.span(PASSES, name, tokens=n_tokens, cached=cache.n_tokens):
+    def run_layers(self, x: Tensor, cache: Cache | Together, store: L) -> Tensor:
+        n_tokens, caches = x.shape[0], cache.caches if isinstance(cache, Together) else (cache,)
+        cached = [of.n_tokens for of in caches]
+        name = f"{n_tokens} token{'s' * (n_tokens > 1)} after {', '.join(map(str, cached))}"
+        with self._timeline.span(PASSES, name, tokens=n_tokens, cached=sum(cached)):
             return self._through(x, cache, store)
 
-    def _through(self, x: Tensor, cache: Cache, store: L) -> Tensor:
+    def _through(self, x: Tensor, cache: Cache | Together, store: L) -> Tensor:
         return self._computation.run_layers(x, cache, store)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -69,10 +70,10 @@ class TracedLayers(TracedPasses[ExpertStore]):
         self._parts, self._n_layers = computation, n_layers
         self._layer_began: Mark = timeline.now()
 
-    def _through(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
+    def _through(self, x: Tensor, cache: Cache | Together, store: ExpertStore) -> Tensor:
         return layer_by_layer(self, self._n_layers, x, cache, store)
 
-    def attend(self, x: Tensor, layer_id: int, cache: Cache) -> Tensor:
+    def attend(self, x: Tensor, layer_id: int, cache: Cache | Together) -> Tensor:
         self._layer_began = self._timeline.now()
         with self._timeline.span(LAYERS, "attend"):
             return self._parts.attend(x, layer_id, cache)

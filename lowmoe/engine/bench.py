@@ -7,16 +7,19 @@ Ignorant of:  how results are shown.
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.layout import expert_span
+from lowmoe.engine.answer import Answer
+from lowmoe.engine.batch import Batch
 from lowmoe.engine.generate import Session
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.profile import BenchProfile, Profiler
+from lowmoe.engine.run_clock import Tally
 from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.statistics import RunStatistics
 from lowmoe.experts.store import N_READERS
@@ -39,12 +42,15 @@ class BenchOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchResult:
-    """samples: one a run; disk_read_bytes_per_s: over the seconds of decoding in which the disk was
-    busy; *_ceiling: measured beside it, the GPU's None where there is none; profile: None where it
-    was not asked for.
+    """sequences: decoded together; samples: of each of them, run by run; tokens_per_s_in_all: one a
+    run, while all were decoded, None for runs too short for that; disk_read_bytes_per_s: over the
+    seconds of decoding in which the disk was busy; *_ceiling: measured beside it, the GPU's None
+    where there is none; profile: None where it was not asked for.
     """
 
+    sequences: int
     samples: list[RunStatistics]
+    tokens_per_s_in_all: list[float | None]
     gpu_ceiling_bytes_per_s: float | None
     ram_ceiling_bytes_per_s: float
     disk_read_bytes_per_s: float | None
@@ -56,6 +62,8 @@ class BenchResult:
         plain = [s.to_json() for s in self.samples]
         return {
             **{key: _median([s[key] for s in plain]) for key in plain[0]},
+            "sequences": self.sequences,
+            "decode_tokens_per_s_in_all": _median(self.tokens_per_s_in_all),
             "gpu_ceiling_bytes_per_s": self.gpu_ceiling_bytes_per_s,
             "ram_ceiling_bytes_per_s": self.ram_ceiling_bytes_per_s,
             "disk_read_bytes_per_s": self.disk_read_bytes_per_s,
@@ -75,41 +83,81 @@ def _median(values: list[Any]) -> Any:
 def bench(
     runtime: Runtime, options: BenchOptions, progress: Callable[[int, int], None]
 ) -> BenchResult:
-    """Prefill and decode random tokens, the prompt another one in every run.
+    """Prefill and decode random tokens, as many prompts together as the model was loaded for, and
+    other ones in every run.
 
     Random tokens route more evenly than text, so that caches of experts look worse than they are.
     """
     generator = random.Random(0)
     session = Session(runtime)
-    sampling = SamplingOptions(
-        temperature=1.0, top_p=1.0, seed=0, max_new_tokens=options.new_tokens
-    )
     samples: list[RunStatistics] = []
+    in_all: list[float | None] = []
     profiler = Profiler(runtime) if options.profile else None
     disk_bytes, busy_s = 0, 0.0
     for run in range(options.runs + 1):
-        ids = [generator.randrange(runtime.spec.n_vocab) for _ in range(options.prompt_tokens)]
-        session.rewind([])
-        if profiler is not None:
-            profiler.begin()
-        for _ in session.token_ids(ids, sampling, heed_ends=False):
-            if profiler is not None:
-                profiler.token()
+        answers = [_answer(runtime, options, generator) for _ in range(runtime.n_sequences)]
+        together = _decode(session.batch, answers, profiler)
         if run > 0:
-            assert session.last_run is not None
-            decoding = session.last_run.decode_traffic
-            disk_bytes += decoding.disk_bytes
-            busy_s += decoding.disk_busy_s
-            samples.append(session.statistics())
+            disk_bytes += together.tally.traffic.disk_bytes
+            busy_s += together.tally.traffic.disk_busy_s
+            in_all.append(together.tokens_per_s)
+            samples += [a.clock.statistics(session.bandwidths()) for a in answers]
         progress(run + 1, options.runs + 1)
     return BenchResult(
+        sequences=runtime.n_sequences,
         samples=samples,
+        tokens_per_s_in_all=in_all,
         gpu_ceiling_bytes_per_s=None if runtime.gpu is None else runtime.gpu.read_bandwidth(),
         ram_ceiling_bytes_per_s=session.ram_bandwidth(),
         disk_read_bytes_per_s=disk_bytes / busy_s if busy_s else None,
         disk_ceiling_bytes_per_s=None if runtime.folder is None else disk_bandwidth(runtime.folder),
         profile=None if profiler is None else profiler.profile(options.prompt_tokens),
     )
+
+
+def _answer(runtime: Runtime, options: BenchOptions, generator: random.Random) -> Answer:
+    """To random tokens; nothing but its length ends it."""
+    return Answer(
+        runtime,
+        [generator.randrange(runtime.spec.n_vocab) for _ in range(options.prompt_tokens)],
+        SamplingOptions(temperature=1.0, top_p=1.0, seed=0, max_new_tokens=options.new_tokens),
+        end_ids=(),
+        spelled=False,
+        reuse=False,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Together:
+    """The steps in which every answer of a run had a further token."""
+
+    tally: Tally
+    seconds: float
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        return self.tally.tokens / self.seconds if self.seconds else None
+
+
+def _decode(batch: Batch, answers: Sequence[Answer], profiler: Profiler | None) -> _Together:
+    """All answers to their ends."""
+    if profiler is not None:
+        profiler.begin()
+    for answer in answers:
+        batch.join(answer)
+    begin = end = batch.tally
+    seconds = 0.0
+    while batch.answers:
+        before = time.perf_counter()
+        fewest = min(answer.n_new for answer in answers)
+        n_made = len(batch.step())
+        if n_made == len(answers) and fewest > 0:
+            seconds, end = seconds + time.perf_counter() - before, batch.tally
+        elif fewest == 0:
+            begin = end = batch.tally
+        if profiler is not None and n_made:
+            profiler.token()
+    return _Together(tally=end - begin, seconds=seconds)
 
 
 def disk_bandwidth(folder: ModelFolder) -> float:

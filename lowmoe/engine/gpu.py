@@ -158,7 +158,7 @@ class GpuDivision:
 class GpuNeeds:
     """What a model takes of a GPU's memory.
 
-    part_bytes: of one part of an expert, which has one for each plane.
+    part_bytes: of one part of an expert, which has one for each plane; n_sequences: caches.
     """
 
     spec: ModelSpec
@@ -166,6 +166,7 @@ class GpuNeeds:
     part_bytes: int
     n_context: int
     kv: cpu.KvFormat
+    n_sequences: int
 
     def n_bytes(self, gpu: GpuSizes, n_planes: int, max_tokens: int) -> int:
         """All of it."""
@@ -185,7 +186,8 @@ class GpuNeeds:
         ram_bytes: that may be taken for experts.  Raises GpuRefusal if nothing can be done.
         """
         available = gpu.available_bytes()
-        chunks = sorted({min(chunk, self.n_context) for chunk in CHUNKS}, reverse=True)
+        longest = max(self.n_context, self.n_sequences)
+        chunks = sorted({min(chunk, longest) for chunk in CHUNKS}, reverse=True)
         for n_planes in planes:
             for chunk in chunks:
                 if self.n_bytes(gpu, n_planes, chunk) <= available:
@@ -230,7 +232,7 @@ class GpuNeeds:
 
     def _beside_experts(self, gpu: GpuSizes, max_tokens: int) -> int:
         cache = cache_bytes(self.spec, self.n_context, self.kv)
-        return self.dense_bytes + cache + self._working_bytes(gpu, max_tokens)
+        return self.dense_bytes + self.n_sequences * cache + self._working_bytes(gpu, max_tokens)
 
     def _beside_slots(self, gpu: GpuSizes, n_planes: int, max_tokens: int) -> int:
         parts, n_experts = self._parts(n_planes), self._n_experts

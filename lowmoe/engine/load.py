@@ -150,8 +150,9 @@ def _choose_computation(loading: Loading, report: Reporter) -> _How:
         pool,
         isa=isa,
         kv=options.kv_format,
-        max_tokens=min(NATIVE_CHUNK, loading.context),
+        max_tokens=max(min(NATIVE_CHUNK, loading.context), options.sequences),
         n_context=loading.context,
+        n_sequences=options.sequences,
     )
     return _How(computation=computation, isa=isa, pool=pool)
 
@@ -170,7 +171,7 @@ def _in_torch(loading: Loading, format: ExpertFormat, dtype: torch.dtype) -> _Ho
         format=format,
         kernels=ReferenceKernels(),
         dtype=dtype,
-        max_tokens=min(TORCH_CHUNK, loading.context),
+        max_tokens=max(min(TORCH_CHUNK, loading.context), options.sequences),
         n_context=loading.context,
     )
     return _How(computation=computation, isa=TORCH, pool=None)
@@ -270,7 +271,8 @@ class _Division:
 def _divide(loading: Loading, computation: Computation[ExpertStore]) -> _Division:
     """What was given for the whole model goes to experts, less all its other parts."""
     ram = loading.options.ram
-    cache, working = computation.cache_bytes(loading.context), computation.working_bytes
+    cache = loading.options.sequences * computation.cache_bytes(loading.context)
+    working = computation.working_bytes
     if ram is None:
         # The probe of RAM and a pass are never at the same time; dense weights are already in RAM.
         working = max(working, PROBE_BYTES)

@@ -96,6 +96,7 @@ def place_on_gpu(loading: Loading, planes: list[int], report: Reporter) -> GpuPl
             part_bytes=recipe.expert_format(loading.spec).part_bytes[0],
             n_context=loading.context,
             kv=options.kv_format,
+            n_sequences=options.sequences,
         )
         division = needs.divided(gpu, planes, _ram_bytes(loading))
         if division.n_slots is not None and read_settings().isa == TORCH:

@@ -16,6 +16,9 @@ from lowmoe.timeline import Timeline
 
 DEFAULT_KV: cpu.KvFormat = "float16"
 MAX_THREADS = 1024
+# Whose tokens are decoded together: as many as the products of few tokens take at once, on the CPU
+# (kernels/cpu/trellis_tile.h) and on a GPU (MOST_DECODED in cuda_ext/ops.py).
+MOST_SEQUENCES = 8
 TORCH = "torch"  # what LOWMOE_ISA says to have no native code
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,7 +30,8 @@ class LoadOptions:
     gpu: "auto", "none" or a card's name; bits: 2, 4, 6 or "auto"; ram, vram: sizes like "24GiB", of
     the machine's memory and the GPU's; threads: of computation; context: tokens; kv: how keys and
     values are kept, "float16", "int8" or "float32", for folders of planes; dtype: of unquantized
-    weights, for checkpoints only; misses: where experts are computed that a GPU has no room for, on
+    weights, for checkpoints only; sequences: conversations whose tokens are decoded together, each
+    with a cache of its own; misses: where experts are computed that a GPU has no room for, on
     the CPU ("cpu"), on the GPU, where they pass through ("page"), or where it is faster as this
     run measures it ("auto"). Of a prompt, "cpu" brings those that have many tokens. timeline: is
     told when everything begins and ends.
@@ -41,6 +45,7 @@ class LoadOptions:
     context: int | None = None
     kv: str | None = None
     dtype: str | None = None
+    sequences: int = 1
     misses: str = "auto"
     timeline: Timeline | None = None
 
@@ -58,6 +63,8 @@ class LoadOptions:
         for name, value in (("threads", self.threads), ("context", self.context)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}, but must be at least 1.")
+        if not 1 <= self.sequences <= MOST_SEQUENCES:
+            raise UsageError(f"sequences is {self.sequences}, but must be 1 to {MOST_SEQUENCES}.")
         check_gpu(self.gpu, self.vram)
 
     @property

@@ -31,12 +31,12 @@ AnyDecoder: TypeAlias = Decoder[ExpertStore] | Decoder[ResidentExperts] | Decode
 class Runtime:
     """A model in memory.  bits: what experts are computed at, 2, 4, 6 or the dtype's 16 or 32.
 
-    n_context: tokens a conversation may have; working_bytes: RAM set aside for temporaries, of
-    which a given budget has no more; dense_bytes_per_token: read for every token; isa: of the
-    native code that computes, or torch or cuda; pool: its threads; gpu: which has all of it, or
-    with a pool beside it, all but some of the experts, None where nothing is on one; folder: None
-    for a checkpoint; predict: tokens/s of decode after so many tokens, as planned, None where that
-    is not known.
+    n_context: tokens a conversation may have; n_sequences: how many there may be at once;
+    working_bytes: RAM set aside for temporaries, of which a given budget has no more;
+    dense_bytes_per_token: read for every token; isa: of the native code that computes, or torch or
+    cuda; pool: its threads; gpu: which has all of it, or with a pool beside it, all but some of the
+    experts, None where nothing is on one; folder: None for a checkpoint; predict: tokens/s of
+    decode after so many tokens, as planned, None where that is not known.
     """
 
     spec: ModelSpec
@@ -45,6 +45,7 @@ class Runtime:
     text: TextParts
     bits: int
     n_context: int
+    n_sequences: int
     dense_bytes: int
     dense_bytes_per_token: int
     working_bytes: int
@@ -104,6 +105,7 @@ class Loading:
             text=self.text,
             bits=bits,
             n_context=self.context,
+            n_sequences=self.options.sequences,
             dense_bytes=self.weights.n_bytes,
             dense_bytes_per_token=self.weights.bytes_per_token,
             working_bytes=working_bytes,

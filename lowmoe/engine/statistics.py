@@ -18,6 +18,10 @@ class PerTier:
     ram: float = 0
     disk: float = 0
 
+    def divided(self, by: float) -> "PerTier":
+        """Each of them."""
+        return PerTier(gpu=self.gpu / by, ram=self.ram / by, disk=self.disk / by)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bandwidths:
@@ -37,11 +41,11 @@ class RunStatistics:
 
     ttft_s: from the request to the first token; placement: bytes of weights by tier at the end,
     those on disk only; hit_rate: share of expert requests served by a tier; bytes_per_token:
-    bytes read by a tier for each token generated; bound_tokens_per_s: what the bandwidths measured
-    in this run allow for these bytes; predicted_tokens_per_s: what the planner said beforehand,
-    None until there is one; to_gpu_bytes: experts' bytes that crossed from RAM to the GPU in the
-    whole run; promoted: experts that moved up there to stay. None stands for what a run too short
-    did not measure.
+    bytes read by a tier for each token generated, those of answers decoded together included;
+    bound_tokens_per_s: of this answer's tokens, what the bandwidths measured in this run allow for
+    what was read; predicted_tokens_per_s: what the planner said beforehand, None where it does not
+    know; to_gpu_bytes: experts' bytes that crossed from RAM to the GPU in the whole run; promoted:
+    experts that moved up there to stay. None stands for what a run too short did not measure.
     """
 
     prompt_tokens: int

@@ -44,6 +44,10 @@ class Traffic:
     guessed_right: int = 0
     promoted: int = 0
 
+    def __add__(self, other: "Traffic") -> "Traffic":
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return Traffic(**sums)
+
     def __sub__(self, earlier: "Traffic") -> "Traffic":
         return Traffic(
             **{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)}

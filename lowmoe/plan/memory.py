@@ -100,6 +100,7 @@ def _on_card(
         dense_bytes=sizes.dense_bytes,
         part_bytes=part_bytes,
         n_context=n_context,
+        n_sequences=1,
         kv=kv,
     )
     gpu = PlannedGpu(machine.card_name, machine.card, machine.vram_bytes)

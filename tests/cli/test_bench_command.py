@@ -12,6 +12,7 @@ from tests.engine.test_statistics import KEYS
 from tests.talking_mixtral import CONFIG
 
 SMALL = ("--runs", "2", "--prompt-tokens", "6", "--new-tokens", "4")
+TOGETHER = ["sequences", "decode_tokens_per_s_in_all"]
 CEILINGS = [
     "gpu_ceiling_bytes_per_s",
     "ram_ceiling_bytes_per_s",
@@ -38,7 +39,7 @@ def test_json_has_the_medians_the_samples_and_the_ceilings(
     lowmoe_command: RunCommand, model_folder: Path
 ) -> None:
     values = values_of(lowmoe_command("bench", model_folder, *SMALL, "--json"))
-    assert list(values) == ["machine", *KEYS, *CEILINGS, "profile", "samples"]
+    assert list(values) == ["machine", *KEYS, *TOGETHER, *CEILINGS, "profile", "samples"]
     assert values["profile"] is None
     assert [(s["prompt_tokens"], s["new_tokens"]) for s in values["samples"]] == [(6, 4), (6, 4)]
     assert values["decode_tokens_per_s"] == (
@@ -119,6 +120,23 @@ def test_a_model_twice_as_large_as_its_budget_runs_from_disk(
     assert 0 < values["hit_rate"]["disk"] < 1
     assert values["bytes_per_token"]["disk"] > 0
     assert values["disk_read_bytes_per_s"] > 0
+
+
+def test_sequences_are_decoded_together(lowmoe_command: RunCommand, model_folder: Path) -> None:
+    command = ("bench", model_folder, *SMALL, "--sequences", "3")
+    values = values_of(lowmoe_command(*command, "--json"))
+    assert values["sequences"] == 3
+    assert len(values["samples"]) % 3 == 0
+    assert values["decode_tokens_per_s_in_all"] > 0
+    shown = lowmoe_command(*command)
+    assert shown.code == 0
+    assert "3 together: decode" in shown.out
+
+
+def test_a_profile_is_of_one_sequence(lowmoe_command: RunCommand, model_folder: Path) -> None:
+    refused = lowmoe_command("bench", model_folder, "--sequences", "2", "--profile")
+    assert refused.code == 2
+    assert "--sequences is 2. Leave one of them out." in refused.err
 
 
 def expert_bytes(folder: Path) -> int:

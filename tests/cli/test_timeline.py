@@ -10,7 +10,8 @@ import pytest
 
 from lowmoe.decoder.in_torch import TorchComputation
 from lowmoe.decoder.native import NativeComputation
-from lowmoe.engine.generate import Session
+from lowmoe.engine.answer import Answer
+from lowmoe.engine.batch import Batch
 from lowmoe.engine.load import load_folder
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.timeline import MOST_SPANS, Timeline
@@ -194,17 +195,17 @@ def test_an_interrupted_run_leaves_a_whole_file_and_no_other(
     lowmoe_command: RunCommand, monkeypatch: pytest.MonkeyPatch, model_folder: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "trace.json"
-    whole = Session._scores_after
+    whole = Batch._decode
     calls: list[int] = []
 
-    def interrupted(session: Session, token_id: int) -> Any:
-        calls.append(token_id)
+    def interrupted(batch: Batch, running: list[Answer]) -> None:
+        calls.append(len(running))
         if len(calls) in (3, 4):  # twice, so that it is not the end of an answer either
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
-        return whole(session, token_id)
+        whole(batch, running)
 
-    monkeypatch.setattr(Session, "_scores_after", interrupted)
+    monkeypatch.setattr(Batch, "_decode", interrupted)
     done = lowmoe_command("run", model_folder, *ASKED, "--trace-timeline", file)
     assert done.code == 130
     assert len(passes_of(Trace(file))) == len(calls)

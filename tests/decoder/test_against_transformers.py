@@ -90,6 +90,18 @@ def test_any_chunks_give_what_the_whole_gives(golden: Golden, sizes: list[int]) 
         assert_same_but_for_rounding(in_chunks(decoder, golden.ids, sizes), whole)
 
 
+def test_texts_decoded_together_have_the_logits_of_transformers(golden: Golden) -> None:
+    begins = (1, 8, 30)  # of the same text, so that what one knows would help another
+    with decoder_over(golden.folder) as decoder:
+        caches = [decoder.new_cache(N_TOKENS) for _ in begins]
+        for begin, cache in zip(begins, caches, strict=True):
+            decoder.forward(golden.ids[:begin], cache)
+        for step in range(4):
+            at = torch.tensor(begins) + step
+            found = decoder.logits(decoder.step(golden.ids[at], caches))
+            torch.testing.assert_close(found, golden.logits[at], rtol=0, atol=TOLERANCE)
+
+
 def test_twenty_greedy_tokens_are_those_of_transformers(golden: Golden) -> None:
     ids = golden.ids[:10]
     wanted = golden.model.generate(

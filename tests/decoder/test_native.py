@@ -4,7 +4,7 @@ Tolerances are of the relative squared error of a token's logits. What native co
 does not are activations, to int8 with one scale for each 128 of them: the largest of 128 normal
 numbers is about 2.7 deviations, a step of 2.7 / 127 has a variance of step^2 / 12 = 4e-5. A layer
 rounds before each of its four matrices and the head once more, and a residual stream carries all of
-it on: (4 * LAYERS + 1) * 4e-5 is what to expect. For more than three tokens, planes are added up in
+it on: (4 * LAYERS + 1) * 4e-5 is what to expect. For more than eight tokens, planes are added up in
 int8 too, 1e-4 more (lowmoe/kernels/cpu/trellis_tile.h); an int8 cache rounds keys and values as
 often. Measured on these models, the mean is at most 1.4 times what is expected, and the worst of
 some hundred tokens 13 times.
@@ -47,7 +47,7 @@ from quant.trellis import WINDOW_6_TABLE, TrellisCode
 
 ROUNDING, TILE_ROUNDING = 4e-5, 1e-4
 MEAN_LIMIT, TOKEN_LIMIT = 3.0, 30.0  # times what is to be expected
-FEW_TOKENS = 3  # at once, that are multiplied one by one
+FEW_TOKENS = 8  # at once, that are multiplied one by one
 N_TOKENS = 60
 CHUNKS = {
     "at once": [N_TOKENS],

@@ -57,7 +57,7 @@ def test_a_second_thread_is_refused_while_one_computes(model_folder: Path) -> No
             except UsageError as e:
                 refusals.append(e)
 
-    with session._computing():
+    with session.batch.computing():
         other = threading.Thread(target=ask)
         other.start()
         other.join()

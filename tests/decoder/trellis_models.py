@@ -356,6 +356,7 @@ class TrellisModel:
         kv: cpu.KvFormat = "float16",
         max_tokens: int = 256,
         spec: ModelSpec | None = None,
+        n_sequences: int = 1,
     ) -> NativeComputation:
         """isa: None for the best; spec: computes as if the folder had said this."""
         return NativeComputation(
@@ -367,6 +368,7 @@ class TrellisModel:
             kv=kv,
             max_tokens=max_tokens,
             n_context=CONTEXT,
+            n_sequences=n_sequences,
         )
 
     @contextmanager

@@ -1,13 +1,15 @@
 """A benchmark runs what it says it runs, and its medians are medians."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lowmoe.checkpoint.folder import ModelFolder
+from lowmoe.engine.answer import Answer
+from lowmoe.engine.batch import Batch
 from lowmoe.engine.bench import BenchOptions, BenchResult, bench, disk_bandwidth
-from lowmoe.engine.generate import Session
 from lowmoe.engine.load import load_checkpoint, load_folder
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.runtime import Runtime
@@ -38,10 +40,23 @@ def test_every_run_has_the_tokens_that_were_asked_for(runtime: Runtime) -> None:
     assert result.disk_ceiling_bytes_per_s is not None
 
 
-def test_an_end_token_does_not_end_a_run(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    every = set(range(runtime.spec.n_vocab))
-    monkeypatch.setattr("lowmoe.engine.generate.Session._end_ids", lambda self: every)
-    result = bench(runtime, BenchOptions(runs=1, prompt_tokens=4, new_tokens=6), ignore)
+def test_sequences_are_decoded_together_and_counted_in_all(model_folder: Path) -> None:
+    runtime = load_folder(model_folder, LoadOptions(sequences=3))
+    result = bench(runtime, BenchOptions(runs=2, prompt_tokens=9, new_tokens=6), ignore)
+    runtime.close()
+    assert [(s.prompt_tokens, s.new_tokens) for s in result.samples] == [(9, 6)] * 6
+    values = result.to_json()
+    assert values["sequences"] == 3
+    # The first to begin are alone for a step or two.
+    assert values["decode_tokens_per_s_in_all"] > values["decode_tokens_per_s"]
+    alone = min(s.bytes_per_token.ram for s in result.samples)
+    assert alone < runtime.dense_bytes_per_token  # which a step reads once for all three
+
+
+def test_an_end_token_does_not_end_a_run(runtime: Runtime) -> None:
+    every = tuple(range(runtime.spec.n_vocab))
+    ending = replace(runtime, spec=replace(runtime.spec, end_ids=every))
+    result = bench(ending, BenchOptions(runs=1, prompt_tokens=4, new_tokens=6), ignore)
     assert result.samples[0].new_tokens == 6
 
 
@@ -49,13 +64,14 @@ def test_no_run_finds_its_prompt_in_the_cache(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts: list[list[int]] = []
-    token_ids = Session.token_ids
+    join = Batch.join
 
-    def remembering(self: object, ids: list[int], *rest: object, **named: object) -> object:
-        prompts.append(ids)
-        return token_ids(self, ids, *rest, **named)  # type: ignore[arg-type]
+    def remembering(batch: Batch, answer: Answer) -> None:
+        join(batch, answer)
+        prompts.append(answer.context[:])
+        assert answer.n_reused == 0
 
-    monkeypatch.setattr(Session, "token_ids", remembering)
+    monkeypatch.setattr(Batch, "join", remembering)
     bench(runtime, BenchOptions(runs=2, prompt_tokens=8, new_tokens=1), ignore)
     assert len({tuple(p) for p in prompts}) == 3
 
@@ -93,7 +109,9 @@ def test_medians_are_taken_key_by_key_and_leave_out_what_is_unknown() -> None:
         sample(ttft_s=2.0, decode_tokens_per_s=3.0, hit_rate=PerTier(ram=0.4)),
     ]
     values = BenchResult(
+        sequences=2,
         samples=samples,
+        tokens_per_s_in_all=[4.0, None, 8.0],
         gpu_ceiling_bytes_per_s=None,
         ram_ceiling_bytes_per_s=1e9,
         disk_read_bytes_per_s=None,
@@ -102,6 +120,7 @@ def test_medians_are_taken_key_by_key_and_leave_out_what_is_unknown() -> None:
     ).to_json()
     assert values["ttft_s"] == 2.0
     assert values["decode_tokens_per_s"] == 6.0
+    assert values["decode_tokens_per_s_in_all"] == 6.0
     assert values["hit_rate"] == {"gpu": 0, "ram": 0.4, "disk": 0}
     assert values["bound_tokens_per_s"] is None
     assert values["profile"] is None

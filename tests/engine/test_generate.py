@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from lowmoe.decoder.native import NativeComputation
-from lowmoe.engine.generate import Session, Token
+from lowmoe.engine.answer import Token
+from lowmoe.engine.conversation import Conversation
+from lowmoe.engine.generate import Session
 from lowmoe.engine.load import load_folder
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingOptions
@@ -53,7 +55,7 @@ def test_chunks_of_prefill_change_nothing_but_rounding(
     session: Session, runtime: Runtime, n_tokens: int
 ) -> None:
     other = Session(runtime)
-    other.chunk_tokens = n_tokens
+    other.batch.chunk_tokens = n_tokens
     assert_same_but_for_rounding(next_scores(other, PROMPT), next_scores(session, PROMPT))
 
 
@@ -89,19 +91,18 @@ def test_rewind_tells_how_much_was_kept(session: Session) -> None:
 def test_stopped_in_the_prefill_it_says_nothing(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session.chunk_tokens = 5
+    session.batch.chunk_tokens = 5
     n_chunks = 0
-    forward = session.forward
+    run = session.batch.run
 
-    def stopping(ids: list[int]) -> Iterator[object]:
+    def stopping(conversation: Conversation, ids: list[int]) -> Tensor:
         nonlocal n_chunks
-        for hidden in forward(ids):
-            n_chunks += 1
-            session.stop()
-            yield hidden
+        n_chunks += 1
+        session.stop()
+        return run(conversation, ids)
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "forward", stopping)
+        patch.setattr(session.batch, "run", stopping)
         assert list(session.token_ids(PROMPT, GREEDY)) == []
     assert n_chunks == 1
     statistics = session.statistics()

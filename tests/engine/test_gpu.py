@@ -144,6 +144,31 @@ def test_the_same_prompt_has_the_same_answer_whatever_came_before(
     assert list(session.token_ids(PROMPT, GREEDY)) == alone
 
 
+def test_several_are_answered_on_it_together(work: Workplace, model_folder: Path) -> None:
+    prompts = [PROMPT[: n + 1] for n in range(3)]
+    alone = Session(work.load(model_folder))
+    wanted = [list(alone.token_ids(p, GREEDY)) for p in prompts]
+    found: list[list[int]] = [[], [], []]
+    session = Session(work.load(model_folder, sequences=2))
+    for index, token in session.stream_all(prompts, [GREEDY] * 3):
+        found[index] += [] if token.id is None else [token.id]
+    # Rounded otherwise, see tests/decoder/test_together.py: but not as much as to say other things.
+    assert found == wanted
+
+
+def test_every_sequence_has_a_cache_in_its_memory(work: Workplace, model_folder: Path) -> None:
+    work.free_bytes = 0
+    needed = []
+    for sequences in (1, 4):
+        asked = LoadOptions(gpu="4090", bits=4, sequences=sequences)
+        with pytest.raises(MemoryBudgetError) as refused:
+            load_folder(model_folder, asked)
+        needed.append(int(str(refused.value).split("but ")[1].split()[0]))
+    runtime = work.load(model_folder, gpu="none", bits=4)
+    work.free_bytes = 2**40
+    assert needed[1] - needed[0] == 3 * cache_bytes(runtime.spec, runtime.n_context, "float16")
+
+
 def test_progress_is_of_the_bytes_that_experts_have(work: Workplace, model_folder: Path) -> None:
     runtime = work.load(model_folder, bits=4)
     whole = 8 * runtime.store.expert_bytes

@@ -190,7 +190,7 @@ def test_statistics_are_of_all_tiers(work: Workplace) -> None:
     of_experts = s.bytes_per_token.gpu - runtime.dense_bytes_per_token
     run = session.last_run
     assert run is not None
-    n_promoted = run.decode_traffic.promoted
+    n_promoted = run.decoding.traffic.promoted
     moved_up = n_promoted * experts.expert_bytes / (n_new - 1)  # which reads RAM, too
     in_ram = (s.bytes_per_token.ram - moved_up) * experts.expert_bytes / experts.ram.expert_bytes
     assert of_experts + in_ram == pytest.approx(4 * experts.expert_bytes)

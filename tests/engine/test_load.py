@@ -32,6 +32,8 @@ from tests.talking_mixtral import CONFIG, CONTEXT, copy_of
         ({"kv": "fp4"}, "kv is 'fp4', but must be one of float32, float16, int8"),
         ({"threads": 0}, "threads is 0, but must be at least 1"),
         ({"context": -5}, "context is -5, but must be at least 1"),
+        ({"sequences": 0}, "sequences is 0, but must be 1 to 8"),
+        ({"sequences": 9}, "sequences is 9, but must be 1 to 8"),
         ({"vram": "8GiB"}, "vram is '8GiB', but no NVIDIA driver was found. Leave it out to run"),
         ({"vram": "8GiB", "gpu": "none"}, "vram is '8GiB', but gpu is none. Leave one of them"),
         ({"gpu": "4090"}, "gpu is '4090', but no NVIDIA driver was found. Run on the CPU"),
@@ -67,6 +69,28 @@ def test_the_budget_for_experts_is_what_the_other_parts_leave(model_folder: Path
     assert more_working > 0
     assert missing(with_100_tokens) == needed - 1
     assert missing(with_200_tokens) == needed - 1 + more_cache + more_working
+
+
+def test_every_sequence_has_a_cache_in_the_budget(model_folder: Path) -> None:
+    needed, parts = [], []
+    for sequences in (1, 5):
+        asked = LoadOptions(bits=4, context=100, sequences=sequences)
+        with pytest.raises(MemoryBudgetError) as refused:
+            load_folder(model_folder, replace(asked, ram=1))
+        needed.append(int(str(refused.value).split("at least ")[1].split()[0]))
+        runtime = load_folder(model_folder, asked)
+        computation = runtime.decoder.computation
+        parts.append(sequences * computation.cache_bytes(100) + computation.working_bytes)
+        runtime.close()
+    assert needed[1] - needed[0] == parts[1] - parts[0]
+
+
+def test_more_sequences_than_tokens_of_context_are_decoded_too(model_folder: Path) -> None:
+    runtime = load_folder(model_folder, LoadOptions(context=4, sequences=8))
+    asked = SamplingOptions(temperature=0.0, max_new_tokens=2)
+    found = list(Session(runtime).stream_all([[i, i + 1] for i in range(8)], [asked] * 8))
+    runtime.close()
+    assert {index for index, _ in found} == set(range(8))
 
 
 @pytest.mark.parametrize("isa", cpu.isas())

@@ -89,9 +89,14 @@ class AttentionLayer:
 
 class Attention:
     def __init__(
-        self, engine: Engine, layers: Sequence[AttentionLayer], max_context: int
+        self,
+        engine: Engine,
+        layers: Sequence[AttentionLayer],
+        max_context: int,
+        max_sequences: int,
     ) -> None: ...
     def run(self, layer_id: int, cache: KvPages, first: int, x: int, n: int) -> None: ...
+    def step(self, layer_id: int, places: Sequence[tuple[KvPages, int]], x: int) -> None: ...
 
 class Router:
     def __init__(
@@ -156,6 +161,7 @@ class Layers:
         addresses: Sequence[Sequence[Sequence[int]]],
     ) -> None: ...
     def run(self, cache: KvPages, first: int, x: int, n: int) -> int: ...
+    def step(self, places: Sequence[tuple[KvPages, int]], x: int) -> int: ...
 
 class Ends:
     def __init__(

@@ -38,7 +38,8 @@ size_t AttentionLayer::group() const {
   return most;
 }
 
-Attention::Attention(Engine& engine, const AttentionLayer& like, size_t max_context)
+Attention::Attention(Engine& engine, const AttentionLayer& like, size_t max_context,
+                     size_t max_sequences)
     : engine_(engine),
       n_qkv_(like.q_size() + (like.latent ? 0 : 2 * like.kv_size())),
       q_size_(like.q_size()),
@@ -52,7 +53,8 @@ Attention::Attention(Engine& engine, const AttentionLayer& like, size_t max_cont
       angles_(engine.max_tokens() * like.head_size),
       rounded_in_(engine.max_tokens(), like.n_hidden),
       rounded_out_(engine.max_tokens(), like.out.w.shape.n_in),
-      parts_(part_floats(group_, head_size_) * n_groups_ * (max_context / kPartTokens + 2)) {
+      parts_(part_floats(group_, head_size_) * n_groups_ * (max_context / kPartTokens + 2) *
+             max_sequences) {
   if (like.latent) latents_.emplace(engine, *like.latent);
   const size_t n_rows = tile_tokens() * group_;
   const size_t one = part_floats(group_, head_size_) + group_ * KvPages::kPageTokens;
@@ -63,23 +65,41 @@ Attention::Attention(Engine& engine, const AttentionLayer& like, size_t max_cont
 
 void Attention::run(const AttentionLayer& layer, size_t layer_id, KvPages& cache, size_t first,
                     float* x, size_t n) {
-  set_angles(layer, first, n);
+  if (n == 1) {
+    const Place place{&cache, first};
+    return step(layer, layer_id, {&place, 1}, x);
+  }
+  places_.resize(n);
+  for (size_t t = 0; t < n; t++) places_[t] = {&cache, first + t};
+  compute(layer, layer_id, x,
+          [&](Team& team) { attend_many(team, layer, layer_id, cache, first, n); });
+}
+
+void Attention::step(const AttentionLayer& layer, size_t layer_id, std::span<const Place> places,
+                     float* x) {
+  places_.assign(places.begin(), places.end());
+  const size_t n_units = cut(layer);
+  compute(layer, layer_id, x, [&](Team& team) { attend_each(team, layer, layer_id, n_units); });
+}
+
+// The whole operation for tokens at places_.
+template <class Attend>
+void Attention::compute(const AttentionLayer& layer, size_t layer_id, float* x,
+                        const Attend& attend) {
+  const size_t n = places_.size();
+  set_angles(layer);
   engine_.pool().run([&](Team& team) {
     if (layer.latent) {
-      latents_->fold(team, layer, x, n, normed_.data(), rounded_in_.tokens(), angles_.data(),
-                     head_size_, cache, layer_id, first, qkv_.data(), n_qkv_);
+      latents_->fold(team, layer, x, places_, normed_.data(), rounded_in_.tokens(), angles_.data(),
+                     head_size_, layer_id, qkv_.data(), n_qkv_);
     } else {
       engine_.norm_and_round(team, x, n, layer.norm, layer.qkv.d, normed_.data(),
                              rounded_in_.tokens());
       engine_.multiply(team, "q, k, v", layer.qkv.w, rounded_in_.tokens(), n, qkv_.data(), n_qkv_);
       adjust(team, layer, n);
-      place(team, layer, layer_id, cache, first, n);
+      place(team, layer, layer_id);
     }
-    if (n == 1) {
-      attend_one(team, layer, layer_id, cache, first);
-    } else {
-      attend_many(team, layer, layer_id, cache, first, n);
-    }
+    attend(team);
     const float* found = attended_.data();
     if (layer.latent) found = latents_->unfold(team, *layer.latent, found, n);
     engine_.round(team, found, n, layer.out.d, rounded_out_.tokens());
@@ -112,28 +132,31 @@ void Attention::adjust(Team& team, const AttentionLayer& layer, size_t n) {
   });
 }
 
-void Attention::set_angles(const AttentionLayer& layer, size_t first, size_t n) {
+void Attention::set_angles(const AttentionLayer& layer) {
   // Layers mostly share their frequencies, and a pass goes through all layers.
-  if (angles_of_ == layer.frequencies && angles_first_ == first && angles_count_ == n) return;
+  const bool same =
+      angles_of_ == layer.frequencies &&
+      std::equal(places_.begin(), places_.end(), angles_positions_.begin(), angles_positions_.end(),
+                 [](const Place& a, size_t position) { return a.position == position; });
+  if (same) return;
   const size_t half = layer.rope_size / 2;
-  for (size_t t = 0; t < n; t++) {
+  angles_positions_.clear();
+  for (size_t t = 0; t < places_.size(); t++) {
     float* cos = angles_.data() + t * head_size_;
     for (size_t i = 0; i < half; i++) {
-      const float angle = static_cast<float>(first + t) * layer.frequencies[i];
+      const float angle = static_cast<float>(places_[t].position) * layer.frequencies[i];
       cos[i] = std::cos(angle) * layer.rope_length;
       cos[half + i] = std::sin(angle) * layer.rope_length;
     }
+    angles_positions_.push_back(places_[t].position);
   }
   angles_of_ = layer.frequencies;
-  angles_first_ = first;
-  angles_count_ = n;
 }
 
 // Turns queries and keys to their positions, and stores keys and values.
-void Attention::place(Team& team, const AttentionLayer& layer, size_t layer_id,
-                      const KvPages& cache, size_t first, size_t n) {
+void Attention::place(Team& team, const AttentionLayer& layer, size_t layer_id) {
   const VectorKernels& v = *engine_.isa().vector;
-  team.each("rotary positions", n * layer.n_kv_heads, [&](size_t unit) {
+  team.each("rotary positions", places_.size() * layer.n_kv_heads, [&](size_t unit) {
     const size_t t = unit / layer.n_kv_heads, head = unit % layer.n_kv_heads;
     const float* cos = angles_.data() + t * head_size_;
     const float* sin = cos + layer.rope_size / 2;
@@ -147,7 +170,7 @@ void Attention::place(Team& team, const AttentionLayer& layer, size_t layer_id,
         v.rms_norm(head, weight, epsilon, head_size_, head);
       }
     };
-    const float scale = layer.query_scale(first + t);
+    const float scale = layer.query_scale(places_[t].position);
     float* token = qkv_.data() + t * n_qkv_;
     for (size_t q = head * group_; q < (head + 1) * group_; q++) {
       float* query = token + q * head_size_;
@@ -157,37 +180,61 @@ void Attention::place(Team& team, const AttentionLayer& layer, size_t layer_id,
     float* key = token + q_size_ + head * head_size_;
     const float* value = key + layer.kv_size();
     turn(key, layer.k_norm);
-    const size_t page = (first + t) / KvPages::kPageTokens;
-    const size_t at = (first + t) % KvPages::kPageTokens * cache.head_bytes();
+    const KvPages& cache = *places_[t].cache;
+    const size_t page = places_[t].position / KvPages::kPageTokens;
+    const size_t at = places_[t].position % KvPages::kPageTokens * cache.head_bytes();
     v.store_head(cache.format(), key, head_size_, cache.keys(layer_id, head, page) + at);
     v.store_head(cache.format(), value, head_size_, cache.values(layer_id, head, page) + at);
   });
 }
 
-// A single token, cut by positions where there are many.
-void Attention::attend_one(Team& team, const AttentionLayer& layer, size_t layer_id,
-                           const KvPages& cache, size_t position) {
-  const size_t begin = first_seen(layer, position), end = position + 1;
-  const size_t first_part = begin / kPartTokens;
-  const size_t n_parts = (end - 1) / kPartTokens + 1 - first_part;
-  team.each("attention", n_groups_ * n_parts, [&](size_t unit) {
-    const size_t head = unit / n_parts, at = (first_part + unit % n_parts) * kPartTokens;
-    attend_pages(team.thread(), layer_id, cache, head, std::max(begin, at),
-                 std::min(end, at + kPartTokens), part_of(unit));
-    if (n_parts > 1) return;
-    divide(part_of(unit), sinks_of(layer, head), attended_.data() + head * group_ * head_size_);
+// Shares out what the tokens of a step see, cut by positions where there are many; returns how many
+// units of work that is.  A token's parts are the same whatever else is in the step.
+size_t Attention::cut(const AttentionLayer& layer) {
+  size_t n_units = 0;
+  cuts_.clear();
+  for (const Place& place : places_) {
+    const size_t begin = first_seen(layer, place.position), end = place.position + 1;
+    const size_t first_part = begin / kPartTokens;
+    const size_t n_parts = (end - 1) / kPartTokens + 1 - first_part;
+    cuts_.push_back({begin, end, first_part, n_parts, n_units});
+    n_units += n_groups_ * n_parts;
+  }
+  return n_units;
+}
+
+// One token of each conversation.
+void Attention::attend_each(Team& team, const AttentionLayer& layer, size_t layer_id,
+                            size_t n_units) {
+  team.each("attention", n_units, [&](size_t unit) {
+    size_t token = 0;
+    while (token + 1 < cuts_.size() && unit >= cuts_[token + 1].first_unit) token++;
+    const Cut& cut = cuts_[token];
+    const size_t head = (unit - cut.first_unit) / cut.n_parts;
+    const size_t part = (unit - cut.first_unit) % cut.n_parts;
+    const size_t at = (cut.first_part + part) * kPartTokens;
+    attend_pages(team.thread(), layer_id, token, head, std::max(cut.begin, at),
+                 std::min(cut.end, at + kPartTokens), part_of(unit));
+    if (cut.n_parts > 1) return;
+    divide(part_of(unit), sinks_of(layer, head), attended_of(token, head));
   });
-  if (n_parts == 1) return;
-  team.each("attention", n_groups_, [&](size_t head) {
-    const Part whole = part_of(head * n_parts);
-    for (size_t p = 1; p < n_parts; p++) merge(part_of(head * n_parts + p), whole);
-    divide(whole, sinks_of(layer, head), attended_.data() + head * group_ * head_size_);
+  if (n_units == cuts_.size() * n_groups_) return;
+  team.each("attention", cuts_.size() * n_groups_, [&](size_t unit) {
+    const size_t token = unit / n_groups_, head = unit % n_groups_;
+    const Cut& cut = cuts_[token];
+    if (cut.n_parts == 1) return;
+    const size_t first = cut.first_unit + head * cut.n_parts;
+    const Part whole = part_of(first);
+    for (size_t p = 1; p < cut.n_parts; p++) merge(part_of(first + p), whole);
+    divide(whole, sinks_of(layer, head), attended_of(token, head));
   });
 }
 
 // Positions [begin, end), page by page, always merged in this order.
-void Attention::attend_pages(int thread, size_t layer_id, const KvPages& cache, size_t head,
-                             size_t begin, size_t end, const Part& to) {
+void Attention::attend_pages(int thread, size_t layer_id, size_t token, size_t head, size_t begin,
+                             size_t end, const Part& to) {
+  const KvPages& cache = *places_[token].cache;
+  const float* queries = qkv_.data() + token * n_qkv_ + head * group_ * head_size_;
   float* own = thread_floats_.data() + thread * floats_of_thread_;
   const Part next = part_at(own, group_);
   float* scores = own + part_floats(group_, head_size_);
@@ -197,9 +244,9 @@ void Attention::attend_pages(int thread, size_t layer_id, const KvPages& cache, 
     const size_t stop = std::min(end, base + KvPages::kPageTokens);
     const Part& into = at == begin ? to : next;
     engine_.isa().vector->attend_part(
-        cache.format(), qkv_.data() + head * group_ * head_size_, group_,
-        cache.keys(layer_id, of, page), cache.values(layer_id, of, page), cache.head_bytes(),
-        head_size_, at - base, stop - base, into.top, into.total, into.out, scores);
+        cache.format(), queries, group_, cache.keys(layer_id, of, page),
+        cache.values(layer_id, of, page), cache.head_bytes(), head_size_, at - base, stop - base,
+        into.top, into.total, into.out, scores);
     if (at != begin) merge(next, to);
     at = stop;
   }
@@ -252,8 +299,7 @@ void Attention::attend_tile(int thread, const AttentionLayer& layer, size_t laye
   for (size_t t = 0; t < count; t++) {
     const size_t row = t * group_;
     divide({found.top + row, found.total + row, found.out + row * head_size_},
-           sinks_of(layer, head),
-           attended_.data() + (token + t) * q_size_ + head * group_ * head_size_);
+           sinks_of(layer, head), attended_of(token + t, head));
   }
 }
 
@@ -277,6 +323,11 @@ void Attention::divide(const Part& from, const float* sinks, float* to) const {
 
 const float* Attention::sinks_of(const AttentionLayer& layer, size_t head) const {
   return layer.sinks ? layer.sinks + head * group_ : nullptr;
+}
+
+// Where the query heads of a token that share a key-value head put their values.
+float* Attention::attended_of(size_t token, size_t head) const {
+  return attended_.data() + token * q_size_ + head * group_ * head_size_;
 }
 
 size_t Attention::tile_tokens() const { return std::max<size_t>(1, kTileRows / group_); }

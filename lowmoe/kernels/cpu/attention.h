@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
+#include <vector>
 
 #include "lowmoe/kernels/cpu/engine.h"
 #include "lowmoe/kernels/cpu/kv_pages.h"
@@ -58,16 +60,27 @@ struct AttentionLayer {
   size_t group() const;
 };
 
+// Where a token is.  cache: its conversation's, with room for its position.
+struct Place {
+  KvPages* cache;
+  size_t position;
+};
+
 // The operation and its scratch; layers of one model share it, one after the other.
 class Attention {
  public:
   // like: any layer; all must have its sizes.  max_context: the most positions of any cache.
-  Attention(Engine& engine, const AttentionLayer& like, size_t max_context);
+  // max_sequences: the most tokens of step().
+  Attention(Engine& engine, const AttentionLayer& like, size_t max_context, size_t max_sequences);
 
   // n tokens x [n][n_hidden] at positions first on, n <= max_tokens. Their keys and values enter
   // the cache, which has room for them.
   void run(const AttentionLayer& layer, size_t layer_id, KvPages& cache, size_t first, float* x,
            size_t n);
+
+  // One token x [n_hidden] of each of several conversations, all at once, each as run() does it
+  // alone, bit for bit.
+  void step(const AttentionLayer& layer, size_t layer_id, std::span<const Place> places, float* x);
 
  private:
   // Positions that one thread attends to before another may take over, for a single token.
@@ -82,35 +95,46 @@ class Attention {
     float* out;    // [rows][head_size]
   };
 
+  // The positions that a token of a step sees, shared out in parts.
+  struct Cut {
+    size_t begin, end;           // positions
+    size_t first_part, n_parts;  // which parts they are in
+    size_t first_unit;           // where units of it begin: one for each head and part
+  };
+
+  template <class Attend>
+  void compute(const AttentionLayer& layer, size_t layer_id, float* x, const Attend& attend);
   Part part_at(float* floats, size_t n_rows) const;
   Part part_of(size_t index) const;
   size_t tile_tokens() const;
   void adjust(Team& team, const AttentionLayer& layer, size_t n);
-  void set_angles(const AttentionLayer& layer, size_t first, size_t n);
-  void place(Team& team, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
-             size_t first, size_t n);
-  void attend_one(Team& team, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
-                  size_t position);
+  void set_angles(const AttentionLayer& layer);
+  void place(Team& team, const AttentionLayer& layer, size_t layer_id);
+  size_t cut(const AttentionLayer& layer);
+  void attend_each(Team& team, const AttentionLayer& layer, size_t layer_id, size_t n_units);
   void attend_many(Team& team, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
                    size_t first, size_t n);
   const float* sinks_of(const AttentionLayer& layer, size_t head) const;
-  void attend_pages(int thread, size_t layer_id, const KvPages& cache, size_t head, size_t begin,
+  void attend_pages(int thread, size_t layer_id, size_t token, size_t head, size_t begin,
                     size_t end, const Part& to);
   void attend_tile(int thread, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
                    size_t head, size_t first, size_t token, size_t count);
   void merge(const Part& from, const Part& to) const;
   void divide(const Part& from, const float* sinks, float* to) const;
+  float* attended_of(size_t token, size_t head) const;
 
   Engine& engine_;
   size_t n_qkv_, q_size_, head_size_, group_, n_groups_, groups_of_kv_head_;
+  std::vector<Place> places_;  // of this pass's tokens
+  std::vector<Cut> cuts_;      // of this layer's
   Buffer<float> normed_, qkv_, attended_, angles_;
   RoundedBuffer rounded_in_, rounded_out_;
   std::optional<Latents> latents_;
-  Buffer<float> parts_;          // of a single token
+  Buffer<float> parts_;          // of the tokens of a step
   Buffer<float> thread_floats_;  // each thread's own
   size_t floats_of_thread_;
-  const float* angles_of_ = nullptr;  // whose frequencies the angles are of
-  size_t angles_first_ = 0, angles_count_ = 0;
+  const float* angles_of_ = nullptr;      // whose frequencies the angles are of
+  std::vector<size_t> angles_positions_;  // which positions
 };
 
 }  // namespace lowmoe

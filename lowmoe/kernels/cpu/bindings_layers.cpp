@@ -71,9 +71,11 @@ struct Bound {
   }
 };
 
+using GivenPlace = std::tuple<KvPages*, size_t>;
+
 struct BoundAttention : Bound<Attention, AttentionLayer> {
   const Engine& engine;
-  size_t max_context;
+  size_t max_context, max_sequences;
 
   void check(const KvPages& cache, size_t first, size_t n) const {
     require(n > 0 && n <= engine.max_tokens(), "no tokens, or more than the engine was made for");
@@ -83,7 +85,22 @@ struct BoundAttention : Bound<Attention, AttentionLayer> {
     require(cache.fits(layers.size(), like.n_kv_heads, like.head_size, like.latent != nullptr),
             "the cache is another model's");
   }
+
+  std::vector<Place> places(const std::vector<GivenPlace>& given) const {
+    require(given.size() <= max_sequences, "more sequences than attention was made for");
+    require(!given.empty() && given.size() <= engine.max_tokens(),
+            "no tokens, or more than the engine was made for");
+    std::vector<Place> places;
+    for (const auto& [cache, position] : given) {
+      require(cache, "a sequence has no cache");
+      check(*cache, position, 1);
+      for (const Place& other : places) require(other.cache != cache, "a cache is given twice");
+      places.push_back({cache, position});
+    }
+    return places;
+  }
 };
+
 struct BoundExperts : Bound<Experts, ExpertsLayer> {
   const Engine& engine;
   std::vector<ExpertParts> given;  // of the latest run
@@ -369,8 +386,9 @@ void bind_layers(nb::module_& m) {
       .def(
           "__init__",
           [](BoundAttention* self, Engine& engine, const std::vector<AttentionLayer>& layers,
-             size_t max_context) {
+             size_t max_context, size_t max_sequences) {
             require(!layers.empty(), "no layers");
+            require(max_sequences > 0, "max_sequences is 0");
             for (const AttentionLayer& layer : layers) {
               const AttentionLayer& like = layers.front();
               require(layer.n_hidden == like.n_hidden && layer.n_heads == like.n_heads &&
@@ -379,9 +397,12 @@ void bind_layers(nb::module_& m) {
                       "layers of different sizes");
             }
             new (self) BoundAttention{
-                {layers, Attention(engine, layers.front(), max_context)}, engine, max_context};
+                {layers, Attention(engine, layers.front(), max_context, max_sequences)},
+                engine,
+                max_context,
+                max_sequences};
           },
-          "engine"_a, "layers"_a, "max_context"_a, nb::keep_alive<1, 2>())
+          "engine"_a, "layers"_a, "max_context"_a, "max_sequences"_a, nb::keep_alive<1, 2>())
       .def(
           "run",
           [](BoundAttention& self, size_t layer_id, KvPages& cache, size_t first, Address x,
@@ -390,7 +411,16 @@ void bind_layers(nb::module_& m) {
             nb::gil_scoped_release unlocked;
             self.operation.run(self.layer(layer_id), layer_id, cache, first, at<float>(x), n);
           },
-          "layer_id"_a, "cache"_a, "first"_a, "x"_a, "n"_a);
+          "layer_id"_a, "cache"_a, "first"_a, "x"_a, "n"_a)
+      .def(
+          "step",
+          [](BoundAttention& self, size_t layer_id, const std::vector<GivenPlace>& given,
+             Address x) {
+            const std::vector<Place> places = self.places(given);
+            nb::gil_scoped_release unlocked;
+            self.operation.step(self.layer(layer_id), layer_id, places, at<float>(x));
+          },
+          "layer_id"_a, "places"_a, "x"_a, "places: a cache and a position of each token");
 
   nb::class_<Router>(m, "Router", "router.h")
       .def(
@@ -527,7 +557,15 @@ void bind_layers(nb::module_& m) {
             nb::gil_scoped_release unlocked;
             return self.operation.run(cache, first, at<float>(x), n);
           },
-          "cache"_a, "first"_a, "x"_a, "n"_a);
+          "cache"_a, "first"_a, "x"_a, "n"_a)
+      .def(
+          "step",
+          [](BoundLayers& self, const std::vector<GivenPlace>& given, Address x) {
+            const std::vector<Place> places = self.attention.places(given);
+            nb::gil_scoped_release unlocked;
+            return self.operation.step(places, at<float>(x));
+          },
+          "places"_a, "x"_a);
 
   nb::class_<BoundEnds>(m, "Ends", "ends.h")
       .def(

@@ -23,9 +23,10 @@ struct TrellisKernels {
   //   y  64 floats, overwritten
   void (*dot_block)(const TrellisMatrix& w, size_t row_block, const RoundedTokens& x, float* y);
 
-  // The same for n_tokens tokens: decodes each weight once. For few tokens y is that of dot_block,
-  // bit for bit. For more, the planes of a stack are first added up and rounded to int8 with one
-  // scale for each row and 128 columns: trellis_tile.h says where the line is and what it costs.
+  // The same for n_tokens tokens: decodes each weight once or twice. For few tokens y is that of
+  // dot_block, bit for bit. For more, the planes of a stack are first added up and rounded to int8
+  // with one scale for each row and 128 columns: trellis_tile.h says where the line is and what it
+  // costs.
   //   y        [n_tokens][y_stride] floats, 64 of each token overwritten
   //   scratch  kTileScratchBytes, aligned to 64, this thread's own
   void (*multiply_block)(const TrellisMatrix& w, size_t row_block, const RoundedTokens& x,

@@ -58,10 +58,11 @@ Latents::Latents(Engine& engine, const LatentProjection& like)
       gathered_(engine.pool().size() * floats_of_thread_),
       rounded_q_(engine.max_tokens(), q_rank_) {}
 
-void Latents::fold(Team& team, const AttentionLayer& layer, const float* x, size_t n, float* normed,
-                   const RoundedTokens& rounded, const float* angles, size_t angle_stride,
-                   const KvPages& cache, size_t layer_id, size_t first, float* queries,
+void Latents::fold(Team& team, const AttentionLayer& layer, const float* x,
+                   std::span<const Place> places, float* normed, const RoundedTokens& rounded,
+                   const float* angles, size_t angle_stride, size_t layer_id, float* queries,
                    size_t query_stride) {
+  const size_t n = places.size();
   const LatentProjection& of = *layer.latent;
   const Linear& of_x = of.q_down ? *of.q_down : of.q_up;
   const size_t n_full = of.n_heads * of.key_size();
@@ -76,7 +77,7 @@ void Latents::fold(Team& team, const AttentionLayer& layer, const float* x, size
   }
   engine_.round(team, normed, n, of.kv_down.d, rounded);
   engine_.multiply(team, "latents", of.kv_down.w, rounded, n, kept_.data(), of.kept_size());
-  keep(team, of, n, angles, angle_stride, cache, layer_id, first);
+  keep(team, of, places, angles, angle_stride, layer_id);
 
   const VectorKernels& v = *engine_.isa().vector;
   const size_t plain = of.plain_size(), kv_rank = of.kv_rank();
@@ -104,16 +105,17 @@ void Latents::fold(Team& team, const AttentionLayer& layer, const float* x, size
 }
 
 // Latents normed, the shared key turned, both as one row of the cache.
-void Latents::keep(Team& team, const LatentProjection& of, size_t n, const float* angles,
-                   size_t angle_stride, const KvPages& cache, size_t layer_id, size_t first) {
+void Latents::keep(Team& team, const LatentProjection& of, std::span<const Place> places,
+                   const float* angles, size_t angle_stride, size_t layer_id) {
   const VectorKernels& v = *engine_.isa().vector;
-  team.each("latents", n, [&](size_t t) {
+  team.each("latents", places.size(), [&](size_t t) {
     float* row = kept_.data() + t * of.kept_size();
     v.rms_norm(row, of.kv_norm, of.norm_epsilon, of.kv_rank(), row);
     const float* cos = angles + t * angle_stride;
     v.rotate(row + of.kv_rank(), cos, cos + of.rope_size / 2, of.rope_size);
-    const size_t page = (first + t) / KvPages::kPageTokens;
-    const size_t at = (first + t) % KvPages::kPageTokens * cache.head_bytes();
+    const KvPages& cache = *places[t].cache;
+    const size_t page = places[t].position / KvPages::kPageTokens;
+    const size_t at = places[t].position % KvPages::kPageTokens * cache.head_bytes();
     v.store_head(cache.format(), row, of.kept_size(), cache.keys(layer_id, 0, page) + at);
   });
 }

@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 
 #include "lowmoe/kernels/cpu/engine.h"
 #include "lowmoe/kernels/cpu/kv_pages.h"
@@ -22,6 +23,7 @@
 namespace lowmoe {
 
 struct AttentionLayer;
+struct Place;
 
 // A matrix of each head, [n_rows][size], as int8 heads of kv_cache.h.
 class HeadRows {
@@ -71,15 +73,14 @@ class Latents {
  public:
   Latents(Engine& engine, const LatentProjection& like);
 
-  // n tokens, normed and as they are, become queries of the kept channels, scaled; and what is kept
-  // of them enters the cache.
+  // Tokens at some places, normed and as they are, become queries of the kept channels, scaled; and
+  // what is kept of them enters their caches.
   //   normed   [n][n_hidden]; rounded: memory for n tokens of as many
   //   angles   cos, then sin, [rope_size / 2] each; those of the next token angle_stride floats on
   //   queries  [n][query_stride], of which [n_heads][kept_size]
-  void fold(Team& team, const AttentionLayer& layer, const float* x, size_t n, float* normed,
-            const RoundedTokens& rounded, const float* angles, size_t angle_stride,
-            const KvPages& cache, size_t layer_id, size_t first, float* queries,
-            size_t query_stride);
+  void fold(Team& team, const AttentionLayer& layer, const float* x, std::span<const Place> places,
+            float* normed, const RoundedTokens& rounded, const float* angles, size_t angle_stride,
+            size_t layer_id, float* queries, size_t query_stride);
 
   // Weighted sums of what is kept become heads' values.
   //   sums  [n][n_heads][kept_size]
@@ -89,8 +90,8 @@ class Latents {
  private:
   static constexpr size_t kTokensAtOnce = 4;
 
-  void keep(Team& team, const LatentProjection& of, size_t n, const float* angles,
-            size_t angle_stride, const KvPages& cache, size_t layer_id, size_t first);
+  void keep(Team& team, const LatentProjection& of, std::span<const Place> places,
+            const float* angles, size_t angle_stride, size_t layer_id);
   float* gathered(int thread) const { return gathered_.data() + thread * floats_of_thread_; }
 
   Engine& engine_;

@@ -27,10 +27,21 @@ Layers::Layers(Attention& attention, std::span<const AttentionLayer> attention_l
 }
 
 size_t Layers::run(KvPages& cache, size_t first, float* x, size_t n) {
+  return compute(x, n,
+                 [&](size_t i) { attention_.run(attention_layers_[i], i, cache, first, x, n); });
+}
+
+size_t Layers::step(std::span<const Place> places, float* x) {
+  return compute(x, places.size(),
+                 [&](size_t i) { attention_.step(attention_layers_[i], i, places, x); });
+}
+
+template <class Attend>
+size_t Layers::compute(float* x, size_t n, const Attend& attend) {
   size_t n_used = 0;
   for (size_t i = 0; i < experts_layers_.size(); i++) {
     const ExpertsLayer& layer = experts_layers_[i];
-    attention_.run(attention_layers_[i], i, cache, first, x, n);
+    attend(i);
     experts_.route(layer, x, n, weights_.data(), ids_.data());
     const std::span<const ExpertParts> chosen = choose(i, n);
     if (!chosen.empty()) {

@@ -26,7 +26,12 @@ class Layers {
   // Returns how many experts were used, those of several tokens once a layer.
   size_t run(KvPages& cache, size_t first, float* x, size_t n);
 
+  // The same for one token of each of several conversations, see Attention::step.
+  size_t step(std::span<const Place> places, float* x);
+
  private:
+  template <class Attend>
+  size_t compute(float* x, size_t n, const Attend& attend);
   std::span<const ExpertParts> choose(size_t layer_id, size_t n);
 
   Attention& attention_;

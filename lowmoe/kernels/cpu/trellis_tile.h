@@ -1,5 +1,5 @@
 // Prefill: a row block's weights of 128 columns as one tile of int8, decoded once for many tokens.
-// Few tokens, up to 8 with one plane and 4 with more, go without: see trellis_dot.h.
+// Few tokens, up to 8, go without: see trellis_dot.h.
 //
 // The planes of a stack are added up before they meet tokens. With A[p][r][h] = row_scale * nibble
 // of plane p, row r and 64-column half h, all float32, and v = the signed table value:
@@ -31,9 +31,12 @@
 namespace lowmoe {
 
 inline constexpr int kTileSlices = kScaleColumns / layout::kSliceColumns;
-// Tokens up to which a tile does not pay: they are multiplied as dot_block does, exactly. The same
-// in every instruction set, so that all of them say the same (benchmarks/kernel_speed.py).
-constexpr size_t few_tokens(int n_planes) { return n_planes == 1 ? 8 : 4; }
+// Tokens up to which there is no tile: they are multiplied as dot_block does, exactly, so that one
+// that is decoded beside others is rounded as if it were alone. With one plane a tile never pays
+// for these; with two it takes 0.85 of the time of eight tokens, with three 0.75
+// (benchmarks/kernel_speed.py). The same in every instruction set, so that all of them say the
+// same.
+inline constexpr size_t kFewTokens = 8;
 inline constexpr int kShareSum = 255;
 inline constexpr int kShareBits = 7;     // of a sum of shares * values that rounding drops
 inline constexpr int kTileOffset = 128;  // makes codes unsigned: dot products of u8 and s8
@@ -147,7 +150,7 @@ void multiply_tiles(const TrellisMatrix& w, size_t row_block, const RoundedToken
 template <class Set>
 void multiply_block(const TrellisMatrix& w, size_t row_block, const RoundedTokens& x,
                     size_t n_tokens, float* y, size_t y_stride, uint8_t* scratch) {
-  if (n_tokens > few_tokens(w.n_planes)) {
+  if (n_tokens > kFewTokens) {
     return multiply_tiles<Set>(w, row_block, x, n_tokens, y, y_stride, scratch);
   }
   each_part(n_tokens, Set::kMostDots, [&](size_t first, size_t count) {

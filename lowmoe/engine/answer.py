@@ -1,0 +1,192 @@
+"""One answer: from a prompt to its last token.
+
+Knows:        how tokens are chosen and spelled, what ends an answer.
+Ignorant of:  where scores come from, what else is answered at the same time.
+"""
+
+import threading
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+from lowmoe.engine.conversation import Conversation
+from lowmoe.engine.options import SamplingOptions
+from lowmoe.engine.run_clock import RunClock, Tally
+from lowmoe.engine.runtime import Runtime
+from lowmoe.engine.sampling import Sampler
+from lowmoe.engine.text import StopText, StreamingDetokenizer
+from lowmoe.errors import LowMoeError, PromptError
+
+# An end token, a stop text, max_new_tokens or the context, `cancel`, a LowMoeError, another answer
+# that took its place.
+EndReason: TypeAlias = Literal["end", "stop", "length", "cancelled", "error", "overtaken"]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of an answer.  text: what became printable with it, often a word, maybe nothing.
+
+    id: None where an answer has ended and text is left that was held back, because it might have
+    become a stop string or a character.
+    """
+
+    id: int | None
+    text: str
+
+
+class Answer:
+    """A prompt and the tokens after it so far, prompt included in `context`.
+
+    reuse: whether it may go on from what a cache has of its prompt. What is in a cache was maybe
+    rounded otherwise, as part of other chunks or token by token.
+    end: None while more tokens come; error: what ended it, if an error did.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        prompt_ids: Sequence[int],
+        options: SamplingOptions,
+        *,
+        end_ids: Collection[int],
+        spelled: bool = True,
+        reuse: bool = True,
+    ) -> None:
+        """spelled: with text, and ended by stop texts too.
+
+        Raises PromptError for a prompt that is empty, not of this vocabulary, or leaves no room.
+        """
+        check_prompt(runtime, prompt_ids)
+        self.context, self.n_prompt, self.reuse = list(prompt_ids), len(prompt_ids), reuse
+        self.n_reused = 0
+        self.clock = RunClock(runtime, len(prompt_ids))
+        self.end: EndReason | None = None
+        self.error: LowMoeError | None = None
+        self._sampler, self._end_ids = Sampler(options), end_ids
+        self._n_most = min(len(prompt_ids) + options.max_new_tokens, runtime.n_context)
+        self._spelling = _Spelling(runtime, options) if spelled else None
+        self._new: list[Token] = []
+        self._cancelled = threading.Event()
+        self._conversation: Conversation | None = None
+
+    @property
+    def n_new(self) -> int:
+        """Tokens made, an end token included."""
+        return len(self.context) - self.n_prompt
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """End it before its next token; any thread or signal handler may call it."""
+        self._cancelled.set()
+
+    @property
+    def has_new(self) -> bool:
+        """Whether there are tokens to `take`."""
+        return bool(self._new)
+
+    def take(self) -> list[Token]:
+        """The tokens since the last call."""
+        new, self._new = self._new, []
+        return new
+
+    # --- for who decodes
+
+    @property
+    def conversation(self) -> Conversation:
+        """Where it is computed, once it is."""
+        assert self._conversation is not None
+        return self._conversation
+
+    def begin(self, conversation: Conversation) -> None:
+        """Go on in this cache."""
+        # The last prompt token is always run again, for its scores are what the answer begins with;
+        # and alone, since many tokens at once round otherwise than one. So the same prompt has the
+        # same answer whether or not it was in the cache.
+        self.n_reused = conversation.keep(self.context[:-1] if self.reuse else [])
+        self._conversation = conversation
+        self.clock.begin(self.n_prompt - self.n_reused)
+
+    @property
+    def missing(self) -> list[int]:
+        """The tokens that must be in the cache before the latest can be run."""
+        return self.context[self.conversation.n_tokens : -1]
+
+    def go_on(self, scores: Tensor, tally: Tally) -> None:
+        """Choose the next token.  scores: [V] after the latest; tally: after the step they are of.
+
+        What goes wrong with this answer alone ends this answer alone.
+        """
+        try:
+            token_id = self._sampler.pick(scores, self.context)
+        except LowMoeError as error:
+            self.error = error
+            self.finish("error")
+            return
+        self.clock.token(tally)
+        self.context.append(token_id)
+        if token_id in self._end_ids:
+            self.finish("end")
+        elif self._say(token_id):
+            self._end("stop")
+        elif len(self.context) >= self._n_most:
+            self.finish("length")
+
+    def finish(self, reason: EndReason) -> None:
+        """No more tokens come; text that was held back does."""
+        rest, stopped = self._spelling.flush() if self._spelling else ("", False)
+        if rest:
+            self._new.append(Token(None, rest))
+        self._end("stop" if stopped else reason)
+
+    def _say(self, token_id: int) -> bool:
+        """Whether a stop text has come."""
+        text, stopped = self._spelling.push(token_id) if self._spelling else ("", False)
+        self._new.append(Token(token_id, text))
+        return stopped
+
+    def _end(self, reason: EndReason) -> None:
+        self.end = reason
+        self.clock.ended()
+
+
+class _Spelling:
+    """Tokens to text that is certain to stay; and whether a stop text was found."""
+
+    def __init__(self, runtime: Runtime, options: SamplingOptions) -> None:
+        self._spell = StreamingDetokenizer(runtime.text.tokenizer)
+        self._stops = StopText(options.stop)
+
+    def push(self, token_id: int) -> tuple[str, bool]:
+        return self._stops.push(self._spell.push(token_id))
+
+    def flush(self) -> tuple[str, bool]:
+        text, stopped = self._stops.push(self._spell.flush())
+        return (text, True) if stopped else (text + self._stops.flush(), False)
+
+
+def check_prompt(runtime: Runtime, prompt_ids: Sequence[int]) -> None:
+    """Raises PromptError for what no answer can follow."""
+    if not prompt_ids:
+        raise PromptError("the prompt is empty. Give at least one word.")
+    n_context = runtime.n_context
+    if len(prompt_ids) >= n_context:
+        raise PromptError(
+            f"the prompt has {len(prompt_ids)} tokens, but the context holds {n_context} and "
+            "must leave room for an answer. Shorten it, or give a larger --context."
+        )
+    check_ids(prompt_ids, runtime.spec.n_vocab)
+
+
+def check_ids(ids: Sequence[int], n_vocab: int) -> None:
+    """Raises PromptError for a token id outside the vocabulary."""
+    for token_id in ids:
+        if not 0 <= token_id < n_vocab:
+            raise PromptError(
+                f"token id {token_id}, but the vocabulary has ids 0 to {n_vocab - 1}."
+            )

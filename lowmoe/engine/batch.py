@@ -1,0 +1,159 @@
+"""Decodes several answers together: every expert that any of them goes to is read once a token.
+
+Knows:        which answers are under way, in which cache each goes on, whose turn a prompt has.
+Ignorant of:  how tokens are chosen, what is done with them; how weights are kept and multiplied.
+"""
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from lowmoe.engine.answer import Answer, EndReason
+from lowmoe.engine.conversation import Conversation, step
+from lowmoe.engine.gpu import gpu_memory
+from lowmoe.engine.run_clock import Tally
+from lowmoe.engine.runtime import Runtime
+from lowmoe.errors import UsageError
+
+# The part of a prompt that a cache must share with it for it to go on there. Less is not worth what
+# is lost: texts that have nothing to do with each other begin alike, with the same token or the
+# same system prompt.
+LEAST_SHARED = 0.5
+
+
+class Batch:
+    """Up to n_sequences answers at once; they join and leave between any two steps.
+
+    One thread at a time, but for Answer.cancel. Alone or together, an answer's tokens are the same
+    where native code computes, bit for bit; see Decoder.step.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.chunk_tokens = runtime.decoder.computation.max_tokens  # of a prompt, at once
+        self.tally = Tally()
+        self._traffic = runtime.store.traffic()  # what has been put down to somebody
+        self._answers: list[Answer] = []
+        self._conversations = [Conversation(runtime) for _ in range(runtime.n_sequences)]
+        self._turns = itertools.count(1)
+        self._one_call = threading.Lock()
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """Those under way, in the order they joined."""
+        return tuple(self._answers)
+
+    @property
+    def n_free(self) -> int:
+        """How many more may join."""
+        return sum(not c.taken for c in self._conversations)
+
+    def join(self, answer: Answer) -> None:
+        """Take part from the next step on.  Raises UsageError if there is no room."""
+        conversation = self.take(answer.context if answer.reuse else [])
+        try:
+            with self.computing():
+                answer.begin(conversation)
+        except BaseException:
+            conversation.taken = False
+            raise
+        self._answers.append(answer)
+
+    def leave(self, answer: Answer, reason: EndReason = "cancelled") -> None:
+        """Take no more part; what was computed stays to be gone on from.
+
+        An answer that has not ended ends for this reason.
+        """
+        if answer in self._answers:
+            self._answers.remove(answer)
+            answer.conversation.taken = False
+        if answer.end is None:
+            answer.finish(reason)
+
+    def take(self, ids: Sequence[int]) -> Conversation:
+        """A cache that nobody uses, the one that shares most with ids; set its `taken` back.
+
+        If none shares enough, the one that was taken least lately.
+        """
+        free = [c for c in self._conversations if not c.taken]
+        if not free:
+            raise UsageError(
+                f"{len(self._conversations)} answers are under way, as many as the model was "
+                "loaded for. Wait for one to end, or load it for more sequences."
+            )
+        enough = LEAST_SHARED * len(ids)
+        shared = {c: c.n_common(ids) for c in free}
+        conversation = max(
+            free, key=lambda c: (shared[c] if shared[c] > enough else 0, -c.last_taken)
+        )
+        conversation.taken, conversation.last_taken = True, next(self._turns)
+        return conversation
+
+    def step(self) -> list[Answer]:
+        """A chunk of the prompt that has waited longest, then one token of every other answer.
+
+        Returns the answers that have something to `take` or have ended; the latter have left.
+        Raises what reading raises; another step tries the same again.
+        """
+        ended = self._leave_cancelled()
+        joining = next((answer for answer in self._answers if answer.missing), None)
+        if joining is not None:
+            self.run(joining.conversation, joining.missing[: self.chunk_tokens])
+            ended += self._leave_cancelled()
+        running = [answer for answer in self._answers if not answer.missing]
+        if running:
+            self._decode(running)
+        return ended + running
+
+    def run(self, conversation: Conversation, ids: Sequence[int]) -> Tensor:
+        """Tokens of a prompt, chunk_tokens at most.  Returns the last hidden state, [T, H]."""
+        with self.computing():
+            hidden = conversation.forward(ids)
+        self._traffic = self.runtime.store.traffic()
+        return hidden
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Threads and scratch serve one call at a time.
+
+        Raises UsageError for a second one, MemoryBudgetError as gpu_memory.
+        """
+        if not self._one_call.acquire(blocking=False):
+            raise UsageError(
+                "the model is computing for another thread. Ask from one thread at a time, or load "
+                "it twice."
+            )
+        try:
+            with gpu_memory():
+                yield
+        finally:
+            self._one_call.release()
+
+    def _decode(self, running: list[Answer]) -> None:
+        decoder = self.runtime.decoder
+        with self.computing():
+            hidden = step(decoder, [a.conversation for a in running], [a.context for a in running])
+            scores = decoder.logits(hidden)  # until they are there, a GPU computes
+        self._count(len(running))
+        for answer, of_answer in zip(running, scores, strict=True):
+            answer.go_on(of_answer, self.tally)
+            if answer.end is not None:
+                self.leave(answer)
+
+    def _count(self, n_tokens: int) -> None:
+        traffic = self.runtime.store.traffic()
+        self.tally = Tally(
+            steps=self.tally.steps + 1,
+            tokens=self.tally.tokens + n_tokens,
+            traffic=self.tally.traffic + (traffic - self._traffic),
+        )
+        self._traffic = traffic
+
+    def _leave_cancelled(self) -> list[Answer]:
+        cancelled = [answer for answer in self._answers if answer.is_cancelled]
+        for answer in cancelled:
+            self.leave(answer)
+        return cancelled

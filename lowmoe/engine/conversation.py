@@ -1,0 +1,84 @@
+"""The tokens in one cache.
+
+Knows:        which they are, what of them a prompt may go on from.
+Ignorant of:  how they are computed, whose turn it is.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lowmoe.decoder.computation import Cache
+from lowmoe.engine.gpu import gpu_memory
+from lowmoe.engine.runtime import AnyDecoder, Runtime
+
+
+class Conversation:
+    """A cache and the tokens whose keys and values it has.
+
+    taken: whether an answer goes on in it; last_taken: the larger, the later it was.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._decoder, self._capacity = runtime.decoder, runtime.n_context
+        self._tokens: list[int] = []
+        self.taken = False
+        self.last_taken = 0
+
+    @functools.cached_property
+    def _cache(self) -> Cache:
+        """Made when it is first needed: on a GPU it takes all its memory at once."""
+        with gpu_memory():
+            return self._decoder.new_cache(self._capacity)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many of its tokens are known to be in the cache."""
+        return len(self._tokens)
+
+    def n_common(self, ids: Sequence[int]) -> int:
+        """How many tokens it begins with that ids begins with too."""
+        for n, (old, new) in enumerate(zip(self._tokens, ids, strict=False)):
+            if old != new:
+                return n
+        return min(len(self._tokens), len(ids))
+
+    def keep(self, ids: Sequence[int]) -> int:
+        """Forget all but what the cache and ids have in common at the start; returns how many
+        tokens that is.
+        """
+        n_common = self.n_common(ids)
+        self._forget_beyond(n_common)
+        return n_common
+
+    def forward(self, ids: Sequence[int]) -> Tensor:
+        """Run ids through the layers after what is there.  Returns the last hidden state [T, H]."""
+        self._forget_beyond(len(self._tokens))
+        hidden = self._decoder.forward(torch.tensor(ids), self._cache)
+        self._tokens += ids
+        return hidden
+
+    def _forget_beyond(self, n_tokens: int) -> None:
+        """What comes after n_tokens, and what a pass left that was interrupted at its end."""
+        del self._tokens[n_tokens:]
+        self._cache.n_tokens = len(self._tokens)
+
+
+def step(
+    decoder: AnyDecoder, conversations: Sequence[Conversation], contexts: Sequence[Sequence[int]]
+) -> Tensor:
+    """Run the last token of each context, which the others are in the cache before.
+
+    Returns the last hidden states, [B, H].
+    """
+    for conversation, context in zip(conversations, contexts, strict=True):
+        # A step may have got so far that this token was run, but not that another followed.
+        conversation._forget_beyond(len(context) - 1)
+        assert conversation.n_tokens == len(context) - 1
+    ids = [context[-1] for context in contexts]
+    hidden = decoder.step(torch.tensor(ids), [c._cache for c in conversations])
+    for conversation, token_id in zip(conversations, ids, strict=True):
+        conversation._tokens.append(token_id)
+    return hidden
