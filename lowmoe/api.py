@@ -231,7 +231,7 @@ class Model:
             self.session.stop()
 
     def statistics(self) -> RunStatistics:
-        """How the last stream or generate went."""
+        """How the answer that began last went."""
         return self._open_session().statistics()
 
 
