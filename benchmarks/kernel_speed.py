@@ -43,7 +43,7 @@ PEAK_ROUNDS, PEAK_SUMS = 4000, 12
 PRODUCTS = {"avx512": 64, "avxvnni": 32, "avx2": 32}  # of a sum in product_peak.cpp
 WARM_UPS, SAMPLES = 3, 15
 CACHED_BYTES, MEMORY_BYTES = 256 * 1024, 256 * 1024 * 1024
-TOKENS = (4, 16, 32, 128)
+TOKENS = (4, 8, 9, 16, 32, 128)  # from 9 on with a tile: lowmoe/kernels/cpu/trellis_tile.h
 PREFILL_ROWS = 1024
 
 

@@ -239,7 +239,7 @@ class Model:
             self.session.stop()
 
     def statistics(self) -> RunStatistics:
-        """How the last stream or generate went."""
+        """How the answer that began last went."""
         return self._open_session().statistics()
 
     def keep_run(self) -> None:

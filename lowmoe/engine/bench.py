@@ -141,10 +141,10 @@ class _Together:
 
 def _decode(batch: Batch, answers: Sequence[Answer], profiler: Profiler | None) -> _Together:
     """All answers to their ends."""
-    if profiler is not None:
-        profiler.begin()
     for answer in answers:
         batch.join(answer)
+    if profiler is not None:
+        profiler.begin()
     begin = end = batch.tally
     seconds = 0.0
     while batch.answers:

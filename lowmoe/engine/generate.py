@@ -141,7 +141,7 @@ class Session:
     # --- how it went
 
     def statistics(self) -> RunStatistics:
-        """Of the last stream, as far as it came.  Raises UsageError before the first."""
+        """Of the answer that began last, as far as it came.  Raises UsageError before the first."""
         if self.last_run is None:
             raise UsageError("nothing has been generated yet, so there are no statistics.")
         return self.last_run.statistics(self.bandwidths())
