@@ -206,7 +206,7 @@ class SimulatedModel:
         disk, ram, speeds.disk, speeds.ram = speeds.disk, speeds.ram, FAST, FAST
         store, slots = self.experts.ram, self.experts.slots
         layers, experts = range(self.shape.n_layers), range(self.shape.n_experts)
-        keys = [(layer_id, e) for layer_id in layers for e in experts]
+        keys = [(layer_id, e) for e in experts for layer_id in layers]  # all layers alike
         for layer_id, expert_id in sorted(keys, key=lambda key: slots.has(*key)):
             if len(store.keys()) < store.n_slots:
                 with store.borrow(layer_id, [expert_id]):

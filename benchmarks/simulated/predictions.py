@@ -116,16 +116,21 @@ def _cached_bytes(spec: ModelSpec) -> int:
 
 
 def predicted(
-    row: Row, misses: Misses, card: CardProfile, ram_bytes: int, overheads: Overheads
+    row: Row,
+    misses: Misses,
+    card: CardProfile,
+    ram_bytes: int,
+    overheads: Overheads,
+    n_tokens: int = N_TOKENS,
 ) -> Outcome:
-    """64 tokens after as many."""
+    """So many tokens after as many."""
     speeds = Speeds(
         gpu=card.bandwidth, bus=min(BUS, card.bus_bandwidth), ram=RAM, cpu=RAM, disk=DISK
     )
     shape = shape_of(row, card, ram_bytes)
     with SimulatedModel(shape, speeds, misses, overheads=overheads) as model:
-        model.decode(N_TOKENS)
-        return model.decode(N_TOKENS)
+        model.decode(n_tokens)
+        return model.decode(n_tokens)
 
 
 def table(results: list[tuple[Row, Shape, dict[str, Outcome]]]) -> Iterator[str]:
