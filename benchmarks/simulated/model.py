@@ -59,7 +59,9 @@ FAST = 1e18  # bytes a second, to fill RAM before anything is measured
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """n_slots: experts on the GPU; n_in_ram: beside them; memory, skew: see MadeUpRouting."""
+    """n_slots: experts on the GPU; n_in_ram: beside them; memory, skew, n_slices: see
+    MadeUpRouting.
+    """
 
     n_layers: int
     n_experts: int
@@ -69,6 +71,20 @@ class Shape:
     n_in_ram: int
     memory: float
     skew: float
+    n_slices: int = 1
+
+    def sliced(self, n_slices: int) -> "Shape":
+        """Each expert in so many slices of its inner dimension, that lie and are computed apart."""
+        sizes = replace(self.sizes, expert=self.sizes.expert / n_slices)
+        return replace(
+            self,
+            n_experts=self.n_experts * n_slices,
+            n_active=self.n_active * n_slices,
+            sizes=sizes,
+            n_slots=self.n_slots * n_slices,
+            n_in_ram=self.n_in_ram * n_slices,
+            n_slices=n_slices,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +119,7 @@ class SimulatedModel:
             shape.n_active,
             memory=shape.memory,
             skew=shape.skew,
+            n_slices=shape.n_slices,
             seed=seed,
         )
         spec = _spec(shape)
@@ -184,15 +201,16 @@ class SimulatedModel:
         )
 
     def _fill_ram(self) -> None:
-        """With what the GPU does not have, layer by layer, as far as there is room."""
+        """With what the GPU does not have and then with copies, as far as there is room."""
         speeds = self.machine.speeds
         disk, ram, speeds.disk, speeds.ram = speeds.disk, speeds.ram, FAST, FAST
-        store = self.experts.ram
-        for layer_id in range(self.shape.n_layers):
-            for expert_id in self.experts.missing(layer_id, range(self.shape.n_experts)):
-                if len(store.keys()) < store.n_slots:
-                    with store.borrow(layer_id, [expert_id]):
-                        pass
+        store, slots = self.experts.ram, self.experts.slots
+        layers, experts = range(self.shape.n_layers), range(self.shape.n_experts)
+        keys = [(layer_id, e) for e in experts for layer_id in layers]  # all layers alike
+        for layer_id, expert_id in sorted(keys, key=lambda key: slots.has(*key)):
+            if len(store.keys()) < store.n_slots:
+                with store.borrow(layer_id, [expert_id]):
+                    pass
         speeds.disk, speeds.ram = disk, ram
 
 

@@ -7,7 +7,7 @@ Leaves out:  a model's values: tokens go where experts come again as often as wa
 
 Beside it: the bound, as every run reports it, from the bytes moved and the bandwidths.
 
-    python -m benchmarks.simulated.predictions [--gpu 4090] [--ram 96] [--write docs/performance.md]
+    python -m benchmarks.simulated.predictions [--gpu 4090] [--ram 128] [--write PAGE]
 """
 
 import argparse
@@ -93,7 +93,7 @@ def shape_of(row: Row, card: CardProfile, ram_bytes: int) -> Shape:
             vocabulary=VOCABULARY,
         ),
         n_slots=n_slots,
-        n_in_ram=min(total - n_slots + 1, (ram_bytes - OTHERS_RAM) // sum(parts)),
+        n_in_ram=min(total, (ram_bytes - OTHERS_RAM) // sum(parts)),
         memory=row.memory,
         skew=row.skew,
     )
@@ -116,16 +116,21 @@ def _cached_bytes(spec: ModelSpec) -> int:
 
 
 def predicted(
-    row: Row, misses: Misses, card: CardProfile, ram_bytes: int, overheads: Overheads
+    row: Row,
+    misses: Misses,
+    card: CardProfile,
+    ram_bytes: int,
+    overheads: Overheads,
+    n_tokens: int = N_TOKENS,
 ) -> Outcome:
-    """64 tokens after as many."""
+    """So many tokens after as many."""
     speeds = Speeds(
         gpu=card.bandwidth, bus=min(BUS, card.bus_bandwidth), ram=RAM, cpu=RAM, disk=DISK
     )
     shape = shape_of(row, card, ram_bytes)
     with SimulatedModel(shape, speeds, misses, overheads=overheads) as model:
-        model.decode(N_TOKENS)
-        return model.decode(N_TOKENS)
+        model.decode(n_tokens)
+        return model.decode(n_tokens)
 
 
 def table(results: list[tuple[Row, Shape, dict[str, Outcome]]]) -> Iterator[str]:

@@ -30,15 +30,18 @@ class MadeUpRouting:
         *,
         memory: float,
         skew: float,
+        n_slices: int = 1,
         seed: int = 0,
     ) -> None:
         """memory: share of a token's scores that comes from the token before; skew: how far
-        experts' lasting worth differs, beside scores that wander by 1.
+        experts' lasting worth differs, beside scores that wander by 1; n_slices: so many of the
+        experts are always chosen together, as if they were slices of one.
         """
         self._luck = np.random.default_rng(seed)
         self._n_experts, self._n_active, self._memory = n_experts, n_active, memory
-        self._worth = skew * self._luck.standard_normal((n_layers, n_experts))
-        self._scores = self._luck.standard_normal((n_layers, n_experts))
+        self._n_slices, n_whole = n_slices, n_experts // n_slices
+        self._worth = skew * self._luck.standard_normal((n_layers, n_whole))
+        self._scores = self._luck.standard_normal((n_layers, n_whole))
         self._layer_of: dict[int, int] = {}
         self._next_token()
 
@@ -71,8 +74,10 @@ class MadeUpRouting:
         noise = self._luck.standard_normal(self._scores.shape)
         self._scores = self._memory * self._scores + (1 - self._memory**2) ** 0.5 * noise
         total = self._scores + self._worth
-        self._chosen = np.argpartition(-total, self._n_active - 1, axis=1)[:, : self._n_active]
-        self._chosen = self._chosen.astype(np.int32)
+        n_whole, n_slices = self._n_active // self._n_slices, self._n_slices
+        whole = np.argpartition(-total, n_whole - 1, axis=1)[:, :n_whole, None]
+        slices = whole * n_slices + np.arange(n_slices)
+        self._chosen = slices.reshape(len(total), -1).astype(np.int32)
 
 
 def repeats(

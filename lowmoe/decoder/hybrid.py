@@ -17,6 +17,7 @@ Ignorant of:  which operations make up its parts, who has which expert, CUDA.
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -32,11 +33,15 @@ from lowmoe.decoder.gpu_parts import GpuParts, cache_bytes
 from lowmoe.decoder.weights import DenseWeights
 from lowmoe.experts.hybrid import HybridExperts
 from lowmoe.experts.split import MissSplit
+from lowmoe.experts.staging import Passage
 from lowmoe.kernels import cpu
 from lowmoe.kernels.gpu import Event, Gpu
 from lowmoe.spec import ModelSpec
 from quant.trellis import TrellisCode
 
+# Of a prompt, choices for each expert from which on hardly any is left without one: e ** -16, if
+# they were chosen alike.
+SURELY_USED = 16
 MOST_ON_CPU = 256  # tokens of a prompt that the CPU is given at once
 
 Piece = Callable[[], None]
@@ -75,6 +80,14 @@ class _MixedThere:
 
     def seconds(self) -> float | None:
         return self.end.seconds_since(self.begin)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """Experts of a prompt's layer that were sent before it was known who is needed."""
+
+    experts: frozenset[int]
+    passage: Passage | None
 
 
 class HybridComputation:
@@ -253,7 +266,8 @@ class HybridComputation:
         staying = {e: parts for e, parts in experts.items() if e in here}
         passing = {e: parts for e, parts in experts.items() if e not in here}
         if not passing:
-            self._run_here(layer_id, staying, counts, 0)
+            if staying:
+                self._run_here(layer_id, staying, counts, 0)
             return
         begin = self._clock()
         with self._experts.passing(passing) as passage:
@@ -289,22 +303,43 @@ class HybridComputation:
     def _prompt(self, b: Buffers, cache: HybridCache) -> None:
         end = cache.n_tokens + b.n_tokens
         for layer_id, _ in self._in_turn(self._spec.layers):
-            self._parts.attend(layer_id, b, cache.keys[layer_id], cache.values[layer_id], end)
-            self._parts.route(layer_id, b)
-            ids = b.experts.cpu().long()  # [T, K]; waits
-            counts = {e: n for e, n in enumerate(torch.bincount(ids.flatten()).tolist()) if n}
-            missing = self._experts.ask(layer_id, list(counts))
-            here = self._here_of_prompt(missing, counts)
-            share = self._taken(layer_id, b, ids, here)
-            self._mix_there_timed(layer_id, b, missing, counts)
-            ram = self._experts.ram
-            for group in ram.portions_in_order(self._experts.staging.n_staged):
-                with ram.borrow(layer_id, group) as experts:
-                    self._mix_lent(layer_id, b, experts, here, counts)
-            if share is not None:
-                rows, tokens = share
-                self._on_cpu.finish(layer_id, tokens)
-                b.x.index_add_(0, rows, tokens.share.to(b.x.device))
+            keys, values = cache.keys[layer_id], cache.values[layer_id]
+            with self._ahead(layer_id, b.n_tokens) as ahead:
+                self._parts.attend(layer_id, b, keys, values, end)
+                self._parts.route(layer_id, b)
+                self._mix_many(layer_id, b, ahead)
+
+    @contextmanager
+    def _ahead(self, layer_id: int, n_tokens: int) -> Iterator[_Ahead]:
+        """Begin to bring experts while their layer attends and routes, where all will be needed."""
+        experts, feed_forward = self._experts, self._spec.layers[layer_id].feed_forward
+        n_chosen = n_tokens * feed_forward.router.n_active
+        if not experts.has_all or n_chosen < SURELY_USED * feed_forward.n_experts:
+            yield _Ahead(frozenset(), None)
+            return
+        missing = experts.missing(layer_id, range(feed_forward.n_experts))
+        first = missing[: experts.staging.n_staged]
+        with experts.ram.borrow(layer_id, first) as lent, experts.passing(lent) as passage:
+            yield _Ahead(frozenset(first), passage)
+
+    def _mix_many(self, layer_id: int, b: Buffers, ahead: _Ahead) -> None:
+        ids = b.experts.cpu().long()  # [T, K]; waits
+        counts = {e: n for e, n in enumerate(torch.bincount(ids.flatten()).tolist()) if n}
+        missing = self._experts.ask(layer_id, list(counts))
+        here = self._here_of_prompt([e for e in missing if e not in ahead.experts], counts)
+        share = self._taken(layer_id, b, ids, here)
+        self._mix_there_timed(layer_id, b, missing, counts)
+        if ahead.passage is not None:
+            for table in ahead.passage.tables():
+                self._parts.mix(layer_id, b, table, self._experts.slots.n_parts)
+        ram = self._experts.ram
+        for group in ram.portions_in_order(self._experts.staging.n_staged):
+            with ram.borrow(layer_id, [e for e in group if e not in ahead.experts]) as experts:
+                self._mix_lent(layer_id, b, experts, here, counts)
+        if share is not None:
+            rows, tokens = share
+            self._on_cpu.finish(layer_id, tokens)
+            b.x.index_add_(0, rows, tokens.share.to(b.x.device))
 
     def _here_of_prompt(self, missing: list[int], counts: Mapping[int, int]) -> set[int]:
         """The missing experts that the CPU computes, those of the fewest tokens."""

@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.simulated.gpu import Sizes
+from benchmarks.simulated.gpu import NO_OVERHEADS, Sizes
 from benchmarks.simulated.machine import Speeds
 from benchmarks.simulated.model import VOCABULARY, Shape, SimulatedModel
+from benchmarks.simulated.predictions import ROWS, Row, predicted
+from lowmoe.cards import CARDS
 from lowmoe.experts.split import MISSES, Misses
 
 REFERENCE = Speeds(gpu=1008e9, bus=25e9, ram=80e9, cpu=80e9, disk=7e9)
@@ -99,6 +101,12 @@ def test_the_split_follows_bandwidths_within_20_tokens(
     changed, always = found
     # As near as auto is to be to the better of both; costs go on wandering by a few percent.
     assert changed >= 0.95 * always
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.model} at {row.bits} bits")
+def test_where_bytes_alone_take_time_the_bound_of_real_shapes_is_nearly_reached(row: Row) -> None:
+    outcome = predicted(row, "auto", CARDS["4090"], 128 * 2**30, NO_OVERHEADS, n_tokens=6)
+    assert 0.75 <= outcome.tokens_per_s / outcome.bound_tokens_per_s < 1
 
 
 @pytest.mark.parametrize("misses", MISSES)

@@ -23,6 +23,7 @@ from cuda_ext.ops import MOST_DECODED
 from lowmoe.checkpoint.buffers import page_aligned
 from lowmoe.decoder.cpu_share import CpuShare
 from lowmoe.decoder.decoder import Decoder
+from lowmoe.decoder.gpu_parts import GpuParts
 from lowmoe.decoder.hybrid import MOST_ON_CPU, HybridComputation
 from lowmoe.errors import FolderError
 from lowmoe.experts import staging as staging_module
@@ -260,6 +261,28 @@ def test_where_all_pass_through_the_cpu_computes_nothing(
     assert traffic.passed_bytes == n_missed * decoder.store.expert_bytes > 0
     assert traffic.copied_bytes >= traffic.passed_bytes
     assert traffic.copied_s > 0
+
+
+@pytest.mark.parametrize("misses", MISSES)
+def test_a_long_prompts_experts_are_on_their_way_before_it_is_routed(
+    plain: Golden, monkeypatch: pytest.MonkeyPatch, misses: Misses
+) -> None:
+    asked: list[str] = []
+    bring, route = Staging.bring, GpuParts.route
+    monkeypatch.setattr("lowmoe.decoder.hybrid.SURELY_USED", N_TOKENS * 4 // 8)
+    with guided(plain, n_slots=5, misses=misses) as decoder:
+        in_chunks(decoder, plain.ids, [N_TOKENS])  # after which all of them are in memory
+        cache = decoder.new_cache(N_TOKENS)
+        monkeypatch.setattr(Staging, "bring", lambda *of: asked.append("bring") or bring(*of))
+        monkeypatch.setattr(GpuParts, "route", lambda *of: asked.append("route") or route(*of))
+        found = decoder.logits(decoder.forward(plain.ids, cache))
+        assert_within(found, plain.answer.logits, expected([N_TOKENS]))
+        assert asked[:2] == ["bring", "route"]
+        assert asked.count("route") == LAYERS
+        shorter = decoder.new_cache(N_TOKENS)
+        asked.clear()
+        decoder.forward(plain.ids[:-1], shorter)
+        assert asked[0] == "route", "some may not be needed"
 
 
 def test_the_same_text_passes_through_with_the_same_bits_every_time(plain: Golden) -> None:
