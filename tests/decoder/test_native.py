@@ -21,6 +21,7 @@ import torch
 from tiny_models import in_chunks, with_attention, with_router
 from torch import Tensor
 from trellis_models import (
+    CONTEXT,
     DEMANDING_SHAPES,
     LAYERS,
     MIXTRAL,
@@ -436,6 +437,34 @@ def test_keys_and_values_take_the_bytes_of_their_format(plain: Golden, kv: cpu.K
     bytes_of_a_head = {"float32": 256, "float16": 128, "int8": 68}[kv]
     native = plain.model.native(kv=kv)
     assert native.cache_bytes(1) == 2 * LAYERS * 3 * 256 * bytes_of_a_head
+
+
+@pytest.mark.parametrize("kv", cpu.KV_FORMATS)
+def test_of_latents_only_one_row_a_token_is_kept(tmp_path: Path, kv: cpu.KvFormat) -> None:
+    # 64 channels of a latent and 16 that turn; int8 has a float32 scale beside them.
+    shape = DEMANDING_SHAPES["latents, sigmoids in groups, shared, lengthening rope"]
+    with trellis_model(tmp_path / "folder", shape) as model:
+        native = model.native(kv=kv)
+        before = cpu.allocated_bytes()
+        cache = native.new_cache(CONTEXT)
+        cache.pages.reserve(1)
+        assert cpu.allocated_bytes() - before == native.cache_bytes(1)
+        bytes_of_a_row = {"float32": 320, "float16": 160, "int8": 84}[kv]
+        assert native.cache_bytes(1) == LAYERS * 256 * bytes_of_a_row
+
+
+def test_texts_of_many_pages_of_latents_are_attended_to_in_parts(tmp_path: Path) -> None:
+    sizes = [250] * 9 + [1, 1, 3]
+    latents = DEMANDING_SHAPES["latents, sigmoids in groups, shared, lengthening rope"]
+    shape = replace(latents, config={**latents.config, "num_hidden_layers": 2})
+    with trellis_model(tmp_path / "folder", shape) as model:
+        golden = golden_of(model, sum(sizes))
+        guided = Guided(model.native(n_threads=2), golden.answer.routings)
+        with model.decoder(guided) as decoder:
+            found = in_chunks(decoder, golden.ids, sizes)
+    expected = expected_error(2, "float16", sizes)
+    assert_within(found[:1000], golden.answer.logits[:1000], expected)
+    assert_within(found[1000:], golden.answer.logits[1000:], expected)
 
 
 def test_a_computation_gives_its_memory_back(plain: Golden) -> None:
