@@ -42,8 +42,8 @@ class Computation(Protocol[L_contra]):
     def cache_bytes(self, n_tokens: int) -> int:
         """Bytes that keys and values of n_tokens take."""
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """ids: [T] int64.  Returns [T, H]."""
+    def embed(self, ids: Tensor, first: int = 0) -> Tensor:
+        """ids: [T] int64, tokens from position `first` on.  Returns [T, H]."""
 
     def run_layers(self, x: Tensor, cache: Cache, store: L_contra) -> Tensor:
         """All layers for tokens after those in the cache.  x: [T, H], T at most max_tokens, which

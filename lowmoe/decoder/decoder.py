@@ -35,7 +35,7 @@ class Decoder(Generic[L]):
 
         The tokens follow those in the cache, and are in it afterwards.
         """
-        x = self.computation.embed(ids)
+        x = self.computation.embed(ids, cache.n_tokens)
         x = self.computation.run_layers(x, cache, self.store)
         if not self.store.is_complete:
             self.store.read_rest(self.spec.n_experts_by_layer)

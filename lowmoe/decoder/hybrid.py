@@ -97,7 +97,7 @@ class HybridComputation:
 
     # --- a pass
 
-    def embed(self, ids: Tensor) -> Tensor:
+    def embed(self, ids: Tensor, first: int = 0) -> Tensor:
         """In a buffer, until the next pass."""
         return self._parts.embed(ids)
 

@@ -44,15 +44,15 @@ class TorchComputation:
     def cache_bytes(self, n_tokens: int) -> int:
         return cache_bytes(self.spec, n_tokens, self.dtype)
 
-    def embed(self, ids: Tensor) -> Tensor:
+    def embed(self, ids: Tensor, first: int = 0) -> Tensor:
         x = self.kernels.embed(ids, self.weights.embedding, self.dtype)
-        return _scaled(x, self.spec.embedding_scale)
+        x = _scaled(x, self.spec.embedding_scale)
+        if not self.spec.learned_positions:
+            return x
+        assert self.weights.positions is not None
+        return x + self.weights.positions[first : first + x.shape[0]].to(x.dtype)
 
     def run_layers(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
-        if self.spec.learned_positions:
-            assert self.weights.positions is not None
-            first = cache.n_tokens
-            x = x + self.weights.positions[first : first + x.shape[0]].to(x.dtype)
         return layer_by_layer(self, len(self.spec.layers), x, cache, store)
 
     def attend(self, x: Tensor, layer_id: int, cache: Cache) -> Tensor:

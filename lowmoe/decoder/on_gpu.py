@@ -75,7 +75,7 @@ class GpuComputation:
 
     # --- a pass
 
-    def embed(self, ids: Tensor) -> Tensor:
+    def embed(self, ids: Tensor, first: int = 0) -> Tensor:
         """In a buffer, until the next pass."""
         return self._parts.embed(ids)
 
