@@ -50,8 +50,8 @@ class Computation(Protocol[L_contra]):
     def cache_bytes(self, n_tokens: int) -> int:
         """Bytes that keys and values of n_tokens take."""
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """ids: [T] int64.  Returns [T, H]."""
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """ids, positions: [T] int64.  Returns [T, H]."""
 
     def run_layers(self, x: Tensor, cache: Cache | Together, store: L_contra) -> Tensor:
         """All layers for tokens after those in the cache, or one after those in each.

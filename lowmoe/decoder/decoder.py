@@ -36,7 +36,7 @@ class Decoder(Generic[L]):
 
         The tokens follow those in the cache, and are in it afterwards.
         """
-        x = self._run(ids, cache)
+        x = self._run(ids, cache, torch.arange(ids.shape[0]) + cache.n_tokens)
         cache.n_tokens += ids.shape[0]
         return x
 
@@ -51,13 +51,14 @@ class Decoder(Generic[L]):
         assert len(caches) == ids.shape[0] > 0
         if len(caches) == 1:
             return self.forward(ids, caches[0])
-        x = self._run(ids, Together(tuple(caches)))
+        positions = torch.tensor([cache.n_tokens for cache in caches])
+        x = self._run(ids, Together(tuple(caches)), positions)
         for cache in caches:
             cache.n_tokens += 1
         return x
 
-    def _run(self, ids: Tensor, cache: Cache | Together) -> Tensor:
-        x = self.computation.embed(ids)
+    def _run(self, ids: Tensor, cache: Cache | Together, positions: Tensor) -> Tensor:
+        x = self.computation.embed(ids, positions)
         x = self.computation.run_layers(x, cache, self.store)
         if not self.store.is_complete:
             self.store.read_rest(self.spec.n_experts_by_layer)

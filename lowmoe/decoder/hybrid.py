@@ -139,7 +139,7 @@ class HybridComputation:
 
     # --- a pass
 
-    def embed(self, ids: Tensor) -> Tensor:
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """In a buffer, until the next pass."""
         return self._parts.embed(ids)
 

@@ -44,14 +44,15 @@ class TorchComputation:
     def cache_bytes(self, n_tokens: int) -> int:
         return cache_bytes(self.spec, n_tokens, self.dtype)
 
-    def embed(self, ids: Tensor) -> Tensor:
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         x = self.kernels.embed(ids, self.weights.embedding, self.dtype)
-        return _scaled(x, self.spec.embedding_scale)
+        x = _scaled(x, self.spec.embedding_scale)
+        if not self.spec.learned_positions:
+            return x
+        assert self.weights.positions is not None
+        return x + self.weights.positions[positions].to(x.dtype)
 
     def run_layers(self, x: Tensor, cache: Cache | Together, store: ExpertStore) -> Tensor:
-        if self.spec.learned_positions:
-            assert self.weights.positions is not None
-            x = x + self.weights.positions[_positions(cache, x.shape[0])].to(x.dtype)
         return layer_by_layer(self, len(self.spec.layers), x, cache, store)
 
     def attend(self, x: Tensor, layer_id: int, cache: Cache | Together) -> Tensor:
@@ -100,10 +101,3 @@ class TorchComputation:
 
 def _scaled(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else x * factor
-
-
-def _positions(cache: Cache | Together, n_tokens: int) -> Tensor:
-    """Of tokens after those in a cache, or of one after those in each, [T]."""
-    if isinstance(cache, Together):
-        return torch.tensor([of.n_tokens for of in cache.caches])
-    return torch.arange(cache.n_tokens, cache.n_tokens + n_tokens)

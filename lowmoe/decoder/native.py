@@ -38,6 +38,7 @@ ABLE = frozenset(
     {
         "a bias behind attention",
         "a bias of the head",
+        "activations with a cubic term",
         "another activation",
         "another scale of scores",
         "attention sinks",
@@ -49,10 +50,12 @@ ABLE = frozenset(
         "chunks",
         "clamped queries, keys and values",
         "experts without a choice",
+        "experts without a gate",
         LATENT,
         "layer norms",
         "layers without experts",
         "layers without rope",
+        "learned positions",
         "norms after rope",
         "norms of all heads together",
         "norms of single heads",
@@ -165,11 +168,16 @@ class NativeComputation:
         per_token = cpu.kv_head_bytes(self._kv, size) * n_heads * (1 if keys_only else 2)
         return per_token * len(self._spec.layers) * pages
 
-    def embed(self, ids: Tensor) -> Tensor:
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         x = torch.empty(ids.shape[0], self._spec.n_hidden)
-        for first, part in self._chunks(ids):
-            self._ends.embed(part.data_ptr(), part.shape[0], x[first:].data_ptr())
-        return _scaled(x, self._spec.embedding_scale / self._spec.residual_scale)
+        for row, part in self._chunks(ids):
+            self._ends.embed(part.data_ptr(), part.shape[0], x[row:].data_ptr())
+        x = _scaled(x, self._spec.embedding_scale / self._spec.residual_scale)
+        if self._spec.learned_positions:
+            assert self.weights.positions is not None
+            learned = self.weights.positions[positions]
+            x.add_(learned, alpha=1 / self._spec.residual_scale)
+        return x
 
     def run_layers(self, x: Tensor, cache: Cache | Together, store: ExpertStore) -> Tensor:
         """In place; in one call once every expert is in RAM."""
@@ -379,12 +387,14 @@ def experts_layer(
         n_experts=of.n_experts,
         n_inner=of.n_inner,
         steepness=of.activation.steepness,
+        cubic=of.activation.cubic,
         shift=of.activation.shift,
         limit=math.inf if of.activation.limit is None else of.activation.limit,
         gate_up_bias=_address(weights.optional("gate_up_bias")),
         down_bias=_address(weights.optional("down_bias")),
         shared=shared,
         weigh_input=of.weigh_input,
+        gated=of.gated,
     )
 
 

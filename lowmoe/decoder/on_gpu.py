@@ -75,7 +75,7 @@ class GpuComputation:
 
     # --- a pass
 
-    def embed(self, ids: Tensor) -> Tensor:
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """In a buffer, until the next pass."""
         return self._parts.embed(ids)
 

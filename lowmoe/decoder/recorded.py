@@ -39,8 +39,8 @@ class RecordedRouting:
     def cache_bytes(self, n_tokens: int) -> int:
         return self._computation.cache_bytes(n_tokens)
 
-    def embed(self, ids: Tensor) -> Tensor:
-        return self._computation.embed(ids)
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        return self._computation.embed(ids, positions)
 
     def run_layers(self, x: Tensor, cache: Cache | Together, store: ExpertStore) -> Tensor:
         self._now = []

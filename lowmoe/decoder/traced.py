@@ -43,9 +43,9 @@ class TracedPasses(Generic[L]):
     def cache_bytes(self, n_tokens: int) -> int:
         return self._computation.cache_bytes(n_tokens)
 
-    def embed(self, ids: Tensor) -> Tensor:
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         with self._timeline.span(PASSES, "embed"):
-            return self._computation.embed(ids)
+            return self._computation.embed(ids, positions)
 
     def run_layers(self, x: Tensor, cache: Cache | Together, store: L) -> Tensor:
         n_tokens, caches = x.shape[0], cache.caches if isinstance(cache, Together) else (cache,)

@@ -21,6 +21,7 @@ import torch
 from tiny_models import in_chunks, with_attention, with_router
 from torch import Tensor
 from trellis_models import (
+    CONTEXT,
     DEMANDING_SHAPES,
     LAYERS,
     MIXTRAL,
@@ -169,7 +170,10 @@ def test_what_is_foreseen_is_what_is_routed(golden: Golden) -> None:
 
 def test_rows_of_the_embedding_are_torchs(golden: Golden) -> None:
     ids = torch.arange(golden.model.spec.n_vocab)
-    found, wanted = golden.model.native().embed(ids), golden.model.in_torch().embed(ids)
+    found, wanted = (
+        computation.embed(ids, torch.arange(ids.shape[0]))
+        for computation in (golden.model.native(), golden.model.in_torch())
+    )
     found *= golden.model.spec.residual_scale  # see NativeComputation
     # Nothing is rounded to int8: sums of three planes, then of 128 signs, in float32.
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
@@ -358,8 +362,8 @@ def test_instruction_sets_agree(golden: Golden, isa: str) -> None:
 
 def test_a_chunk_longer_than_a_pass_may_have_is_cut_at_both_ends(plain: Golden) -> None:
     whole, short = plain.model.native(), plain.model.native(max_tokens=16)
-    x = whole.embed(plain.ids)
-    assert torch.equal(short.embed(plain.ids), x)
+    x = whole.embed(plain.ids, torch.arange(plain.ids.shape[0]))
+    assert torch.equal(short.embed(plain.ids, torch.arange(plain.ids.shape[0])), x)
     # 60 tokens are 16 three times and 12: all of them more than few.
     assert torch.equal(short.logits(x), whole.logits(x))
 
@@ -438,6 +442,34 @@ def test_keys_and_values_take_the_bytes_of_their_format(plain: Golden, kv: cpu.K
     assert native.cache_bytes(1) == 2 * LAYERS * 3 * 256 * bytes_of_a_head
 
 
+@pytest.mark.parametrize("kv", cpu.KV_FORMATS)
+def test_of_latents_only_one_row_a_token_is_kept(tmp_path: Path, kv: cpu.KvFormat) -> None:
+    # 64 channels of a latent and 16 that turn; int8 has a float32 scale beside them.
+    shape = DEMANDING_SHAPES["latents, sigmoids in groups, shared, lengthening rope"]
+    with trellis_model(tmp_path / "folder", shape) as model:
+        native = model.native(kv=kv)
+        before = cpu.allocated_bytes()
+        cache = native.new_cache(CONTEXT)
+        cache.pages.reserve(1)
+        assert cpu.allocated_bytes() - before == native.cache_bytes(1)
+        bytes_of_a_row = {"float32": 320, "float16": 160, "int8": 84}[kv]
+        assert native.cache_bytes(1) == LAYERS * 256 * bytes_of_a_row
+
+
+def test_texts_of_many_pages_of_latents_are_attended_to_in_parts(tmp_path: Path) -> None:
+    sizes = [250] * 9 + [1, 1, 3]
+    latents = DEMANDING_SHAPES["latents, sigmoids in groups, shared, lengthening rope"]
+    shape = replace(latents, config={**latents.config, "num_hidden_layers": 2})
+    with trellis_model(tmp_path / "folder", shape) as model:
+        golden = golden_of(model, sum(sizes))
+        guided = Guided(model.native(n_threads=2), golden.answer.routings)
+        with model.decoder(guided) as decoder:
+            found = in_chunks(decoder, golden.ids, sizes)
+    expected = expected_error(2, "float16", sizes)
+    assert_within(found[:1000], golden.answer.logits[:1000], expected)
+    assert_within(found[1000:], golden.answer.logits[1000:], expected)
+
+
 def test_a_computation_gives_its_memory_back(plain: Golden) -> None:
     before = cpu.allocated_bytes()
     native = plain.model.native()
@@ -457,7 +489,7 @@ def test_a_cache_that_is_full_is_not_written_beyond(plain: Golden) -> None:
 
 def test_a_pass_of_more_tokens_than_there_is_scratch_for_is_refused(plain: Golden) -> None:
     native = plain.model.native(max_tokens=16)
-    x = native.embed(plain.ids)
+    x = native.embed(plain.ids, torch.arange(plain.ids.shape[0]))
     for refused in (
         lambda: native.attend(x, 0, native.new_cache(N_TOKENS)),
         lambda: native.route(x, 0),

@@ -17,6 +17,7 @@ from lowmoe.engine.load import LoadOptions, load_folder
 from lowmoe.errors import FolderError, UsageError
 from lowmoe.families import read_config
 from lowmoe.kernels import cpu
+from quant.trellis import DEFAULT_CODE
 
 
 def test_every_dense_tensor_of_another_size_than_the_config_promises_is_refused(
@@ -88,6 +89,49 @@ def test_a_pool_that_is_busy_refuses_another_run() -> None:
         thread.join()
     assert all("another thread is computing" in str(e) for e in errors)
     assert pool.read_seconds(data.data_ptr(), data.numel()) > 0  # none was lost on the way
+
+
+FITTING = {"n_heads": 2, "plain_size": 4, "rope_size": 2, "value_size": 6}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_heads": 3}, "the heads do not fit the matrices"),
+        ({"plain_size": 5}, "the heads do not fit the matrices"),
+        ({"value_size": 7}, "the heads do not fit the matrices"),
+        ({"rope_size": 4}, "the heads do not fit the matrices"),
+        ({"rope_size": 3}, "sizes of heads"),
+        ({"value_size": 0}, "sizes of heads"),
+        ({"q_norm": 0}, "the matrices do not fit each other"),
+    ],
+)
+def test_latents_of_sizes_that_do_not_fit_their_matrices_are_refused(
+    changes: dict[str, int], message: str
+) -> None:
+    engine = cpu.engine(cpu.isas()[0], cpu.Pool(1, []), DEFAULT_CODE, max_tokens=1)
+    bytes_of_all = torch.zeros(2**16, dtype=torch.uint8)
+    at = -(-bytes_of_all.data_ptr() // 64) * 64
+
+    def linear(n_out: int, n_in: int) -> cpu.Linear:
+        return cpu.Linear(engine, n_out, n_in, [at], at)
+
+    def make(q_norm: int, **sizes: int) -> None:
+        cpu.LatentProjection(
+            engine=engine,
+            q_down=linear(8, 16),
+            q_norm=q_norm,
+            q_up=linear(2 * 6, 8),
+            kv_down=linear(10 + 2, 16),
+            kv_norm=at,
+            norm_epsilon=1e-6,
+            kv_up=linear(2 * 10, 10),
+            **sizes,
+        )
+
+    make(**({"q_norm": at} | FITTING))
+    with pytest.raises(ValueError, match=message):
+        make(**({"q_norm": at} | FITTING | changes))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -313,6 +313,17 @@ DEMANDING_SHAPES = {
             "moe_gate_norm_std": 1.5,
         }
     ),
+    "learned positions, experts without a gate, layer norms": Shape(
+        config={
+            "model_type": "gpt2",
+            "n_embd": 64,
+            "n_layer": LAYERS,
+            "n_head": 4,
+            "n_inner": 200,
+            "n_positions": CONTEXT,
+        },
+        recipe=planes(3),
+    ),
     "everything scaled": Shape(
         config={
             "model_type": "granitemoe",
@@ -413,6 +424,8 @@ def enliven(weights: DenseWeights) -> None:
     for bias in (weights.final_norm_bias, weights.head_bias):
         if bias is not None:
             bias.uniform_(-0.2, 0.2, generator=generator)
+    if weights.positions is not None:
+        weights.positions.normal_(0, 0.15, generator=generator)  # beside embeddings of 1 / 8
     for matrix in {id(m): m for m in (weights.embedding, weights.head)}.values():
         assert isinstance(matrix, TrellisMatrix)
         transform(matrix.d)

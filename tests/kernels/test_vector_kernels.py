@@ -54,6 +54,52 @@ def test_rms_norm_may_overwrite_its_input(isa: str) -> None:
     assert torch.equal(same, y)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@settings(deadline=None, max_examples=60)
+@given(n=SIZES, seed=SEEDS, mean=st.sampled_from([0.0, 3.0]))
+def test_layer_norm_is_torchs(isa: str, n: int, seed: int, mean: float) -> None:
+    x, weight = random(2, n, seed=seed)
+    x += mean
+    y, same = torch.empty(n), x.clone()
+    _native.layer_norm(isa, x, weight, 1e-2, y)
+    wanted = F.layer_norm(x.double(), (n,), weight.double(), None, 1e-2)
+    # As of the RMS norm; and the mean, off by its sum's roundings, is taken from every number
+    # before what is left is divided by its deviation, at least the root of epsilon.
+    spread = float((x.double().var(correction=0) + 1e-2).sqrt())
+    off = (
+        (sum_roundings(n) + 2) * HALF_ULP * float(x.double().abs().mean() + x.abs().max()) / spread
+    )
+    bound = (sum_roundings(n) / 2 + 8) * HALF_ULP * wanted.abs() + off * (
+        weight.abs() + wanted.abs()
+    )
+    assert ((y - wanted).abs() <= bound).all()
+    _native.layer_norm(isa, same, weight, 1e-2, same)
+    assert torch.equal(same, y)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.integers(1, 80) | st.sampled_from([128, 512]),
+    n_rows=st.integers(1, 70),
+    n_tokens=st.integers(1, 9),
+    seed=SEEDS,
+)
+def test_products_with_int8_rows_are_those_with_what_the_rows_say(
+    isa: str, size: int, n_rows: int, n_tokens: int, seed: int
+) -> None:
+    x, weights = random(n_tokens, size, seed=seed), random(n_rows, size, seed=seed + 1)
+    rows = torch.zeros(n_rows, _native.head_bytes(2, size), dtype=torch.uint8)
+    for row, weight in zip(rows, weights, strict=True):
+        _native.store_head(isa, 2, weight, row)
+    y = torch.full((n_tokens, n_rows), torch.nan)
+    _native.multiply_rows(isa, x, rows, y)
+    codes = rows[:, :size].view(torch.int8).double()
+    said = codes * rows[:, -4:].contiguous().view(torch.float32)
+    bound = (sum_roundings(size) + 2) * HALF_ULP * (x.double().abs() @ said.abs().T)
+    assert ((y - x.double() @ said.T).abs() <= bound).all()
+
+
 def silu_multiplied(isa: str, gate: Tensor, up: Tensor) -> Tensor:
     y = torch.empty_like(gate)
     _native.silu_multiply(isa, gate, up, y)

@@ -54,6 +54,49 @@ void compare_rms_norm(const Isa& isa, const Isa& scalar) {
   }
 }
 
+void compare_layer_norm(const Isa& isa, const Isa& scalar) {
+  Check check(isa, "layer_norm");
+  Random random(14);
+  for (const size_t n : kSizes) {
+    const Array<float> x(n), weight(n), found(n), wanted(n);
+    random.fill(x, 1.0f, 3.0f);
+    random.fill(weight);
+    isa.vector->layer_norm(x.data(), weight.data(), 1e-2f, n, found.data());
+    scalar.vector->layer_norm(x.data(), weight.data(), 1e-2f, n, wanted.data());
+    // Means of numbers below 3 are off by n + 1 roundings, and are divided by 0.1 at least.
+    const double off = 2 * static_cast<double>(n + 8) * kRounding * 3 / 0.1;
+    const auto allowed = [&](size_t i) {
+      return off * (std::abs(weight[i]) + std::abs(wanted[i]));
+    };
+    check.near(found, wanted, allowed, name_of(n));
+  }
+}
+
+void compare_multiply_rows(const Isa& isa, const Isa& scalar) {
+  Check check(isa, "multiply_rows");
+  Random random(15);
+  for (const size_t size : {1, 7, 16, 21, 64, 129, 512}) {
+    const size_t stride = head_bytes(KvFormat::kInt8, size), n_rows = 37;
+    const Array<uint8_t> rows(n_rows * stride);
+    const Array<float> row(size);
+    for (size_t r = 0; r < n_rows; r++) {
+      random.fill(row);
+      scalar.vector->store_head(KvFormat::kInt8, row.data(), size, rows.data() + r * stride);
+    }
+    for (const size_t n : {1, 2, 3, 4, 5, 8}) {
+      const Array<float> x(n * size), found(n * n_rows), wanted(n * n_rows);
+      random.fill(x);
+      isa.vector->multiply_rows(x.data(), n, rows.data(), stride, size, n_rows, found.data(),
+                                n_rows);
+      scalar.vector->multiply_rows(x.data(), n, rows.data(), stride, size, n_rows, wanted.data(),
+                                   n_rows);
+      // Numbers below 1: a sum of so many products is rounded once for each, in both.
+      const double allowed = 2 * static_cast<double>(size + 2) * kRounding * size;
+      check.near(found, wanted, [=](size_t) { return allowed; }, name_of(size));
+    }
+  }
+}
+
 void compare_silu(const Isa& isa, const Isa& scalar) {
   Check check(isa, "silu_multiply");
   Random random(5);
@@ -252,6 +295,8 @@ void compare_halves(const Isa& isa, const Isa& scalar) {
 void compare_vector(const Isa& isa, const Isa& scalar) {
   compare_dot(isa, scalar);
   compare_rms_norm(isa, scalar);
+  compare_layer_norm(isa, scalar);
+  compare_multiply_rows(isa, scalar);
   compare_silu(isa, scalar);
   compare_add_scaled(isa, scalar);
   compare_rotate(isa, scalar);

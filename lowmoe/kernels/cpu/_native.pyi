@@ -136,6 +136,8 @@ class ExpertsLayer:
         down_bias: int,
         shared: SharedExpert | None,
         weigh_input: bool = False,
+        cubic: float = 0.0,
+        gated: bool = True,
     ) -> None: ...
 
 class Experts:

@@ -464,7 +464,7 @@ void bind_layers(nb::module_& m) {
           [](ExpertsLayer* self, const Norm& norm, const Router& router, Address d_in,
              Address d_inner, size_t n_hidden, size_t n_experts, size_t n_inner, float steepness,
              float shift, float limit, Address gate_up_bias, Address down_bias,
-             const SharedExpert* shared, bool weigh_input) {
+             const SharedExpert* shared, bool weigh_input, float cubic, bool gated) {
             const size_t n_active = router.n_active;
             require(
                 n_experts == 0 ? n_active == 0 && shared : 0 < n_active && n_active <= n_experts,
@@ -474,7 +474,7 @@ void bind_layers(nb::module_& m) {
             require(router.n_groups == 1 ||
                         n_active <= n_experts / router.n_groups * router.n_groups_active,
                     "groups");
-            require(!shared || (steepness == 1 && shift == 0 && std::isinf(limit)),
+            require(!shared || Activation{steepness, cubic, shift, limit}.is_silu(),
                     "shared experts of another activation");
             require(!shared || shared->down.w.shape.n_out == n_hidden, "shared expert's size");
             new (self) ExpertsLayer{norm,
@@ -484,15 +484,16 @@ void bind_layers(nb::module_& m) {
                                     n_hidden,
                                     n_experts,
                                     n_inner,
-                                    {steepness, shift, limit},
+                                    {steepness, cubic, shift, limit},
                                     at<const float>(gate_up_bias),
                                     at<const float>(down_bias),
                                     shared ? std::optional(*shared) : std::nullopt,
+                                    gated,
                                     weigh_input};
           },
           nb::kw_only(), "norm"_a, "router"_a, "d_in"_a, "d_inner"_a, "n_hidden"_a, "n_experts"_a,
           "n_inner"_a, "steepness"_a, "shift"_a, "limit"_a, "gate_up_bias"_a, "down_bias"_a,
-          "shared"_a.none(), "weigh_input"_a = false);
+          "shared"_a.none(), "weigh_input"_a = false, "cubic"_a = 0.0f, "gated"_a = true);
 
   nb::class_<BoundExperts>(m, "Experts", "experts.h")
       .def(

@@ -33,6 +33,21 @@ void rms_norm(const std::string& isa, Row<const float> x, Row<const float> weigh
   kernels(isa).rms_norm(x.data(), weight.data(), epsilon, x.size(), y.data());
 }
 
+void layer_norm(const std::string& isa, Row<const float> x, Row<const float> weight, float epsilon,
+                Row<float> y) {
+  require(weight.size() == x.size() && y.size() == x.size(), "x, weight and y differ in size");
+  kernels(isa).layer_norm(x.data(), weight.data(), epsilon, x.size(), y.data());
+}
+
+void multiply_rows(const std::string& isa, Rows<const float> x, Rows<const uint8_t> rows,
+                   Rows<float> y) {
+  const size_t size = x.shape(1);
+  require(rows.shape(1) == head_bytes(KvFormat::kInt8, size), "rows are no int8 heads of x's size");
+  require(y.shape(0) == x.shape(0) && y.shape(1) == rows.shape(0), "y: every row for every token");
+  kernels(isa).multiply_rows(x.data(), x.shape(0), rows.data(), rows.shape(1), size, rows.shape(0),
+                             y.data(), y.shape(1));
+}
+
 void round_token(const std::string& isa, Row<const float> x, Row<const uint16_t> d,
                  size_t first_column, Row<int8_t> codes, Row<float> scales, Row<int32_t> sums) {
   const size_t n_in = d.size(), last = first_column + x.size();
@@ -151,6 +166,8 @@ void route_each(Rows<const float> logits, bool renormalize, Rows<float> weights,
 
 void bind_vector(nb::module_& m) {
   m.def("rms_norm", rms_norm, "y = x / rms(x) * weight.");
+  m.def("layer_norm", layer_norm, "y = (x - mean) / deviation * weight.");
+  m.def("multiply_rows", multiply_rows, "rows: int8 heads, as store_head writes them; see isa.h.");
   m.def("round_token", round_token, "As quant/activations.py; d: [n_in] float16 as uint16.");
   m.def("silu_multiply", silu_multiply, "y = silu(gate) * up.");
   m.def("dot", dot, "The sum of a * b.");

@@ -26,17 +26,17 @@ TrellisMatrix matrix_of(const Code& code, const ExpertParts& parts, layout::Plan
   return w;
 }
 
-// y[i] = activation of gate[i] and up[i].  y may be gate.
+// y[i] = activation of gate[i] and up[i], of gate[i] alone where up is null.  y may be gate.
 void activate(const Activation& kind, const float* gate, const float* up, size_t n, float* y) {
   for (size_t i = 0; i < n; i++) {
     const float g = std::min(gate[i], kind.limit);
-    const float u = std::clamp(up[i], -kind.limit, kind.limit);
-    y[i] = g / (1.0f + std::exp(-kind.steepness * g)) * (u + kind.shift);
+    const float factor = up ? std::clamp(up[i], -kind.limit, kind.limit) + kind.shift : 1.0f;
+    y[i] = g / (1.0f + std::exp(-kind.steepness * (g + kind.cubic * g * g * g))) * factor;
   }
 }
 
 layout::PlaneLayout gate_up_shape(const ExpertsLayer& layer) {
-  return {2 * layout::round_up(layer.n_inner, layout::kBlockRows), layer.n_hidden};
+  return {layer.n_halves() * layout::round_up(layer.n_inner, layout::kBlockRows), layer.n_hidden};
 }
 
 }  // namespace
@@ -187,13 +187,14 @@ size_t Experts::find_groups(const ExpertsLayer& layer, const int64_t* ids, const
   for (size_t i = 0; i < n_experts; i++) {
     const int64_t id = experts[i].expert_id;
     expert_at_[id] = static_cast<int32_t>(i);
-    groups_[i] = {matrix_of(engine_.code(), experts[i], gate_up, 0),
-                  matrix_of(engine_.code(), experts[i], down, gate_up.plane_bytes()),
-                  layer.d_inner + id * layer.n_inner,
-                  layer.gate_up_bias ? layer.gate_up_bias + id * 2 * layer.n_inner : nullptr,
-                  layer.down_bias ? layer.down_bias + id * layer.n_hidden : nullptr,
-                  0,
-                  0};
+    groups_[i] = {
+        matrix_of(engine_.code(), experts[i], gate_up, 0),
+        matrix_of(engine_.code(), experts[i], down, gate_up.plane_bytes()),
+        layer.d_inner + id * layer.n_inner,
+        layer.gate_up_bias ? layer.gate_up_bias + id * layer.n_halves() * layer.n_inner : nullptr,
+        layer.down_bias ? layer.down_bias + id * layer.n_hidden : nullptr,
+        0,
+        0};
   }
   const size_t n_assignments = n * layer.n_active();
   for (size_t a = 0; a < n_assignments; a++) {
@@ -239,8 +240,8 @@ void Experts::run_inner(int thread, const ExpertsLayer& layer, const Group& grou
   const size_t n_channels = std::min(kInnerChannels, layer.n_inner - channel);
   float* rows = engine_.rows_of(thread);
   for (size_t at = 0; at < n_channels; at += layout::kBlockRows) {
-    const size_t gate = 2 * ((channel + at) / layout::kBlockRows);
-    for (size_t half = 0; half < 2; half++) {  // gate, then up
+    const size_t gate = layer.n_halves() * ((channel + at) / layout::kBlockRows);
+    for (size_t half = 0; half < layer.n_halves(); half++) {  // gate, then up
       engine_.multiply_block(thread, group.gate_up, gate + half, x, group.count,
                              rows + 2 * at + half * layout::kBlockRows, kUnitRows);
     }
@@ -248,17 +249,19 @@ void Experts::run_inner(int thread, const ExpertsLayer& layer, const Group& grou
   for (size_t t = 0; t < group.count; t++) {
     float* both = rows + t * kUnitRows;
     for (size_t at = 0; at < n_channels; at += layout::kBlockRows) {
-      float *gate = both + 2 * at, *up = gate + layout::kBlockRows;
+      float* gate = both + 2 * at;
+      float* up = layer.gated ? gate + layout::kBlockRows : nullptr;
       const size_t n_some = std::min<size_t>(layout::kBlockRows, n_channels - at);
       if (layer.weigh_input) {  // what multiplies the input multiplies products with it
         const float weight = heard_[group.first + t];
-        for (size_t i = 0; i < n_some; i++) gate[i] *= weight, up[i] *= weight;
+        for (size_t i = 0; i < n_some; i++) gate[i] *= weight;
+        for (size_t i = 0; up && i < n_some; i++) up[i] *= weight;
       }
       if (group.gate_up_bias) {
         v.add_scaled(group.gate_up_bias + channel + at, 1.0f, n_some, gate);
-        v.add_scaled(group.gate_up_bias + layer.n_inner + channel + at, 1.0f, n_some, up);
+        if (up) v.add_scaled(group.gate_up_bias + layer.n_inner + channel + at, 1.0f, n_some, up);
       }
-      if (layer.activation.is_silu()) {
+      if (layer.activation.is_silu() && up) {
         v.silu_multiply(gate, up, layout::kBlockRows, both + at);
       } else {
         activate(layer.activation, gate, up, layout::kBlockRows, both + at);

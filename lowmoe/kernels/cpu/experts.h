@@ -16,12 +16,13 @@
 
 namespace lowmoe {
 
-// What is between gate and up, and down: gate * sigmoid(steepness * gate) * (up + shift), with gate
-// kept under limit and up within +-limit before.
+// What is between gate and up, and down: curve(gate) * (up + shift), or of an expert without a gate
+// curve(up), where curve(x) = x * sigmoid(steepness * (x + cubic * x^3)); gate is kept under limit
+// and up within +-limit before.
 struct Activation {
-  float steepness, shift, limit;
+  float steepness, cubic, shift, limit;
 
-  bool is_silu() const { return steepness == 1 && shift == 0 && std::isinf(limit); }
+  bool is_silu() const { return steepness == 1 && cubic == 0 && shift == 0 && std::isinf(limit); }
 };
 
 // An expert that every token uses, always in memory.
@@ -44,9 +45,11 @@ struct ExpertsLayer {
   const float* gate_up_bias;  // [n_experts][2 * n_inner], gate's first, or null
   const float* down_bias;     // [n_experts][n_hidden], or null
   std::optional<SharedExpert> shared;
+  bool gated;        // else up is alone, wherever gate and up are named
   bool weigh_input;  // whether weights multiply what experts are given, not what they return
 
   int n_active() const { return router.n_active; }
+  size_t n_halves() const { return gated ? 2 : 1; }
 };
 
 // One expert's bytes, a part for each plane, as quant/expert.py draws them: the plane of gate|up,
