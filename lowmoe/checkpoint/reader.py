@@ -141,6 +141,11 @@ class Checkpoint:
         shard = self._shard_of[self.stored(piece.name)[0]]
         return _cut_out(_require_finite(rows, piece.name, shard), piece)
 
+    def stored_bytes(self, piece: Piece) -> int:
+        """How many bytes of the files reading a piece takes."""
+        n_bytes = sum(self.entry(name).n_bytes for name in self.stored(piece.name))
+        return n_bytes * piece.count // piece.shape[0]
+
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Hold tensors against these shapes before work begins, as far as their files are here.
 
