@@ -107,6 +107,11 @@ class Checkpoint:
         """Every tensor's name."""
         return set(self._shard_of)
 
+    @property
+    def quant_method(self) -> str | None:
+        """What config.json calls the way weights are packed; None for plain ones."""
+        return self._packings.method
+
     def stored(self, name: str) -> tuple[str, ...]:
         """The tensors in the files that a weight is made of: itself, or what it is packed into."""
         return self._packings.stored(name, self._shard_of) or (name,)

@@ -51,9 +51,9 @@ def scaled_groups(
     numbers = codes.to(torch.float32)
     runs = numbers.view(codes.shape[0], scales.shape[1], -1) if group_of is None else numbers
     if isinstance(zeros, Tensor):
-        zeros = zeros[:, :, None] if group_of is None else zeros[:, group_of]
+        zeros = zeros[:, :, None] if group_of is None else zeros.index_select(1, group_of)
     runs -= zeros
-    runs *= scales[:, :, None] if group_of is None else scales[:, group_of]
+    runs *= scales[:, :, None] if group_of is None else scales.index_select(1, group_of)
     return numbers
 
 
