@@ -107,6 +107,11 @@ class Checkpoint:
         """Every tensor's name."""
         return set(self._shard_of)
 
+    @property
+    def quant_method(self) -> str | None:
+        """What config.json calls the way weights are packed; None for plain ones."""
+        return self._packings.method
+
     def stored(self, name: str) -> tuple[str, ...]:
         """The tensors in the files that a weight is made of: itself, or what it is packed into."""
         return self._packings.stored(name, self._shard_of) or (name,)
@@ -140,6 +145,11 @@ class Checkpoint:
             rows = packed.rows(piece.first, piece.count)
         shard = self._shard_of[self.stored(piece.name)[0]]
         return _cut_out(_require_finite(rows, piece.name, shard), piece)
+
+    def stored_bytes(self, piece: Piece) -> int:
+        """How many bytes of the files reading a piece takes."""
+        n_bytes = sum(self.entry(name).n_bytes for name in self.stored(piece.name))
+        return n_bytes * piece.count // piece.shape[0]
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Hold tensors against these shapes before work begins, as far as their files are here.

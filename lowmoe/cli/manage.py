@@ -74,10 +74,11 @@ def inspect_command(name: str, *, json: bool) -> None:
             values = {**_shape(read_config(folder.manifest.config).spec), **_contents(folder)}
     else:
         checkpoint = Checkpoint(located.path)
+        packed = checkpoint.quant_method
         values = {
             **_shape(read_config(checkpoint.config).spec),
             "path": str(located.path),
-            "format": "checkpoint, unquantized",
+            "format": f"checkpoint, {'unquantized' if packed is None else f'packed as {packed}'}",
             "tensors": len(checkpoint.names()),
         }
     if json:

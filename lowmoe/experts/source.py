@@ -13,7 +13,7 @@ from lowmoe.checkpoint.files import ALIGNMENT
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.families import Family
-from lowmoe.spec import Role
+from lowmoe.spec import Piece, Role
 from quant.expert import PlainFormat
 from quant.layout import round_up
 
@@ -55,17 +55,16 @@ class CheckpointExperts:
 
     def read_matrices(self, layer_id: int, expert_id: int) -> tuple[Tensor | None, Tensor, Tensor]:
         """gate [I, H], None where there is none, up [I, H] and down [H, I], in the dtype of the
-        file.
+        file, float32 if packed.
         """
+        read = [self._checkpoint.read_piece(p) for p in self._pieces(layer_id, expert_id)]
+        return read[0] if self._gated else None, read[-2], read[-1]
 
-        def matrix(name: str) -> Tensor:
-            role = Role(name, layer_id, expert_id)
-            return self._checkpoint.read_piece(self._family.piece(role))
-
-        return matrix("gate") if self._gated else None, matrix("up"), matrix("down")
+    def _pieces(self, layer_id: int, expert_id: int) -> list[Piece]:
+        names = ("gate", "up", "down") if self._gated else ("up", "down")
+        return [self._family.piece(Role(name, layer_id, expert_id)) for name in names]
 
     def read(self, layer_id: int, expert_id: int, buffers: list[Tensor]) -> int:
         """Fill the one buffer."""
-        matrices = self.read_matrices(layer_id, expert_id)
-        self.format.fill(buffers[0], *matrices)
-        return sum(m.nbytes for m in matrices if m is not None)
+        self.format.fill(buffers[0], *self.read_matrices(layer_id, expert_id))
+        return sum(self._checkpoint.stored_bytes(p) for p in self._pieces(layer_id, expert_id))

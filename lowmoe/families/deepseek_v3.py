@@ -1,7 +1,7 @@
 """DeepSeek-V3 and R1, Kimi-K2, GLM-4.7-Flash: latent attention, sigmoid experts in groups.
 
-Source: arXiv 2412.19437; transformers' DeepseekV3ForCausalLM and Glm4MoeLiteForCausalLM. Not the
-8-bit and 4-bit files that most were published in: those are refused until they can be read.
+Source: arXiv 2412.19437; transformers' DeepseekV3ForCausalLM and Glm4MoeLiteForCausalLM. Most were
+published in 8-bit floats, which are read as the tensors named here.
 """
 
 from lowmoe.families import grouped_sigmoid

@@ -1,7 +1,7 @@
 """gpt-oss: attention sinks, every second layer with a window, biases everywhere, clamped SwiGLU.
 
-Source: openai/gpt-oss; transformers' GptOssForCausalLM. Not the 4-bit files that were published:
-those are refused until they can be read.
+Source: openai/gpt-oss; transformers' GptOssForCausalLM. Published with experts in MXFP4, which are
+read as the tensors named here.
 """
 
 from dataclasses import replace

@@ -77,6 +77,20 @@ def fp8(*shape: int, block: tuple[int, int] | None, scales: torch.dtype = torch.
     return Packed(config=config, tensors={NAME: codes, NAME + "_scale_inv": scale}, numbers=numbers)
 
 
+def fbgemm(*shape: int) -> Packed:
+    """fbgemm_fp8's: a scale for each row of [n, k], for each column of experts' [E, k, n].
+
+    Source: transformers, integrations/fbgemm_fp8.py: FbgemmFp8Linear, FbgemmFp8Llama4TextExperts.
+    """
+    codes = (normal(*shape) * 100).to(torch.float8_e4m3fn)
+    of = (shape[0], 1) if len(shape) == 2 else (shape[0], 1, shape[2])
+    scale = normal(*of, seed=1).exp()
+    tensors = {NAME: codes, NAME + "_scale": scale}
+    return Packed(
+        config={"quant_method": "fbgemm_fp8"}, tensors=tensors, numbers=codes.float() * scale
+    )
+
+
 def mxfp4(n_experts: int, n_in: int, n_out: int) -> Packed:
     """gpt-oss's."""
     random = torch.Generator().manual_seed(0)
@@ -190,6 +204,8 @@ KINDS: Mapping[str, Callable[[], Packed]] = {
     "fp8, one scale": lambda: fp8(30, 50, block=None),
     "fp8, bfloat16 scales": lambda: fp8(64, 96, block=(32, 32), scales=torch.bfloat16),
     "fp8, powers of two": lambda: fp8(64, 96, block=(32, 32), scales=torch.float8_e8m0fnu),
+    "fbgemm": lambda: fbgemm(30, 50),
+    "fbgemm, a stack": lambda: fbgemm(3, 40, 64),
     "mxfp4": lambda: mxfp4(3, 64, 40),
     "words, 4 bits": lambda: compressed(normal(48, 96).bfloat16(), **GROUP),
     "words, 4 bits with zeros": lambda: compressed(

@@ -34,7 +34,7 @@ from tests.checkpoint.packed_weights import (
 from tests.checkpoint.tiny_mixtral import CountingShards, Options, contents, convert
 from tests.live_bytes import LiveBytes
 
-STACKS = {"mxfp4", "fp8, blocks of a stack"}
+STACKS = {"mxfp4", "fp8, blocks of a stack", "fbgemm, a stack"}
 GPTQ = Path(__file__).parent.parent / "data" / "gptqmodel" / "gptq-4bit-reordered"
 
 

@@ -99,10 +99,11 @@ class _GptqWeight:
             self.weight, _beside(name, "g_idx"), self.packing.group_size, scales.shape[1]
         )
         words = files.read_whole(_beside(name, "qweight"))[:, first:end]
+        groups_of = _Groups(zeros, scales, group_of)
         out = torch.empty(count, n_in)
         for start, stop in chunks(0, count, n_in):
             codes = unpack(words[:, start:stop].T, bits)[:, :n_in]
-            out[start:stop] = scaled_groups(codes, zeros[start:stop], scales[start:stop], group_of)
+            out[start:stop] = groups_of.scaled(codes, start, stop)
         return out
 
 
@@ -137,26 +138,41 @@ class _AwqWeight:
         """Rows of the matrix, which are columns of the file: all of it is read."""
         files, name, n_in = self.weight.files, self.weight.name, self.weight.shape[1]
         end, per_word = first + count, len(_AWQ_PLACE)
-        zeros = _in_order(files.read_whole(_beside(name, "qzeros")))[:, first:end]
-        zeros = zeros.T.to(torch.float32)
+        zeros = _in_order(files.read_whole(_beside(name, "qzeros")).T)[first:end].to(torch.float32)
         scales = files.read_whole(_beside(name, "scales"))[:, first:end].T.to(torch.float32)
         group_of = group_of_columns(n_in, self.group_size)
         words = files.read_whole(_beside(name, "qweight"))
+        groups_of = _Groups(zeros, scales, group_of)
         out = torch.empty(count, n_in)
         for start, stop in chunks(first, count, n_in, step=per_word):
-            before = start // per_word * per_word
-            codes = _in_order(words[:, before // per_word : -(-stop // per_word)])
-            here = slice(start - first, stop - first)
-            out[here] = scaled_groups(
-                codes[:, start - before : stop - before].T, zeros[here], scales[here], group_of
-            )
+            before = start // per_word
+            codes = _in_order(words[:, before : -(-stop // per_word)].T)
+            codes = codes[start - before * per_word : stop - before * per_word]
+            out[start - first : stop - first] = groups_of.scaled(codes, start - first, stop - first)
         return out
 
 
 def _in_order(words: Tensor) -> Tensor:
-    """The codes of AWQ's words [m, w] as [m, 8 w], uint8."""
-    codes = unpack(words, 4).view(*words.shape, len(_AWQ_PLACE))
-    return codes[:, :, _AWQ_PLACE].flatten(1)
+    """The codes of AWQ's words, turned over: of [w, m] int32 [8 w, m]."""
+    places = torch.tensor(_AWQ_PLACE, dtype=torch.int32)[:, None]
+    return ((words.contiguous()[:, None] >> 4 * places) & 15).flatten(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """zeros, scales: [n, G] float32 of some rows; group_of: as for scaled_groups."""
+
+    zeros: Tensor
+    scales: Tensor
+    group_of: Tensor | None
+
+    def scaled(self, codes: Tensor, first: int, end: int) -> Tensor:
+        """The numbers of codes [end - first, k] of these of the rows."""
+        zeros: Tensor | float = self.zeros[first:end]
+        # Most programs choose scales alone, and half of all codes for every zero.
+        if bool((self.zeros[first:end] == self.zeros[first, 0]).all()):
+            zeros = float(self.zeros[first, 0])
+        return scaled_groups(codes, zeros, self.scales[first:end], self.group_of)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,10 +238,11 @@ class _WordsWeight:
         scales = files.read_stored(name + "_scale", first, count).to(torch.float32)
         zeros = self._zeros(first, count, scales)
         group_of = _stored_groups(self.weight, name + "_g_idx", self.group_size, scales.shape[1])
+        groups_of = _Groups(zeros, scales, group_of)
         out = torch.empty(count, n_in)
         for start, end in chunks(0, count, n_in):
             codes = unpack(words[start:end], self.bits)[:, :n_in]
-            out[start:end] = scaled_groups(codes, zeros[start:end], scales[start:end], group_of)
+            out[start:end] = groups_of.scaled(codes, start, end)
         return out
 
     def _zeros(self, first: int, count: int, scales: Tensor) -> Tensor:

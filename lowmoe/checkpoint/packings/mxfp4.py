@@ -60,10 +60,10 @@ class _Mxfp4Weight:
         scales = self.weight.files.read_stored(self.weight.name + "_scales", first, count)
         if bool((scales == NAN).any()):
             raise self.weight.damaged("a scale is NaN", "weights are finite numbers")
-        flat, powers = blocks.view(-1, BLOCK // 2), scales.view(-1, 1)
+        flat = blocks.view(-1, BLOCK // 2)
+        powers = torch.ldexp(torch.ones(256), torch.arange(256) - 127)[scales.view(-1, 1).int()]
         out = torch.empty(flat.shape[0], BLOCK)
         for start, end in chunks(0, flat.shape[0], BLOCK):
             numbers = looked_up(flat[start:end], VALUES, low_first=True)
-            exponents = powers[start:end].to(torch.int32) - 127
-            torch.ldexp(numbers.flatten(1), exponents, out=out[start:end])
+            torch.mul(numbers.flatten(1), powers[start:end], out=out[start:end])
         return out.view(count, n_out, n_in).transpose(1, 2)

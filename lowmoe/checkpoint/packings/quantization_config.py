@@ -5,7 +5,7 @@ Ignorant of:  files, how codes become numbers.
 """
 
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lowmoe.checkpoint.packings.integers import AwqPacking, GptqPacking, WordPacking
@@ -34,11 +34,13 @@ _OF_ACTIVATIONS = (
 class Packings:
     """All ways in which a checkpoint's weights may be packed; none for plain ones.
 
-    zero_biases: whether zeros may lie where a model has no bias.
+    method: the program or format that config.json names; zero_biases: whether zeros may lie where a
+    model has no bias.
     """
 
     of: tuple[Packing, ...] = ()
     zero_biases: bool = False
+    method: str | None = None
 
     def stored(self, name: str, names: Container[str]) -> tuple[str, ...]:
         """The tensors that a weight is packed into; () where it lies there as numbers."""
@@ -83,7 +85,7 @@ def read_packings(config: Mapping[str, Any]) -> Packings:
             f"config.json: quant_method is {str(method)[:80]!r}, but implemented are "
             f"{', '.join(sorted(_METHODS))}. Look for a checkpoint in one of them, or in bfloat16."
         )
-    return _METHODS[method](HfConfig(values))
+    return replace(_METHODS[method](HfConfig(values)), method=method)
 
 
 def _fp8(hf: HfConfig) -> Packings:
