@@ -53,6 +53,10 @@ def prepare(located: Located, settings: Settings, options: MakeOptions, report: 
     if (folder / MANIFEST).is_file():
         return folder
     if isinstance(located, LocalCheckpoint):
+        report.note(
+            f"{located.path}: quantized once, {recipe_words(options.recipe())}, into {folder}; "
+            "from then on it starts at once"
+        )
         quantize_checkpoint(located.path, folder, options, report)
     else:
         pull(located.repo_id, folder, settings, options, report)

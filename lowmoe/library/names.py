@@ -49,7 +49,8 @@ class LocalCheckpoint:
         for path in self._paths():
             status = path.stat()
             state.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
-        return f"{self.path.resolve().name}-{state.hexdigest()[:8]}"
+        name = self.path.resolve().name.removesuffix(SUFFIX)
+        return f"{name}-{state.hexdigest()[:8]}"
 
     def _paths(self) -> list[Path]:
         if self.path.is_file():
