@@ -348,7 +348,8 @@ def read_everything(path: Path) -> GgufHeader:
         files.read_rows(name, shape, 0, shape[0])
     for found in files.values.values():
         if isinstance(found, Strings):
-            list(found)
+            for _ in found:  # each is decoded when it is asked for
+                pass
     return files.parts[0].header
 
 
