@@ -163,10 +163,7 @@ def values_of_pieces(made: sentencepiece.SentencePieceProcessor) -> dict[str, An
 def test_pieces_are_those_of_sentencepiece(pieces: sentencepiece.SentencePieceProcessor) -> None:
     ours = tokenizer_of(values_of_pieces(pieces))
     # SentencePiece's own normalization, of spaces and of characters, is no part of a GGUF file.
-    plain = [s for s in SAMPLES if s and "  " not in s and not s[0].isspace() and "\t" not in s]
-    samples = [" ".join(s.split()) for s in plain] + ["🦙 ß"]
-    assert len(samples) >= 5
-    for text in samples:
+    for text in [" ".join(sample.split()) for sample in SAMPLES if sample.strip()] + ["🦙 ß"]:
         wanted = pieces.encode(text)
         assert ours.encode(text, add_special=False) == wanted, text
         assert ours.decode(wanted) == pieces.decode(wanted)
