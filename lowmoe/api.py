@@ -270,8 +270,9 @@ def load(
 ) -> Model:
     """Load a model, making its model folder first if there is none yet.
 
-    model: an alias, a hub repository id or a path to a model folder or checkpoint. With dtype
-    ("float32", "bfloat16", "float16") a checkpoint runs unquantized, straight from its files.
+    model: an alias, a hub repository id or a path to a model folder, checkpoint or GGUF file. With
+    dtype ("float32", "bfloat16", "float16") a checkpoint or GGUF file runs as it is, straight from
+    its files.
     The other options are LoadOptions'. report hears about downloads and quantizing.
     """
     options = LoadOptions(
@@ -297,7 +298,7 @@ def open_model(name: str, options: LoadOptions, report: Reporter) -> Model:
         if not isinstance(located, LocalCheckpoint):
             raise UsageError(
                 f"dtype runs a checkpoint on this disk unquantized, but {name} is none. "
-                "Give the checkpoint's folder, or leave dtype out."
+                "Give the checkpoint's folder or GGUF file, or leave dtype out."
             )
         return Model(load_checkpoint(located.path, options))
     folder = _prepared(name, located, options, settings, report)
@@ -330,7 +331,7 @@ def quantize(
     threads: int | None = None,
     report: Reporter | None = None,
 ) -> None:
-    """Make a model folder from a checkpoint folder.  The options are MakeOptions'.
+    """Make a model folder from a checkpoint folder or GGUF file.  The options are MakeOptions'.
 
     An interrupted call goes on where it stopped when it is made again.
     """

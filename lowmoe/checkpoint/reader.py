@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 import xxhash
 from torch import Tensor
 
 from lowmoe.checkpoint import files
 from lowmoe.checkpoint.packings.packing import Weight
 from lowmoe.checkpoint.packings.quantization_config import read_packings
+from lowmoe.checkpoint.pieces import cut_out, require_finite
 from lowmoe.checkpoint.safetensors_file import SafetensorsFile, TensorEntry
 from lowmoe.errors import CheckpointError, FolderError
 from lowmoe.spec import Piece
@@ -144,7 +144,7 @@ class Checkpoint:
         else:
             rows = packed.rows(piece.first, piece.count)
         shard = self._shard_of[self.stored(piece.name)[0]]
-        return _cut_out(_require_finite(rows, piece.name, shard), piece)
+        return cut_out(require_finite(rows, piece.name, shard), piece)
 
     def stored_bytes(self, piece: Piece) -> int:
         """How many bytes of the files reading a piece takes."""
@@ -228,47 +228,6 @@ class Checkpoint:
                 self._shards.release(shard)
 
 
-def _cut_out(tensor: Tensor, piece: Piece) -> Tensor:
-    """What was read of a file as the role's tensor."""
-    if tensor.dim() > len(piece.wanted):
-        tensor = tensor[0]
-    if piece.transposed:
-        tensor = tensor.T
-    tensor = tensor[piece.rows]
-    assert tensor.shape == piece.wanted, (piece, tensor.shape)
-    if piece.pairs is not None:
-        tensor = _halves_of_pairs(tensor, *piece.pairs)
-    return tensor.contiguous()
-
-
-def _halves_of_pairs(rows: Tensor, head_size: int, first: int, count: int) -> Tensor:
-    """Rows of heads whose channels first..first+count turn in pairs, so that halves turn instead.
-
-    Queries and keys change alike, so their products do not.
-    """
-    order = torch.arange(head_size)
-    turned = order[first : first + count]
-    order[first : first + count] = torch.cat([turned[0::2], turned[1::2]])
-    heads = rows.view(-1, head_size, *rows.shape[1:])
-    return heads[:, order].reshape(rows.shape)
-
-
-def _require_finite(tensor: Tensor, name: str, shard: str) -> Tensor:
-    if not _is_finite(tensor):
-        raise CheckpointError(
-            f"{shard}: {name} holds NaN or infinity, but weights are finite numbers. "
-            "The file is damaged or the model was trained to pieces; download it again or "
-            "choose another."
-        )
-    return tensor
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    # NaN is the least and the greatest of whatever it is among. At tens of GB/s on one core and
-    # without a copy this is no cost beside the disk; isfinite would be twenty times slower.
-    return tensor.numel() == 0 or all(bool(t.isfinite()) for t in tensor.aminmax())
-
-
 def _require_weights(folder: Path) -> None:
     if (folder / SINGLE).is_file():
         return
@@ -276,6 +235,8 @@ def _require_weights(folder: Path) -> None:
         p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf")
     )
     found = f"found {', '.join(others[:3])}, which cannot be read" if others else "found none"
+    if gguf := [name for name in others if name.endswith(".gguf")]:
+        found = f"found {gguf[0]}; to read that, give the file itself: {folder / gguf[0]}"
     raise CheckpointError(f"{folder}: needs {SINGLE} or {INDEX}, {found}.")
 
 

@@ -28,13 +28,15 @@ app = typer.Typer(
 
 Model = Annotated[
     str,
-    typer.Argument(help="An alias, a hub repository (owner/name), a model folder or a checkpoint."),
+    typer.Argument(
+        help="An alias, a hub repository (owner/name), a model folder, a checkpoint or a GGUF file."
+    ),
 ]
 OptionalModel = Annotated[
     str,
     typer.Argument(
-        help="An alias, a hub repository (owner/name), a model folder or a checkpoint. "
-        "Without it: the demo model that comes with lowmoe."
+        help="An alias, a hub repository (owner/name), a model folder, a checkpoint or a GGUF "
+        "file. Without it: the demo model that comes with lowmoe."
     ),
 ]
 Gpu = Annotated[str, typer.Option(help="auto, none, or a card's name such as 4090.")]
@@ -189,7 +191,7 @@ def _make_options(
 
 @app.command()
 def quantize(
-    source: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    source: Annotated[Path, typer.Argument(help="A checkpoint folder or a GGUF file.")],
     folder: Annotated[Path, typer.Argument(help="The model folder to make or go on with.")],
     bits: MakeBits = 4,
     format: Format = "trellis",
@@ -406,7 +408,7 @@ def evaluate(
 
 @app.command()
 def inspect(model: OptionalModel = "demo", json: Json = False) -> None:
-    """What a model folder or checkpoint holds."""
+    """What a model folder, a checkpoint or a GGUF file holds."""
     from lowmoe.cli.manage import inspect_command
 
     inspect_command(model, json=json)

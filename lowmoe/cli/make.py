@@ -6,6 +6,7 @@ Ignorant of:  how they are made.
 
 from pathlib import Path
 
+from lowmoe.checkpoint.gguf_split import SUFFIX
 from lowmoe.checkpoint.manifest import MANIFEST, read_manifest
 from lowmoe.cli.render import TerminalReporter, err, size
 from lowmoe.engine.load_options import LoadOptions
@@ -29,8 +30,10 @@ from quant.layout import SYMBOL_BITS
 
 def quantize_command(source: Path, folder: Path, options: MakeOptions) -> None:
     """Make a model folder from a checkpoint on disk."""
-    if not source.is_dir():
-        raise UsageError(f"{source}: no such folder. Give the folder of a checkpoint.")
+    if not source.is_dir() and not (source.suffix == SUFFIX and source.is_file()):
+        raise UsageError(
+            f"{source}: no such folder. Give the folder of a checkpoint, or a GGUF file."
+        )
     if (folder / MANIFEST).is_file():
         found = recipe_words(read_manifest(folder).recipe)
         raise UsageError(

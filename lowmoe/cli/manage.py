@@ -14,8 +14,8 @@ from typing import Any
 from cuda_ext import card
 from lowmoe.checkpoint import files
 from lowmoe.checkpoint.folder import ModelFolder
-from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.cli.render import TerminalReporter, err, out, print_json, size
+from lowmoe.decoder.open_checkpoint import open_checkpoint
 from lowmoe.engine.load_options import TORCH
 from lowmoe.engine.machine import machine_line, new_pool
 from lowmoe.engine.memory import available_ram_bytes, total_ram_bytes
@@ -73,13 +73,12 @@ def inspect_command(name: str, *, json: bool) -> None:
         with ModelFolder(located.path) as folder:
             values = {**_shape(read_config(folder.manifest.config).spec), **_contents(folder)}
     else:
-        checkpoint = Checkpoint(located.path)
-        packed = checkpoint.quant_method
+        checkpoint = open_checkpoint(located.path)
         values = {
-            **_shape(read_config(checkpoint.config).spec),
+            **_shape(checkpoint.family.spec),
             "path": str(located.path),
-            "format": f"checkpoint, {'unquantized' if packed is None else f'packed as {packed}'}",
-            "tensors": len(checkpoint.names()),
+            "format": checkpoint.form,
+            "tensors": len(checkpoint.files.names()),
         }
     if json:
         print_json(values)

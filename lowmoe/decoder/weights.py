@@ -14,7 +14,7 @@ from torch import Tensor
 from lowmoe.checkpoint.buffers import Arena
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.layout import dense_tensors
-from lowmoe.checkpoint.reader import Checkpoint
+from lowmoe.checkpoint.tensors import CheckpointFiles
 from lowmoe.errors import CheckpointError, UnsupportedModelError
 from lowmoe.families import Family
 from lowmoe.spec import ModelSpec, Part, Role, end_parts, layer_parts
@@ -247,7 +247,7 @@ def no_transforms(n_hidden: int, n_experts: int, n_inner: int) -> ExpertTransfor
 class CheckpointTensors:
     """Tensors of a checkpoint by role, checked against the shape the config promises."""
 
-    def __init__(self, checkpoint: Checkpoint, family: Family) -> None:
+    def __init__(self, checkpoint: CheckpointFiles, family: Family) -> None:
         """Raises CheckpointError where the names of the tensors contradict the config."""
         self.checkpoint, self.family = checkpoint, family
         self._check_names()

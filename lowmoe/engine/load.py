@@ -12,12 +12,12 @@ import torch
 
 from lowmoe.checkpoint.files import ALIGNMENT
 from lowmoe.checkpoint.folder import ModelFolder
-from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.decoder.abilities import lacking
 from lowmoe.decoder.computation import Computation
 from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.in_torch import TorchComputation
 from lowmoe.decoder.native import ABLE, NativeComputation
+from lowmoe.decoder.open_checkpoint import open_checkpoint
 from lowmoe.decoder.traced import Layered, TracedLayers
 from lowmoe.decoder.weights import CheckpointTensors, from_checkpoint, from_folder
 from lowmoe.engine.gpu import AUTO, NONE
@@ -82,15 +82,15 @@ def load_checkpoint(path: Path, options: LoadOptions) -> Runtime:
             f"and vram {options.vram!r}. Leave out dtype or both of them."
         )
     dtype = DTYPES[options.dtype]
-    checkpoint = Checkpoint(path)
-    family = read_config(checkpoint.config).as_named_in(checkpoint.names())
-    source = CheckpointExperts(checkpoint, family, dtype)
+    checkpoint = open_checkpoint(path)
+    files, family = checkpoint.files, checkpoint.family
+    source = CheckpointExperts(files, family, dtype)
     with ExitStack() as closing:
         loading = Loading(
             spec=family.spec,
-            weights=from_checkpoint(CheckpointTensors(checkpoint, family), dtype),
+            weights=from_checkpoint(CheckpointTensors(files, family), dtype),
             context=_context(family.spec, options),
-            text=TextParts(lambda name: _optional_file(path / name)),
+            text=TextParts(checkpoint.small_file),
             folder=None,
             options=options,
             closing=closing,
@@ -279,7 +279,3 @@ def _divide(loading: Loading, computation: Computation[ExpertStore]) -> _Divisio
         return _Division(experts=available_ram_bytes() - cache - working, working=working)
     whole = parse_budget(ram, name="ram", whole_bytes=total_ram_bytes())
     return _Division(experts=whole - loading.weights.n_bytes - cache - working, working=working)
-
-
-def _optional_file(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowmoe.checkpoint.files import ALIGNMENT
 from lowmoe.checkpoint.folder import ModelFolder
-from lowmoe.checkpoint.reader import Checkpoint
+from lowmoe.checkpoint.tensors import CheckpointFiles
 from lowmoe.families import Family
 from lowmoe.spec import Piece, Role
 from quant.expert import PlainFormat
@@ -46,7 +46,7 @@ class FolderExperts:
 class CheckpointExperts:
     """Unquantized experts, straight from a checkpoint, in the dtype asked for."""
 
-    def __init__(self, checkpoint: Checkpoint, family: Family, dtype: torch.dtype) -> None:
+    def __init__(self, checkpoint: CheckpointFiles, family: Family, dtype: torch.dtype) -> None:
         experts = family.spec.uniform_experts()
         self._gated = experts.gated
         self.format = PlainFormat(family.spec.n_hidden, experts.n_inner, dtype, gated=experts.gated)

@@ -11,13 +11,14 @@ from lowmoe.checkpoint.layout import Recipe
 from lowmoe.checkpoint.manifest import MANIFEST, Source, read_manifest
 from lowmoe.checkpoint.reader import CONFIG, Checkpoint, read_json
 from lowmoe.checkpoint.writer import JOURNAL
+from lowmoe.decoder.open_checkpoint import OpenCheckpoint, in_folder, open_checkpoint
 from lowmoe.decoder.weights import CheckpointTensors
 from lowmoe.engine.load_options import TORCH
 from lowmoe.engine.machine import physical_cores
 from lowmoe.engine.report import Reporter
 from lowmoe.engine.text_parts import SMALL_FILES
 from lowmoe.errors import UsageError
-from lowmoe.families import Family, read_config
+from lowmoe.families import read_config
 from lowmoe.kernels import cpu
 from lowmoe.kernels.cpu.encode import NativeEncoder
 from lowmoe.library.budgets import check_pull_disk, check_ram
@@ -59,6 +60,10 @@ def prepare(located: Located, settings: Settings, options: MakeOptions, report: 
     assert not isinstance(located, LocalFolder)
     folder = models_home(settings) / located.home_name
     if isinstance(located, LocalCheckpoint):
+        report.note(
+            f"{located.path}: quantized once, {recipe_words(options.recipe())}, into {folder}; "
+            "from then on it starts at once"
+        )
         quantize_checkpoint(located.path, folder, options, report)
     else:
         pull(located.repo_id, folder, settings, options, report)
@@ -94,13 +99,12 @@ def quantize_checkpoint(source: Path, folder: Path, options: MakeOptions, report
         raise UsageError(f"{folder}: is the checkpoint itself. Give the model another folder.")
     if folder.is_dir() and any(folder.iterdir()) and not _is_ours(folder):
         raise UsageError(f"{folder}: is not empty and no model folder. Give an empty or new one.")
-    checkpoint = Checkpoint(source)
-    family = read_config(checkpoint.config)
-    check_ram(family, options)
+    checkpoint = open_checkpoint(source)
+    check_ram(checkpoint.family, options)
     origin = Source(name=source.resolve().name, commit=None)
     files.make_folder(folder.parent)
     with locked(folder):
-        _convert(checkpoint, family, folder, origin, options, report)
+        _convert(checkpoint, folder, origin, options, report)
 
 
 def pull(
@@ -123,21 +127,21 @@ def pull(
         family = read_config(read_json(small / CONFIG))
         check_ram(family, options)
         check_pull_disk(repository, small, family, folder, options, report)
-        checkpoint = Checkpoint(small, repository)  # a single shard is fetched here
+        checkpoint = in_folder(Checkpoint(small, repository), small)  # fetches a single shard
         origin = Source(name=repo_id, commit=repository.commit)
-        _convert(checkpoint, family, folder, origin, options, report)
+        _convert(checkpoint, folder, origin, options, report)
         repository.forget()
 
 
 def _convert(
-    checkpoint: Checkpoint,
-    family: Family,
+    checkpoint: OpenCheckpoint,
     folder: Path,
     source: Source,
     options: MakeOptions,
     report: Reporter,
 ) -> None:
-    small_files = _small_files(checkpoint.folder)
+    found = {name: checkpoint.small_file(name) for name in SMALL_FILES}
+    small_files = {name: data for name, data in found.items() if data is not None}
     if options.recipe().dense_dtype is None and not options.calibrate:
         report.note(NO_CALIBRATION)
 
@@ -146,9 +150,9 @@ def _convert(
 
     calibration = None
     if options.calibrates:
-        calibration = calibration_text(options.calibration, small_files, family)
+        calibration = calibration_text(options.calibration, small_files, checkpoint.family)
     Conversion(
-        CheckpointTensors(checkpoint, family.as_named_in(checkpoint.names())),
+        CheckpointTensors(checkpoint.files, checkpoint.family),
         folder,
         options.recipe(),
         source=source,
@@ -166,15 +170,6 @@ def _encoder(options: MakeOptions) -> Encode:
         return encode_planes
     threads = options.threads or physical_cores()
     return NativeEncoder(isa=cpu.choose_isa(forced), threads=threads).encode
-
-
-def _small_files(folder: Path) -> dict[str, bytes]:
-    limit = 256 * 2**20
-    return {
-        name: files.read_all(folder / name, limit=limit)
-        for name in SMALL_FILES
-        if (folder / name).is_file()
-    }
 
 
 def _is_ours(folder: Path) -> bool:

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from lowmoe.checkpoint import files
 from lowmoe.checkpoint.folder import ModelFolder
+from lowmoe.checkpoint.gguf_split import SUFFIX, split_paths
 from lowmoe.checkpoint.layout import Place
 from lowmoe.checkpoint.manifest import MANIFEST
 from lowmoe.checkpoint.reader import CONFIG
@@ -37,7 +38,7 @@ class LocalFolder:
 
 @dataclass(frozen=True, slots=True)
 class LocalCheckpoint:
-    """A Hugging Face checkpoint on this disk."""
+    """A checkpoint on this disk: a Hugging Face folder, or a GGUF file, the first of a split."""
 
     path: Path
 
@@ -45,11 +46,17 @@ class LocalCheckpoint:
     def home_name(self) -> str:
         """Its model folder's name: another one as soon as any of its files is another."""
         state = xxhash.xxh3_64(str(self.path.resolve()).encode())
-        for path in sorted(self.path.iterdir()):
-            if path.suffix in (".json", ".safetensors", ".jinja"):
-                status = path.stat()
-                state.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
-        return f"{self.path.resolve().name}-{state.hexdigest()[:8]}"
+        for path in self._paths():
+            status = path.stat()
+            state.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+        name = self.path.resolve().name.removesuffix(SUFFIX)
+        return f"{name}-{state.hexdigest()[:8]}"
+
+    def _paths(self) -> list[Path]:
+        if self.path.is_file():
+            return split_paths(self.path)
+        kinds = (".json", ".safetensors", ".jinja")
+        return sorted(path for path in self.path.iterdir() if path.suffix in kinds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,8 @@ Located = LocalFolder | LocalCheckpoint | HubModel
 
 
 def locate(model: str, settings: Settings) -> Located:
-    """What MODEL is: an alias, a hub repository id, a path or a name that `list` shows.
+    """What MODEL is: an alias, a hub repository id, a path, of a folder or a GGUF file, or a name
+    that `list` shows.
 
     What was pulled before is a folder.  Raises UnknownModelError if it is none of these.
     """
@@ -76,6 +84,10 @@ def locate(model: str, settings: Settings) -> Located:
     path = Path(model).expanduser()
     if path.is_dir():
         return _locate_folder(path)
+    if path.suffix == SUFFIX:
+        if path.is_file():
+            return LocalCheckpoint(path)
+        raise UnknownModelError(f"{path}: there is no such file. Give the path of a GGUF file.")
     on_hub = HubModel(ALIASES[model].repository if model in ALIASES else model)
     named = models_home(settings) / on_hub.home_name
     if (named / MANIFEST).is_file():

@@ -135,12 +135,19 @@ def test_the_constants_of_old_conversions_are_no_offence(folder: Path) -> None:
     assert open_tensors(folder).read("final_norm").shape == (64,)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.gguf"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth"])
 def test_weights_of_a_kind_we_do_not_read_are_named(folder: Path, name: str) -> None:
     os.rename(folder / "model.safetensors", folder / name)
     with pytest.raises(
         CheckpointError, match=rf"needs model\.safetensors or {INDEX}, found {name}, which cannot"
     ):
+        Checkpoint(folder)
+
+
+def test_a_gguf_file_in_a_checkpoints_folder_is_pointed_at(folder: Path) -> None:
+    file = folder / "model.gguf"
+    os.rename(folder / "model.safetensors", file)
+    with pytest.raises(CheckpointError, match=f"give the file itself: {file}"):
         Checkpoint(folder)
 
 

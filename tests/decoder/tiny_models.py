@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.in_torch import TorchComputation
+from lowmoe.decoder.open_checkpoint import open_checkpoint
 from lowmoe.decoder.weights import CheckpointTensors, from_checkpoint
 from lowmoe.experts.source import CheckpointExperts
 from lowmoe.experts.store import ExpertStore
@@ -282,14 +283,14 @@ def reference_logits(model: Any, ids: Tensor) -> Tensor:
 def decoder_over(
     folder: Path, *, n_slots: int = 1000, spec: ModelSpec | None = None
 ) -> Iterator[Decoder]:
-    """A float32 decoder over a checkpoint, with RAM for n_slots experts.
+    """A float32 decoder over a checkpoint, a folder or a GGUF file, with RAM for n_slots experts.
 
     spec: computes as if the config had said this; the shapes must be the same.
     """
-    checkpoint = Checkpoint(folder)
-    family = read_config(checkpoint.config).as_named_in(checkpoint.names())
-    source = CheckpointExperts(checkpoint, family, torch.float32)
-    weights = from_checkpoint(CheckpointTensors(checkpoint, family), torch.float32)
+    checkpoint = open_checkpoint(folder)
+    files, family = checkpoint.files, checkpoint.family
+    source = CheckpointExperts(files, family, torch.float32)
+    weights = from_checkpoint(CheckpointTensors(files, family), torch.float32)
     budget = n_slots * sum(source.buffer_bytes)
     total = family.spec.n_experts_total
     with ExpertStore(source, ram_budget_bytes=budget, n_experts_total=total) as store:

@@ -1,0 +1,53 @@
+"""Cutting a role's tensor out of what was read of a file, and refusing numbers that are none.
+
+Knows:        pieces: rows, columns for rows, pairs of channels for halves.
+Ignorant of:  files, and which family keeps which tensor how.
+"""
+
+import torch
+from torch import Tensor
+
+from lowmoe.errors import CheckpointError
+from lowmoe.spec import Piece
+
+
+def cut_out(tensor: Tensor, piece: Piece) -> Tensor:
+    """What was read of a file, rows first..first+count of it, as the role's tensor."""
+    if tensor.dim() > len(piece.wanted):
+        tensor = tensor[0]
+    if piece.transposed:
+        tensor = tensor.T
+    tensor = tensor[piece.rows]
+    assert tensor.shape == piece.wanted, (piece, tensor.shape)
+    if piece.pairs is not None:
+        tensor = _halves_of_pairs(tensor, *piece.pairs)
+    return tensor.contiguous()
+
+
+def _halves_of_pairs(rows: Tensor, head_size: int, first: int, count: int) -> Tensor:
+    """Rows of heads whose channels first..first+count turn in pairs, so that halves turn instead.
+
+    Queries and keys change alike, so their products do not.
+    """
+    order = torch.arange(head_size)
+    turned = order[first : first + count]
+    order[first : first + count] = torch.cat([turned[0::2], turned[1::2]])
+    heads = rows.view(-1, head_size, *rows.shape[1:])
+    return heads[:, order].reshape(rows.shape)
+
+
+def require_finite(tensor: Tensor, name: str, file: str) -> Tensor:
+    """The tensor.  Raises CheckpointError for NaN and infinity."""
+    if not _is_finite(tensor):
+        raise CheckpointError(
+            f"{file}: {name} holds NaN or infinity, but weights are finite numbers. "
+            "The file is damaged or the model was trained to pieces; download it again or "
+            "choose another."
+        )
+    return tensor
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # NaN is the least and the greatest of whatever it is among. At tens of GB/s on one core and
+    # without a copy this is no cost beside the disk; isfinite would be twenty times slower.
+    return tensor.numel() == 0 or all(bool(t.isfinite()) for t in tensor.aminmax())
