@@ -252,8 +252,10 @@ def describe(writer: Writer, config: Config) -> None:
     writer.add_vocab_size(config["vocab_size"])
     _describe_rope(writer, config)
     for key, add in _OPTIONAL.items():
-        if config.get(key) is not None:
-            add(writer, config[key])
+        # Latents are one head of keys and values to llama.cpp.
+        value = 1 if key == "num_key_value_heads" and "kv_lora_rank" in config else config.get(key)
+        if value is not None:
+            add(writer, value)
     if config["model_type"] in _OF_FAMILIES:
         _OF_FAMILIES[config["model_type"]](writer, config)
 
@@ -300,6 +302,7 @@ _OPTIONAL: Mapping[str, Callable[[Writer, Any], None]] = {
     "num_experts_per_tok": lambda w, v: w.add_expert_used_count(v),
     "moe_topk": lambda w, v: w.add_expert_used_count(_same(v)),
     "moe_intermediate_size": lambda w, v: w.add_expert_feed_forward_length(_same(v)),
+    "shared_expert_intermediate_size": lambda w, v: w.add_expert_shared_feed_forward_length(v),
     "n_group": lambda w, v: w.add_expert_group_count(v),
     "topk_group": lambda w, v: w.add_expert_group_used_count(v),
     "n_shared_experts": lambda w, v: w.add_expert_shared_count(v),
@@ -335,6 +338,13 @@ def _describe_ernie(writer: Writer, config: Config) -> None:
     writer.add_expert_shared_count(config["moe_num_shared_experts"])
     writer.add_interleave_moe_layer_step(config["moe_layer_interval"])
     writer.add_leading_dense_block_count(config["moe_layer_start_index"])
+    shared = config["moe_num_shared_experts"] * config["moe_intermediate_size"]
+    writer.add_expert_shared_feed_forward_length(shared)
+
+
+def _describe_hunyuan(writer: Writer, config: Config) -> None:
+    writer.add_expert_feed_forward_length(config["intermediate_size"])
+    writer.add_expert_shared_feed_forward_length(config["intermediate_size"])
 
 
 def _describe_granite(writer: Writer, config: Config) -> None:
@@ -378,6 +388,7 @@ def _describe_dbrx(writer: Writer, config: Config) -> None:
     writer.add_expert_count(feed_forward["moe_num_experts"])
     writer.add_expert_used_count(feed_forward["moe_top_k"])
     writer.add_layer_norm_eps(1e-5)
+    writer.add_vocab_size(config["vocab_size"])
 
 
 _OF_FAMILIES: Mapping[str, Callable[[Writer, Config], None]] = {
@@ -388,6 +399,7 @@ _OF_FAMILIES: Mapping[str, Callable[[Writer, Config], None]] = {
     "glm4_moe_lite": _describe_latent,
     "gpt_oss": _describe_gpt_oss,
     "granitemoe": _describe_granite,
+    "hunyuan_v1_moe": _describe_hunyuan,
     "kimi_k2": _describe_latent,
     "llama4_text": _describe_llama4,
     "minimax_m2": _describe_minimax,

@@ -6,7 +6,7 @@ Ignorant of:  where tensors lie.
 Source: llama.cpp's conversion/, which wrote the keys, and src/models/, which reads them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lowmoe.errors import UnsupportedModelError
@@ -63,7 +63,7 @@ def _shape(m: GgufModel, model_type: str) -> dict[str, Any]:
         "model_type": model_type,
         "vocab_size": m.shapes[EMBEDDING][0],
         "hidden_size": m.integer("embedding_length"),
-        "num_hidden_layers": n_layers(m),
+        "num_hidden_layers": m.n_layers(),
         "num_attention_heads": m.integer("attention.head_count"),
         "max_position_embeddings": m.integer("context_length"),
         "rms_norm_eps": m.number(epsilon),
@@ -72,15 +72,12 @@ def _shape(m: GgufModel, model_type: str) -> dict[str, Any]:
     }
 
 
-def n_layers(m: GgufModel) -> int:
-    """Without those behind the model that guess further tokens."""
-    return m.integer("block_count") - m.integer("nextn_predict_layers", 0)
-
-
 def _end_ids(m: GgufModel) -> list[int]:
     ids = m.token_ids("eos", "eot", "eom")
-    tokens = m.values.get("tokenizer.ggml.tokens", ())
+    tokens = m.values.get("tokenizer.ggml.tokens")
     kinds: list[int] = getattr(m.values.get("tokenizer.ggml.token_type"), "tolist", list)()
+    if not isinstance(tokens, Sequence):
+        return ids
     ids += [
         i
         for i, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
@@ -119,7 +116,7 @@ def _first_qwen(m: GgufModel) -> dict[str, Any]:
 
 def _experts(m: GgufModel, count: str) -> dict[str, Any]:
     return {
-        count: m.integer("expert_count"),
+        count: m.n_experts(),
         "num_experts_per_tok": m.integer("expert_used_count"),
     }
 
@@ -177,7 +174,7 @@ def _hunyuan_moe(m: GgufModel) -> dict[str, Any]:
     return found | {
         "intermediate_size": n_inner,
         "moe_intermediate_size": shared,  # refused unless it is the same
-        "num_experts": m.integer("expert_count"),
+        "num_experts": m.n_experts(),
         "moe_topk": m.integer("expert_used_count"),
     }
 
@@ -188,7 +185,7 @@ def _ernie_moe(m: GgufModel) -> dict[str, Any]:
         _usual(m, "ernie4_5_moe")
         | _of_own_size(m)
         | {
-            "moe_num_experts": m.integer("expert_count"),
+            "moe_num_experts": m.n_experts(),
             "moe_k": m.integer("expert_used_count"),
             "moe_num_shared_experts": n_shared,
             "moe_layer_interval": m.integer("interleave_moe_layer_step", 1),
@@ -224,7 +221,7 @@ def _dbrx(m: GgufModel) -> dict[str, Any]:
     }
     feed_forward = {
         "ffn_hidden_size": m.integer("feed_forward_length"),
-        "moe_num_experts": m.integer("expert_count"),
+        "moe_num_experts": m.n_experts(),
         "moe_top_k": m.integer("expert_used_count"),
     }
     return {
@@ -241,7 +238,7 @@ def _dbrx(m: GgufModel) -> dict[str, Any]:
 
 
 def _llama4(m: GgufModel) -> dict[str, Any]:
-    n_experts = m.integer("expert_count")
+    n_experts = m.n_experts()
     found = _usual(m, "llama4_text") | _experts(m, "num_local_experts")
     return found | {
         "intermediate_size": m.columns("ffn_down_exps"),

@@ -12,6 +12,7 @@ from lowmoe.errors import CheckpointError, UnsupportedModelError
 
 ARCHITECTURE = "general.architecture"
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+MAX_EXPERTS = 4096  # eight times as many as any model has
 _NOTHING: Final = object()
 
 
@@ -71,6 +72,26 @@ class GgufModel:
         """The ids that the tokenizer's keys name, those of them that are there."""
         found = [self.values.get(f"tokenizer.ggml.{name}_token_id") for name in names]
         return [i for i in found if type(i) is int]
+
+    def n_layers(self) -> int:
+        """Without those behind the model that guess further tokens."""
+        count = self.integer("block_count") - self.integer("nextn_predict_layers", 0)
+        if f"blk.{count - 1}.attn_norm.weight" not in self.shapes:
+            raise CheckpointError(
+                f"GGUF: {self.key('block_count')} promises {count} layers, but the last of them "
+                "has no tensor attn_norm.weight. The file is incomplete; download it again."
+            )
+        return count
+
+    def n_experts(self) -> int:
+        """Of each layer that has some."""
+        count = self.integer("expert_count")
+        if not 1 <= count <= MAX_EXPERTS:
+            raise CheckpointError(
+                f"GGUF: {self.key('expert_count')} is {count}, but must be from 1 to "
+                f"{MAX_EXPERTS}. The file is damaged; download it again."
+            )
+        return count
 
     def columns(self, name: str) -> int:
         """How many columns the tensors of a name have, in whichever layer there is one."""

@@ -20,6 +20,11 @@ def rope_parameters(m: GgufModel, *, theta: float, head_size: int) -> dict[str, 
     """theta: where the file does not say.  head_size: of which perhaps only a part turns."""
     found: dict[str, Any] = {"rope_theta": m.number("rope.freq_base", theta)}
     size = m.integer("rope.dimension_count", head_size)
+    if not 2 <= size <= head_size or not 0 < found["rope_theta"] < math.inf:
+        raise CheckpointError(
+            f"GGUF: {size} of {head_size} channels turn, at a base of {found['rope_theta']}, but "
+            "there must be 2 at least and the base above 0. The file is damaged; download it again."
+        )
     if size != head_size:
         # The least share of which head_size * share, rounded down, is not under size.
         found["partial_rotary_factor"] = math.nextafter(size / head_size, 2)

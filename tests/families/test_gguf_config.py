@@ -1,0 +1,182 @@
+"""What a GGUF header's values become, and which of them are refused."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lowmoe.decoder.open_checkpoint import open_checkpoint
+from lowmoe.decoder.weights import CheckpointTensors
+from lowmoe.engine.text_parts import SMALL_FILES
+from lowmoe.errors import CheckpointError, LowMoeError, UnsupportedModelError
+from lowmoe.families.gguf import gguf_config
+from lowmoe.families.gguf.rope import FACTORS, LONG, SHORT, wavelengths
+from tests.gguf_models import llama3_factors, write_gguf
+from tests.test_gguf import add_tokenizer
+
+LLAMA = {
+    "general.architecture": "llama",
+    "llama.block_count": 2,
+    "llama.context_length": 4096,
+    "llama.embedding_length": 64,
+    "llama.feed_forward_length": 96,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "llama.rope.freq_base": 5e5,
+}
+SHAPES: dict[str, tuple[int, ...]] = {
+    "token_embd.weight": (100, 64),
+    "blk.0.attn_norm.weight": (64,),
+    "blk.1.attn_norm.weight": (64,),
+}
+
+
+def config(*, vectors: dict[str, list[float]] | None = None, **changes: Any) -> dict[str, Any]:
+    """changes: of LLAMA, with __ for dots; None takes a key away."""
+    values = LLAMA | {f"llama.{k.replace('__', '.')}": v for k, v in changes.items()}
+    values = {key: value for key, value in values.items() if value is not None}
+    found = vectors or {}
+    shapes = SHAPES | {name: (len(vector),) for name, vector in found.items()}
+    return gguf_config(values, shapes, found.__getitem__)
+
+
+def test_plain_values_are_taken_over() -> None:
+    found = config()
+    assert (found["model_type"], found["vocab_size"], found["hidden_size"]) == ("llama", 100, 64)
+    assert found["tie_word_embeddings"] is True  # there is no output.weight
+    assert found["rope_parameters"] == {"rope_theta": 5e5, "rope_type": "default"}
+
+
+def test_a_value_for_each_layer_is_one_if_all_are_alike() -> None:
+    assert config(feed_forward_length=np.array([96, 96]))["intermediate_size"] == 96
+    with pytest.raises(UnsupportedModelError, match=r"feed_forward_length differs from layer"):
+        config(feed_forward_length=np.array([96, 64]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"embedding_length": None}, r"llama\.embedding_length is missing"),
+        ({"embedding_length": -1}, r"embedding_length is '-1', but must be a whole number"),
+        ({"embedding_length": True}, r"embedding_length is 'True'"),
+        ({"embedding_length": "64"}, r"embedding_length is '64'"),
+        ({"embedding_length": np.array([])}, r"embedding_length is '\[\]'"),
+        ({"rope__freq_base": "x"}, r"freq_base is 'x', but must be a number"),
+        ({"rope__scaling__type": 5}, r"scaling\.type is '5', but must be a word"),
+        ({"rope__scaling__type": "ntk"}, r"scaling\.type is 'ntk', but implemented are none"),
+        ({"block_count": 3}, r"block_count promises 3 layers, but the last"),
+        ({"expert_count": 2**31 - 1}, r"expert_count is 2147483647, but must be from 1 to 4096"),
+        ({"attention__value_length": 8}, r"keys of 16 channels and values of 8"),
+    ],
+)
+def test_values_that_make_no_sense_are_named(changes: dict[str, Any], found: str) -> None:
+    with pytest.raises(CheckpointError, match=found):
+        config(**changes)
+
+
+def test_a_file_without_a_model_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="there is no tensor token_embd"):
+        gguf_config(LLAMA, {}, {}.__getitem__)
+    with pytest.raises(CheckpointError, match=r"general\.architecture is None"):
+        gguf_config({}, SHAPES, {}.__getitem__)
+
+
+def test_control_tokens_that_end_answers_are_found_by_name() -> None:
+    tokens = {"tokenizer.ggml.tokens": ["a", "<|eot_id|>", "<|im_end|>", "</s>"]}
+    kinds = {"tokenizer.ggml.token_type": np.array([1, 3, 1, 3])}
+    values = {**LLAMA, **tokens, **kinds, "tokenizer.ggml.eos_token_id": 3}
+    assert gguf_config(values, SHAPES, {}.__getitem__)["eos_token_id"] == [1, 3]
+
+
+# --- rope
+
+
+@pytest.mark.parametrize(
+    ("theta", "head_size", "factor", "high", "n_original"),
+    [(5e5, 128, 8.0, 4.0, 8192), (5e5, 64, 32.0, 4.0, 8192), (1e6, 96, 16.0, 2.0, 4096)],
+    ids=["Llama 3.1", "Llama 3.2", "another"],
+)
+def test_factors_give_back_the_scaling_that_made_them(
+    theta: float, head_size: int, factor: float, high: float, n_original: int
+) -> None:
+    made = {
+        "rope_type": "llama3",
+        "rope_theta": theta,
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": n_original,
+    }
+    found = wavelengths(llama3_factors(made, head_size), theta)
+    assert found is not None
+    assert found == {key: value for key, value in made.items() if key != "rope_theta"}
+
+
+def test_factors_of_another_making_are_kept_one_by_one() -> None:
+    factors = [1.0, 3.0, 2.0, 1.5, 2.5, 3.5, 4.5, 5.0]
+    rope = config(vectors={FACTORS: factors})["rope_parameters"]
+    assert rope["rope_type"] == "longrope"
+    assert rope["long_factor"] == rope["short_factor"] == factors
+    assert rope["long_mscale"] == rope["short_mscale"] == 1.0
+
+
+def test_factors_of_1_change_nothing() -> None:
+    assert config(vectors={FACTORS: [1.0] * 8})["rope_parameters"]["rope_type"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("vectors", "found"),
+    [
+        ({FACTORS: [1.0] * 7}, r"rope_freqs\.weight is \(7,\), but 16 channels"),
+        ({FACTORS: [1.0] * 7 + [0.0]}, r"factors from 0\.0 to 1\.0"),
+        ({LONG: [1.0] * 8}, r"rope_factors_short\.weight is None"),
+        ({LONG: [1.0] * 8, SHORT: [float("nan")] * 8}, r"factors from nan"),
+    ],
+)
+def test_factors_that_cannot_be_are_refused(vectors: dict[str, list[float]], found: str) -> None:
+    with pytest.raises(CheckpointError, match=found):
+        config(vectors=vectors)
+
+
+def test_a_part_of_a_head_turns_where_the_file_says_so() -> None:
+    for size in range(2, 16, 2):
+        share = config(rope__dimension_count=size)["rope_parameters"]["partial_rotary_factor"]
+        assert int(16 * share) == size
+
+
+# --- fuzz
+
+
+N_MUTATIONS = 4_000  # 12 s on an idle core, most of it what a tokenizer takes
+
+
+def test_no_value_of_a_header_is_worse_than_an_error_of_ours(
+    talking_checkpoint: Path, tmp_path: Path
+) -> None:
+    """All that is read before the first weight: values, names, shapes, vocabulary."""
+    path, choose = tmp_path / "x.gguf", random.Random(11)
+    write_gguf(talking_checkpoint, path, more=add_tokenizer)
+    sound = path.read_bytes()
+    n_header = sound.index(b"blk.0.ffn_down_exps.weight")
+    refused = 0
+    with path.open("r+b") as file:
+        for _ in range(N_MUTATIONS):
+            at = choose.randrange(n_header)
+            change = bytes(choose.choice((0, 1, 5, 127, 255)) for _ in range(choose.randint(1, 4)))
+            file.seek(at)
+            file.write(change)
+            file.flush()
+            try:
+                opened = open_checkpoint(path)
+                CheckpointTensors(opened.files, opened.family)
+                if choose.random() < 0.2:
+                    for name in SMALL_FILES:
+                        opened.small_file(name)
+            except LowMoeError:
+                refused += 1
+            file.seek(at)
+            file.write(sound[at : at + len(change)])
+    assert refused > N_MUTATIONS / 20
