@@ -19,9 +19,9 @@ from lowmoe.engine.run_clock import Tally
 from lowmoe.engine.runtime import Runtime
 from lowmoe.errors import UsageError
 
-# The part of a prompt that a cache must share with it for it to go on there. Less is not worth what
-# is lost: texts that have nothing to do with each other begin alike, with the same token or the
-# same system prompt.
+# The part of a prompt, or of what a cache has, that both must share for the prompt to go on there.
+# Less is not worth what is lost: texts that have nothing to do with each other begin alike, with
+# the same token or the same system prompt.
 LEAST_SHARED = 0.5
 
 
@@ -84,11 +84,12 @@ class Batch:
                 f"{len(self._conversations)} answers are under way, as many as the model was "
                 "loaded for. Wait for one to end, or load it for more sequences."
             )
-        enough = LEAST_SHARED * len(ids)
-        shared = {c: c.n_common(ids) for c in free}
-        conversation = max(
-            free, key=lambda c: (shared[c] if shared[c] > enough else 0, -c.last_taken)
-        )
+
+        def worth(c: Conversation) -> int:
+            n_shared = c.n_common(ids)
+            return n_shared if n_shared > LEAST_SHARED * min(len(ids), c.n_tokens) else 0
+
+        conversation = max(free, key=lambda c: (worth(c), -c.last_taken))
         conversation.taken, conversation.last_taken = True, next(self._turns)
         return conversation
 
