@@ -112,9 +112,18 @@ class Answer:
         self._conversation = conversation
         self.clock.begin(self.n_prompt - self.n_reused)
 
+    def settle(self) -> None:
+        """Forget what a step computed that failed before another token was chosen."""
+        self.conversation.forget_beyond(len(self.context) - 1)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether all tokens before the latest are in the cache, so that it can be run."""
+        return self.conversation.n_tokens == len(self.context) - 1
+
     @property
     def missing(self) -> list[int]:
-        """The tokens that must be in the cache before the latest can be run."""
+        """Those that are not."""
         return self.context[self.conversation.n_tokens : -1]
 
     def go_on(self, scores: Tensor, tally: Tally) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -18,9 +19,9 @@ from lowmoe.engine.run_clock import Tally
 from lowmoe.engine.runtime import Runtime
 from lowmoe.errors import UsageError
 
-# The part of a prompt that a cache must share with it for it to go on there. Less is not worth what
-# is lost: texts that have nothing to do with each other begin alike, with the same token or the
-# same system prompt.
+# The part of a prompt, or of what a cache has, that both must share for the prompt to go on there.
+# Less is not worth what is lost: texts that have nothing to do with each other begin alike, with
+# the same token or the same system prompt.
 LEAST_SHARED = 0.5
 
 
@@ -34,8 +35,7 @@ class Batch:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.chunk_tokens = runtime.decoder.computation.max_tokens  # of a prompt, at once
-        self.tally = Tally()
-        self._traffic = runtime.store.traffic()  # what has been put down to somebody
+        self.tally = Tally(whole=runtime.store.traffic())
         self._answers: list[Answer] = []
         self._conversations = [Conversation(runtime) for _ in range(runtime.n_sequences)]
         self._turns = itertools.count(1)
@@ -84,11 +84,12 @@ class Batch:
                 f"{len(self._conversations)} answers are under way, as many as the model was "
                 "loaded for. Wait for one to end, or load it for more sequences."
             )
-        enough = LEAST_SHARED * len(ids)
-        shared = {c: c.n_common(ids) for c in free}
-        conversation = max(
-            free, key=lambda c: (shared[c] if shared[c] > enough else 0, -c.last_taken)
-        )
+
+        def worth(c: Conversation) -> int:
+            n_shared = c.n_common(ids)
+            return n_shared if n_shared > LEAST_SHARED * min(len(ids), c.n_tokens) else 0
+
+        conversation = max(free, key=lambda c: (worth(c), -c.last_taken))
         conversation.taken, conversation.last_taken = True, next(self._turns)
         return conversation
 
@@ -99,11 +100,13 @@ class Batch:
         Raises what reading raises; another step tries the same again.
         """
         ended = self._leave_cancelled()
-        joining = next((answer for answer in self._answers if answer.missing), None)
+        for answer in self._answers:
+            answer.settle()
+        joining = next((answer for answer in self._answers if not answer.is_read), None)
         if joining is not None:
             self.run(joining.conversation, joining.missing[: self.chunk_tokens])
             ended += self._leave_cancelled()
-        running = [answer for answer in self._answers if not answer.missing]
+        running = [answer for answer in self._answers if answer.is_read]
         if running:
             self._decode(running)
         return ended + running
@@ -112,7 +115,9 @@ class Batch:
         """Tokens of a prompt, chunk_tokens at most.  Returns the last hidden state, [T, H]."""
         with self.computing():
             hidden = conversation.forward(ids)
-        self._traffic = self.runtime.store.traffic()
+        whole = self.runtime.store.traffic()
+        prompts = self.tally.prompts + (whole - self.tally.whole)
+        self.tally = replace(self.tally, whole=whole, prompts=prompts)
         return hidden
 
     @contextlib.contextmanager
@@ -137,20 +142,16 @@ class Batch:
         with self.computing():
             hidden = step(decoder, [a.conversation for a in running], [a.context for a in running])
             scores = decoder.logits(hidden)  # until they are there, a GPU computes
-        self._count(len(running))
-        for answer, of_answer in zip(running, scores, strict=True):
+        self.tally = Tally(
+            steps=self.tally.steps + 1,
+            tokens=self.tally.tokens + len(running),
+            whole=self.runtime.store.traffic(),
+            prompts=self.tally.prompts,
+        )
+        for answer, of_answer in zip(running, scores.unbind(), strict=True):
             answer.go_on(of_answer, self.tally)
             if answer.end is not None:
                 self.leave(answer)
-
-    def _count(self, n_tokens: int) -> None:
-        traffic = self.runtime.store.traffic()
-        self.tally = Tally(
-            steps=self.tally.steps + 1,
-            tokens=self.tally.tokens + n_tokens,
-            traffic=self.tally.traffic + (traffic - self._traffic),
-        )
-        self._traffic = traffic
 
     def _leave_cancelled(self) -> list[Answer]:
         cancelled = [answer for answer in self._answers if answer.is_cancelled]

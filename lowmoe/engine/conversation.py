@@ -50,17 +50,16 @@ class Conversation:
         tokens that is.
         """
         n_common = self.n_common(ids)
-        self._forget_beyond(n_common)
+        self.forget_beyond(n_common)
         return n_common
 
     def forward(self, ids: Sequence[int]) -> Tensor:
         """Run ids through the layers after what is there.  Returns the last hidden state [T, H]."""
-        self._forget_beyond(len(self._tokens))
         hidden = self._decoder.forward(torch.tensor(ids), self._cache)
         self._tokens += ids
         return hidden
 
-    def _forget_beyond(self, n_tokens: int) -> None:
+    def forget_beyond(self, n_tokens: int) -> None:
         """What comes after n_tokens, and what a pass left that was interrupted at its end."""
         del self._tokens[n_tokens:]
         self._cache.n_tokens = len(self._tokens)
@@ -73,10 +72,8 @@ def step(
 
     Returns the last hidden states, [B, H].
     """
-    for conversation, context in zip(conversations, contexts, strict=True):
-        # A step may have got so far that this token was run, but not that another followed.
-        conversation._forget_beyond(len(context) - 1)
-        assert conversation.n_tokens == len(context) - 1
+    pairs = zip(conversations, contexts, strict=True)
+    assert all(conversation.n_tokens == len(context) - 1 for conversation, context in pairs)
     ids = [context[-1] for context in contexts]
     hidden = decoder.step(torch.tensor(ids), [c._cache for c in conversations])
     for conversation, token_id in zip(conversations, ids, strict=True):

@@ -20,21 +20,28 @@ from lowmoe.experts.ledger import Traffic
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """Totals of decoding; subtract two to get those of a span of time.
+    """Totals; subtract two to get those of a span of time.
 
-    steps: passes of one token of each answer; tokens: of all answers; traffic: what was lent and
-    read for them, prompts left out.
+    steps: passes of one token of each answer; tokens: of all answers; whole: what was lent and
+    read for anything; prompts: for prompts.
     """
 
     steps: int = 0
     tokens: int = 0
-    traffic: Traffic = field(default_factory=Traffic)
+    whole: Traffic = field(default_factory=Traffic)
+    prompts: Traffic = field(default_factory=Traffic)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was lent and read for steps."""
+        return self.whole - self.prompts
 
     def __sub__(self, earlier: "Tally") -> "Tally":
         return Tally(
             steps=self.steps - earlier.steps,
             tokens=self.tokens - earlier.tokens,
-            traffic=self.traffic - earlier.traffic,
+            whole=self.whole - earlier.whole,
+            prompts=self.prompts - earlier.prompts,
         )
 
 
@@ -45,7 +52,6 @@ class RunClock:
         self._runtime, self._n_prompt = runtime, n_prompt
         self._n_prefilled = self._n_new = 0
         self._prefill_s = 0.0
-        self._first_tally = self._tally = Tally()
         self._placement: PerTier | None = None
         self.begin(n_prompt)
 
@@ -53,12 +59,12 @@ class RunClock:
         """Now.  n_to_prefill: tokens of the prompt that are not in a cache."""
         self._begin = self._now = self._first_token_at = time.perf_counter()
         self._n_to_prefill = n_to_prefill
-        self._start_traffic = self._traffic = self._runtime.store.traffic()
+        self._start_traffic = self._runtime.store.traffic()
+        self._first_tally = self._tally = Tally(whole=self._start_traffic)
 
     def token(self, tally: Tally) -> None:
         """One is here.  tally: the totals after the step that made it."""
         self._now, self._tally = time.perf_counter(), tally
-        self._traffic = self._runtime.store.traffic()
         if self._n_new == 0:  # it comes out of the prefill
             self._first_token_at, self._first_tally = self._now, tally
             self._n_prefilled, self._prefill_s = self._n_to_prefill, self._now - self._begin
@@ -76,7 +82,7 @@ class RunClock:
 
     def statistics(self, bandwidths: Bandwidths) -> RunStatistics:
         """bandwidths: those measured; the disk's is this run's own."""
-        whole, decode = self._traffic - self._start_traffic, self.decoding.traffic
+        whole, decode = self._tally.whole - self._start_traffic, self.decoding.traffic
         n_steps = self._n_new - 1
         per_token = PerTier()
         bound = None

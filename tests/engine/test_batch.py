@@ -235,6 +235,16 @@ def test_a_prompt_goes_on_where_most_of_it_is(runtime: Runtime, batch: Batch) ->
         assert again.n_reused == 28
 
 
+def test_however_long_the_next_turn_is_it_goes_on_from_the_last(
+    runtime: Runtime, batch: Batch
+) -> None:
+    first = answer_to(runtime, prompt(1, 20))
+    all_of(batch, first, answer_to(runtime, prompt(2, 20)))
+    second = answer_to(runtime, [*first.context, *prompt(3, 200)])
+    all_of(batch, second)
+    assert second.n_reused == 20 + 11
+
+
 def test_a_prompt_that_shares_little_takes_the_place_used_longest_ago(
     runtime: Runtime, batch: Batch
 ) -> None:

@@ -71,7 +71,9 @@ struct Avx512 {
     __m512i values;
     explicit Table(const Code& code) : values(_mm512_load_si512(code.table)) {}
   };
-  static constexpr size_t kMostDots = 4;  // 16 sums, 4 registers of shifts, 4 of tokens, 3 for work
+  // Of up to 4 tokens all rows at once, of more half of the rows and then the others: 16 sums, 4
+  // values, 4 registers of shifts, 1 of a token. More than 6 pointers to tokens do not fit beside.
+  static constexpr size_t kMostDots = 6;
 
   static void widen(const uint8_t* halves, float* floats) {
     for (int r = 0; r < kRows; r += kLanes) {
@@ -83,8 +85,17 @@ struct Avx512 {
   template <int kTokens>
   static void add_block(const uint8_t* codes, const Table& table, const uint8_t* nibbles,
                         const RoundedTokens& x, size_t block, RowSums* t) {
+    constexpr int kAtOnce = kTokens <= 4 ? kQuarters : kQuarters / 2;
+    for (int first = 0; first < kQuarters; first += kAtOnce) {
+      add_quarters<kTokens, kAtOnce>(codes, table, nibbles, x, block, first, t);
+    }
+  }
+
+  template <int kTokens, int kAtOnce>
+  static void add_quarters(const uint8_t* codes, const Table& table, const uint8_t* nibbles,
+                           const RoundedTokens& x, size_t block, int first, RowSums* t) {
     const int8_t* columns[kTokens];
-    __m512i sums[kTokens][kQuarters];
+    __m512i sums[kTokens][kAtOnce];
     for (int i = 0; i < kTokens; i++) {
       const RoundedTokens token = x.from(i);
       columns[i] = token.codes + block * layout::kBlockColumns;
@@ -92,19 +103,18 @@ struct Avx512 {
     }
     for (int s = 0; s < layout::kSlices; s++) {
       const __m512i slice = _mm512_load_si512(codes + s * kSliceBytes);
-      prefetch(codes + s * kSliceBytes);
-      for (int q = 0; q < kQuarters; q++) {
-        const __m512i values = look_up(q, slice, table.values);
-        for (int i = 0; i < kTokens; i++) {
-          const __m512i four = four_columns(columns[i] + s * layout::kSliceColumns);
-          sums[i][q] = add_products(sums[i][q], values, four);
-        }
+      if (first == 0) prefetch(codes + s * kSliceBytes);
+      __m512i values[kAtOnce];
+      for (int q = 0; q < kAtOnce; q++) values[q] = look_up(first + q, slice, table.values);
+      for (int i = 0; i < kTokens; i++) {
+        const __m512i four = four_columns(columns[i] + s * layout::kSliceColumns);
+        for (int q = 0; q < kAtOnce; q++) sums[i][q] = add_products(sums[i][q], values[q], four);
       }
     }
-    for (int q = 0; q < kQuarters; q++) {
-      const __m512i scale = nibbles_of(nibbles, q);
+    for (int q = 0; q < kAtOnce; q++) {
+      const __m512i scale = nibbles_of(nibbles, first + q);
       for (int i = 0; i < kTokens; i++) {
-        int32_t* rows = t[i] + q * kLanes;
+        int32_t* rows = t[i] + (first + q) * kLanes;
         const __m512i scaled = _mm512_mullo_epi32(sums[i][q], scale);
         _mm512_store_si512(rows, _mm512_add_epi32(_mm512_load_si512(rows), scaled));
       }

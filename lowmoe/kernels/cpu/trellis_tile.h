@@ -33,7 +33,7 @@ namespace lowmoe {
 inline constexpr int kTileSlices = kScaleColumns / layout::kSliceColumns;
 // Tokens up to which there is no tile: they are multiplied as dot_block does, exactly, so that one
 // that is decoded beside others is rounded as if it were alone. With one plane a tile never pays
-// for these; with two it takes 0.85 of the time of eight tokens, with three 0.75
+// for these; with two it takes 0.9 of the time of eight tokens, with three 0.8
 // (benchmarks/kernel_speed.py). The same in every instruction set, so that all of them say the
 // same.
 inline constexpr size_t kFewTokens = 8;
