@@ -47,6 +47,7 @@ ABLE = frozenset(
         "biases of queries, keys and values",
         "biases of routers",
         "biases of the choice",
+        "capped scores",
         "chunks",
         "clamped queries, keys and values",
         "experts without a choice",
@@ -57,6 +58,7 @@ ABLE = frozenset(
         "layers without rope",
         "learned positions",
         "norms after rope",
+        "norms behind layers",
         "norms of all heads together",
         "norms of single heads",
         "norms without weights",
@@ -295,6 +297,8 @@ class NativeComputation:
             sinks=_address(weights.optional("sinks")),
             temperature_step=0 if temperature is None else temperature.step,
             temperature_scale=0.0 if temperature is None else temperature.scale,
+            score_cap=spec.score_cap or 0.0,
+            out_norm=_out_norm(self._spec, weights, "attention_out_norm"),
         )
 
     def _head_norm(self, weights: LayerWeights, spec: GroupedQueryAttention, name: str) -> int:
@@ -341,6 +345,7 @@ class NativeComputation:
             head_norm_epsilon=1.0,
             clamp=math.inf,
             sinks=0,
+            out_norm=_out_norm(self._spec, weights, "attention_out_norm"),
             latent=latent,
         )
 
@@ -395,6 +400,7 @@ def experts_layer(
         shared=shared,
         weigh_input=of.weigh_input,
         gated=of.gated,
+        out_norm=_out_norm(spec, weights, "experts_out_norm"),
     )
 
 
@@ -414,6 +420,18 @@ def _router(weights: LayerWeights, kind: Router, no_choice: Tensor) -> cpu.Route
         scale=1.0 if sigmoid is None else sigmoid.scale,
         spread=(kind.spread or 0.0) if isinstance(kind, SoftmaxRouter) else 0.0,
         jitter=kind.jitter if isinstance(kind, SparseMixerRouter) else 0.0,
+    )
+
+
+def _out_norm(spec: ModelSpec, weights: LayerWeights, name: str) -> cpu.Norm | None:
+    """Of what a layer adds, which is not divided by r."""
+    if not spec.norm_after:
+        return None
+    return cpu.Norm(
+        weight=weights.vector(name).data_ptr(),
+        epsilon=spec.norm_epsilon,
+        bias=_address(weights.optional(f"{name}_bias")),
+        centred=spec.norm == "layer",
     )
 
 

@@ -324,6 +324,18 @@ DEMANDING_SHAPES = {
         },
         recipe=planes(3),
     ),
+    "norms behind layers, capped scores": Shape(
+        config={
+            "model_type": "grok-1",
+            "num_experts": 6,
+            "embedding_multiplier_scale": 5.0,
+            "output_multiplier_scale": 0.7,
+            "attn_output_multiplier": 0.4,
+            "max_attn_value": 1.0,
+            "tie_word_embeddings": False,
+        },
+        recipe=planes(3),
+    ),
     "everything scaled": Shape(
         config={
             "model_type": "granitemoe",

@@ -78,7 +78,7 @@ void attend(const Isa& isa, const Cache& cache, const Array<float>& q, size_t n_
   const Array<float> scratch(n_queries * (last - first));
   isa.vector->attend_part(cache.format, q.data(), n_queries, cache.keys.data(), cache.values.data(),
                           cache.stride, cache.size, first, last, part.top.data(), part.total.data(),
-                          part.out.data(), scratch.data());
+                          part.out.data(), scratch.data(), 0.0f);
 }
 
 void compare_attend_part(const Isa& isa, const Isa& scalar) {

@@ -84,6 +84,8 @@ class AttentionLayer:
         chunk: int = 0,
         temperature_step: int = 0,
         temperature_scale: float = 0.0,
+        score_cap: float = 0.0,
+        out_norm: Norm | None = None,
         latent: LatentProjection | None = None,
     ) -> None: ...
 
@@ -138,6 +140,7 @@ class ExpertsLayer:
         weigh_input: bool = False,
         cubic: float = 0.0,
         gated: bool = True,
+        out_norm: Norm | None = None,
     ) -> None: ...
 
 class Experts:

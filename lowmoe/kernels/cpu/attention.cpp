@@ -103,13 +103,27 @@ void Attention::compute(const AttentionLayer& layer, size_t layer_id, float* x,
     const float* found = attended_.data();
     if (layer.latent) found = latents_->unfold(team, *layer.latent, found, n);
     engine_.round(team, found, n, layer.out.d, rounded_out_.tokens());
-    engine_.multiply_add(team, "attention's output", layer.out.w, rounded_out_.tokens(), n, x,
-                         layer.n_hidden);
-    if (!layer.out_bias) return;
-    team.each("attention's output", n, [&](size_t t) {
-      engine_.isa().vector->add_scaled(layer.out_bias, 1.0f, layer.n_hidden,
-                                       x + t * layer.n_hidden);
-    });
+    add_output(team, layer, rounded_out_.tokens(), x, n);
+  });
+}
+
+void Attention::add_output(Team& team, const AttentionLayer& layer, const RoundedTokens& found,
+                           float* x, size_t n) {
+  const char* phase = "attention's output";
+  const size_t n_hidden = layer.n_hidden;
+  if (layer.out_norm) {
+    engine_.multiply(team, phase, layer.out.w, found, n, normed_.data(), n_hidden);
+  } else {
+    engine_.multiply_add(team, phase, layer.out.w, found, n, x, n_hidden);
+  }
+  if (!layer.out_norm && !layer.out_bias) return;
+  const VectorKernels& v = *engine_.isa().vector;
+  team.each(phase, n, [&](size_t t) {
+    float* out = layer.out_norm ? normed_.data() + t * n_hidden : x + t * n_hidden;
+    if (layer.out_bias) v.add_scaled(layer.out_bias, 1.0f, n_hidden, out);
+    if (!layer.out_norm) return;
+    engine_.norm(*layer.out_norm, out, n_hidden, out);
+    v.add_scaled(out, 1.0f, n_hidden, x + t * n_hidden);
   });
 }
 
@@ -213,7 +227,7 @@ void Attention::attend_each(Team& team, const AttentionLayer& layer, size_t laye
     const size_t head = (unit - cut.first_unit) / cut.n_parts;
     const size_t part = (unit - cut.first_unit) % cut.n_parts;
     const size_t at = (cut.first_part + part) * kPartTokens;
-    attend_pages(team.thread(), layer_id, token, head, std::max(cut.begin, at),
+    attend_pages(team.thread(), layer, layer_id, token, head, std::max(cut.begin, at),
                  std::min(cut.end, at + kPartTokens), part_of(unit));
     if (cut.n_parts > 1) return;
     divide(part_of(unit), sinks_of(layer, head), attended_of(token, head));
@@ -231,8 +245,8 @@ void Attention::attend_each(Team& team, const AttentionLayer& layer, size_t laye
 }
 
 // Positions [begin, end), page by page, always merged in this order.
-void Attention::attend_pages(int thread, size_t layer_id, size_t token, size_t head, size_t begin,
-                             size_t end, const Part& to) {
+void Attention::attend_pages(int thread, const AttentionLayer& layer, size_t layer_id, size_t token,
+                             size_t head, size_t begin, size_t end, const Part& to) {
   const KvPages& cache = *places_[token].cache;
   const float* queries = qkv_.data() + token * n_qkv_ + head * group_ * head_size_;
   float* own = thread_floats_.data() + thread * floats_of_thread_;
@@ -246,7 +260,7 @@ void Attention::attend_pages(int thread, size_t layer_id, size_t token, size_t h
     engine_.isa().vector->attend_part(
         cache.format(), queries, group_, cache.keys(layer_id, of, page),
         cache.values(layer_id, of, page), cache.head_bytes(), head_size_, at - base, stop - base,
-        into.top, into.total, into.out, scores);
+        into.top, into.total, into.out, scores, layer.score_cap);
     if (at != begin) merge(next, to);
     at = stop;
   }
@@ -284,7 +298,8 @@ void Attention::attend_tile(int thread, const AttentionLayer& layer, size_t laye
                            count,
                            group_,
                            first + token + 1,
-                           layer.window == 0 ? SIZE_MAX : layer.window};
+                           layer.window == 0 ? SIZE_MAX : layer.window,
+                           layer.score_cap};
   const size_t end = first + token + count, of = head / groups_of_kv_head_;
   for (size_t at = first_seen(layer, first + token); at < end;) {
     const size_t page = at / KvPages::kPageTokens, base = page * KvPages::kPageTokens;

@@ -35,6 +35,7 @@ struct AttentionLayer {
   size_t rope_size;       // channels that turn, the first of each head; 0 for none
   float rope_length;      // what those that turn are multiplied by
   float score_scale;      // what scores are multiplied by
+  float score_cap;        // scores are then cap * tanh(score / cap); 0 for as they are
   const float* qkv_bias;  // [q_size + 2 * kv_size], or null
   const float* out_bias;  // [n_hidden], or null
   HeadNorm head_norm;
@@ -48,6 +49,8 @@ struct AttentionLayer {
   // 0 for none.
   size_t temperature_step;
   float temperature_scale;
+
+  std::optional<Norm> out_norm;  // of what is added to x
 
   // Null for the above; else what takes the place of qkv: a single key-value head of what is kept,
   // keys and values at once, and neither norms, biases, clamp nor sinks.
@@ -115,8 +118,10 @@ class Attention {
   void attend_many(Team& team, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
                    size_t first, size_t n);
   const float* sinks_of(const AttentionLayer& layer, size_t head) const;
-  void attend_pages(int thread, size_t layer_id, size_t token, size_t head, size_t begin,
-                    size_t end, const Part& to);
+  void add_output(Team& team, const AttentionLayer& layer, const RoundedTokens& found, float* x,
+                  size_t n);
+  void attend_pages(int thread, const AttentionLayer& layer, size_t layer_id, size_t token,
+                    size_t head, size_t begin, size_t end, const Part& to);
   void attend_tile(int thread, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
                    size_t head, size_t first, size_t token, size_t count);
   void merge(const Part& from, const Part& to) const;

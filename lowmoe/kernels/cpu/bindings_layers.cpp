@@ -326,8 +326,8 @@ void bind_layers(nb::module_& m) {
              size_t window, size_t rope_size, float rope_length, float score_scale,
              Address qkv_bias, Address out_bias, int head_norm, Address q_norm, Address k_norm,
              float head_norm_epsilon, float clamp, Address sinks, size_t chunk,
-             size_t temperature_step, float temperature_scale,
-             std::shared_ptr<const LatentProjection> latent) {
+             size_t temperature_step, float temperature_scale, float score_cap,
+             const Norm* out_norm, std::shared_ptr<const LatentProjection> latent) {
             require(qkv || latent, "a layer of no attention");
             new (self) AttentionLayer{norm,
                                       qkv ? *qkv : Linear{},
@@ -342,6 +342,7 @@ void bind_layers(nb::module_& m) {
                                       rope_size,
                                       rope_length,
                                       score_scale,
+                                      score_cap,
                                       at<const float>(qkv_bias),
                                       at<const float>(out_bias),
                                       static_cast<HeadNorm>(head_norm),
@@ -352,6 +353,7 @@ void bind_layers(nb::module_& m) {
                                       at<const float>(sinks),
                                       temperature_step,
                                       temperature_scale,
+                                      out_norm ? std::optional(*out_norm) : std::nullopt,
                                       std::move(latent)};
             const LatentProjection* of = self->latent.get();
             require(n_heads > 0 && n_kv_heads > 0 && n_heads % n_kv_heads == 0 &&
@@ -377,7 +379,8 @@ void bind_layers(nb::module_& m) {
           "n_kv_heads"_a, "head_size"_a, "window"_a, "rope_size"_a, "rope_length"_a,
           "score_scale"_a, "qkv_bias"_a, "out_bias"_a, "head_norm"_a, "q_norm"_a, "k_norm"_a,
           "head_norm_epsilon"_a, "clamp"_a, "sinks"_a, "chunk"_a = 0, "temperature_step"_a = 0,
-          "temperature_scale"_a = 0.0f, "latent"_a.none() = nb::none(),
+          "temperature_scale"_a = 0.0f, "score_cap"_a = 0.0f, "out_norm"_a.none() = nb::none(),
+          "latent"_a.none() = nb::none(),
           "qkv: None where latent takes its place. Addresses of what a layer has not are 0; "
           "head_norm: 0 none, 1 before rope, 2 after it, "
           "3 of all heads together.");
@@ -464,7 +467,8 @@ void bind_layers(nb::module_& m) {
           [](ExpertsLayer* self, const Norm& norm, const Router& router, Address d_in,
              Address d_inner, size_t n_hidden, size_t n_experts, size_t n_inner, float steepness,
              float shift, float limit, Address gate_up_bias, Address down_bias,
-             const SharedExpert* shared, bool weigh_input, float cubic, bool gated) {
+             const SharedExpert* shared, bool weigh_input, float cubic, bool gated,
+             const Norm* out_norm) {
             const size_t n_active = router.n_active;
             require(
                 n_experts == 0 ? n_active == 0 && shared : 0 < n_active && n_active <= n_experts,
@@ -488,12 +492,14 @@ void bind_layers(nb::module_& m) {
                                     at<const float>(gate_up_bias),
                                     at<const float>(down_bias),
                                     shared ? std::optional(*shared) : std::nullopt,
+                                    out_norm ? std::optional(*out_norm) : std::nullopt,
                                     gated,
                                     weigh_input};
           },
           nb::kw_only(), "norm"_a, "router"_a, "d_in"_a, "d_inner"_a, "n_hidden"_a, "n_experts"_a,
           "n_inner"_a, "steepness"_a, "shift"_a, "limit"_a, "gate_up_bias"_a, "down_bias"_a,
-          "shared"_a.none(), "weigh_input"_a = false, "cubic"_a = 0.0f, "gated"_a = true);
+          "shared"_a.none(), "weigh_input"_a = false, "cubic"_a = 0.0f, "gated"_a = true,
+          "out_norm"_a.none() = nb::none());
 
   nb::class_<BoundExperts>(m, "Experts", "experts.h")
       .def(

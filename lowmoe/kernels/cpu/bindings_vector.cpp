@@ -104,7 +104,7 @@ void require_cached(KvFormat format, const Rows<const uint8_t>& keys,
 
 void attend_part(const std::string& isa, int format, Rows<const float> q, Rows<const uint8_t> keys,
                  Rows<const uint8_t> values, size_t first, size_t last, Row<float> top,
-                 Row<float> total, Rows<float> out) {
+                 Row<float> total, Rows<float> out, float cap) {
   const size_t n_queries = q.shape(0), size = q.shape(1);
   require_cached(format_of(format), keys, values, size, first, last);
   require(top.size() == n_queries && total.size() == n_queries, "top, total: one for each query");
@@ -112,13 +112,13 @@ void attend_part(const std::string& isa, int format, Rows<const float> q, Rows<c
   std::vector<float> scratch(n_queries * (last - first));
   kernels(isa).attend_part(format_of(format), q.data(), n_queries, keys.data(), values.data(),
                            keys.shape(1), size, first, last, top.data(), total.data(), out.data(),
-                           scratch.data());
+                           scratch.data(), cap);
 }
 
 void attend_block(const std::string& isa, int format, Array<const float, nb::ndim<3>> q,
                   Rows<const uint8_t> keys, Rows<const uint8_t> values, size_t first, size_t last,
                   size_t end, size_t window, Rows<float> top, Rows<float> total,
-                  Array<float, nb::ndim<3>> out) {
+                  Array<float, nb::ndim<3>> out, float cap) {
   const size_t n_tokens = q.shape(0), n_queries = q.shape(1), size = q.shape(2);
   require_cached(format_of(format), keys, values, size, first, last);
   for (const auto& each : {top, total}) {
@@ -131,7 +131,7 @@ void attend_block(const std::string& isa, int format, Array<const float, nb::ndi
   std::vector<float> scratch(block_scratch_floats(n_tokens * n_queries, size));
   const size_t stride = keys.shape(1);
   kernels(isa).attend_block(
-      format_of(format), {q.data(), n_queries * size, n_tokens, n_queries, end, window},
+      format_of(format), {q.data(), n_queries * size, n_tokens, n_queries, end, window, cap},
       keys.data() + first * stride, values.data() + first * stride, stride, size, first, last,
       top.data(), total.data(), out.data(), scratch.data());
 }
@@ -177,9 +177,12 @@ void bind_vector(nb::module_& m) {
       "head_bytes", [](int format, size_t size) { return head_bytes(format_of(format), size); },
       "Bytes of one stored head.");
   m.def("store_head", store_head, "Stores one head; formats: 0 float32, 1 float16, 2 int8.");
-  m.def("attend_part", attend_part,
+  using namespace nb::literals;
+  m.def("attend_part", attend_part, "isa"_a, "format"_a, "q"_a, "keys"_a, "values"_a, "first"_a,
+        "last"_a, "top"_a, "total"_a, "out"_a, "cap"_a = 0.0f,
         "q: [n_queries, size]; keys, values: [positions, stride] bytes; see isa.h.");
-  m.def("attend_block", attend_block,
+  m.def("attend_block", attend_block, "isa"_a, "format"_a, "q"_a, "keys"_a, "values"_a, "first"_a,
+        "last"_a, "end"_a, "window"_a, "top"_a, "total"_a, "out"_a, "cap"_a = 0.0f,
         "q: [tokens, n_queries, size]; keys, values as for attend_part; see isa.h.");
   m.def("merge_parts", merge_parts, "Adds a part, (top, total, out), to another.");
   m.def("route_softmax", route_each, "logits: [T, E]; weights, ids: [T, K].");

@@ -83,6 +83,9 @@ Experts::Experts(Engine& engine, std::span<const ExpertsLayer> layers)
   heard_ = Buffer<float>(n_assignments);
   row_of_ = Buffer<uint32_t>(n_assignments);
   expert_at_ = Buffer<int32_t>(like.n_experts);
+  if (std::any_of(layers.begin(), layers.end(), [](const auto& l) { return bool(l.out_norm); })) {
+    out_ = Buffer<float>(n_tokens * like.n_hidden);
+  }
   if (const size_t n_inner = most_shared(layers); n_inner > 0) {
     shared_in_ = RoundedBuffer(n_tokens, like.n_hidden);
     shared_rounded_ = RoundedBuffer(n_tokens, n_inner);
@@ -290,6 +293,11 @@ void Experts::add(const ExpertsLayer& layer, const float* weights, size_t n, flo
   const VectorKernels& v = *engine_.isa().vector;
   const size_t n_shares = divide_up(layer.n_hidden, kSummedTogether);
   const size_t n_active = layer.n_active();
+  float* const residual = x;
+  if (layer.out_norm) {
+    x = out_.data();
+    std::fill_n(x, n * layer.n_hidden, 0.0f);
+  }
   engine_.pool().run([&](Team& team) {
     if (n_active > 0) {
       team.each("weighted sum", n * n_shares, [&](size_t unit) {
@@ -305,6 +313,12 @@ void Experts::add(const ExpertsLayer& layer, const float* weights, size_t n, flo
       });
     }
     if (layer.shared) share(team, layer, n, x);
+    if (!layer.out_norm) return;
+    team.each("norm", n, [&](size_t t) {
+      float* out = x + t * layer.n_hidden;
+      engine_.norm(*layer.out_norm, out, layer.n_hidden, out);
+      v.add_scaled(out, 1.0f, layer.n_hidden, residual + t * layer.n_hidden);
+    });
   });
 }
 

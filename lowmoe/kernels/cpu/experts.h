@@ -45,7 +45,8 @@ struct ExpertsLayer {
   const float* gate_up_bias;  // [n_experts][2 * n_inner], gate's first, or null
   const float* down_bias;     // [n_experts][n_hidden], or null
   std::optional<SharedExpert> shared;
-  bool gated;        // else up is alone, wherever gate and up are named
+  std::optional<Norm> out_norm;  // of what is added to x
+  bool gated;                    // else up is alone, wherever gate and up are named
   bool weigh_input;  // whether weights multiply what experts are given, not what they return
 
   int n_active() const { return router.n_active; }
@@ -126,6 +127,7 @@ class Experts {
   // Of shared experts: what they are given, what is inside them, as it is and rounded.
   RoundedBuffer shared_in_, shared_rounded_;
   Buffer<float> shared_both_, shared_inner_;
+  Buffer<float> out_;  // [max_tokens][n_hidden], where it is normed before it is added
 };
 
 }  // namespace lowmoe

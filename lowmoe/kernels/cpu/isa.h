@@ -46,6 +46,7 @@ struct QueryBlock {
   size_t n_queries;  // query heads of a token, which share one key-value head
   size_t end;        // token t sees the positions below end + t,
   size_t window;     // of which the latest `window`; SIZE_MAX for all
+  float cap = 0;     // scores become cap * tanh(score / cap); 0 for as they are
 };
 
 // How attend_block cuts its work at most, in any set.
@@ -103,9 +104,10 @@ struct VectorKernels {
   //   top, total     [n_queries]: the largest score, and the sum of exp(score - top)
   //   out            [n_queries][size]: the sum of exp(score - top) * value, not divided
   //   scratch        n_queries * (last - first) floats
+  //   cap            as in QueryBlock
   void (*attend_part)(KvFormat format, const float* q, size_t n_queries, const uint8_t* keys,
                       const uint8_t* values, size_t stride, size_t size, size_t first, size_t last,
-                      float* top, float* total, float* out, float* scratch);
+                      float* top, float* total, float* out, float* scratch, float cap);
 
   // The same for tokens that follow each other: adds positions [first, last), as far as a token
   // sees them, to what it has found so far. Fastest where the number of rows, n_tokens * n_queries,

@@ -179,7 +179,7 @@ float weigh(float* scores, size_t n, float top) {
 template <class S, class Stored>
 void attend_rows(const float* q, size_t n_queries, const CachedRows<Stored>& keys,
                  const CachedRows<Stored>& values, size_t first, size_t last, float* top,
-                 float* total, float* out, float* scratch) {
+                 float* total, float* out, float* scratch, float cap) {
   const size_t n = last - first, size = keys.size;
   const auto each_tile = [n](auto&& f) {
     for (size_t i = 0; i < n; i += kTilePositions) {
@@ -198,6 +198,7 @@ void attend_rows(const float* q, size_t n_queries, const CachedRows<Stored>& key
       }
     });
   });
+  if (cap > 0) cap_each<S>(scratch, n_queries * n, cap);
   for (size_t k = 0; k < n_queries; k++) {
     top[k] = largest<S>(scratch + k * n, n);
     total[k] = weigh<S>(scratch + k * n, n, top[k]);
@@ -220,7 +221,7 @@ void attend_rows(const float* q, size_t n_queries, const CachedRows<Stored>& key
 template <class S>
 void attend_part(KvFormat format, const float* q, size_t n_queries, const uint8_t* keys,
                  const uint8_t* values, size_t stride, size_t size, size_t first, size_t last,
-                 float* top, float* total, float* out, float* scratch) {
+                 float* top, float* total, float* out, float* scratch, float cap) {
   if (first == last) {
     for (size_t k = 0; k < n_queries; k++) {
       top[k] = -std::numeric_limits<float>::infinity();
@@ -231,7 +232,8 @@ void attend_part(KvFormat format, const float* q, size_t n_queries, const uint8_
   }
   const auto attend = [&]<class Stored>(Stored) {
     attend_rows<S>(q, n_queries, CachedRows<Stored>{keys, stride, size},
-                   CachedRows<Stored>{values, stride, size}, first, last, top, total, out, scratch);
+                   CachedRows<Stored>{values, stride, size}, first, last, top, total, out, scratch,
+                   cap);
   };
   if (format == KvFormat::kFloat32) attend(float{});
   if (format == KvFormat::kFloat16) attend(uint16_t{});

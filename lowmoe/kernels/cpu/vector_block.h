@@ -141,6 +141,7 @@ void attend_tile(const QueryBlock& queries, const float* turned, const float* ke
   in_steps<S::kSums / 2>(0, n, [&]<size_t kPositions>(size_t p) {
     score_block<S, kPositions>(turned, keys + p * size, size, scores + p * kRows);
   });
+  if (queries.cap > 0) cap_each<S>(scores, n * kRows, queries.cap);
   constexpr float kUnseen = -std::numeric_limits<float>::infinity();
   for (size_t row = 0; row < found.n; row++) {
     const Seen<S> seen(queries, (found.first + row) / queries.n_queries, position, n);

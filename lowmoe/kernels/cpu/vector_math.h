@@ -26,6 +26,18 @@ typename S::Float exp(typename S::Float x) {
   return S::times_power(S::fma(r * r, p, r) + S::all(1.0f), n);
 }
 
+// x[i] = cap * tanh(x[i] / cap).
+template <class S>
+void cap_each(float* x, size_t n, float cap) {
+  const auto one = S::all(1.0f), two = S::all(2.0f), limit = S::all(cap);
+  const auto capped = [=](auto score) {
+    return limit * (one - two / (exp<S>(two * score / limit) + one));
+  };
+  size_t i = 0;
+  for (; i + S::kLanes <= n; i += S::kLanes) S::store(x + i, capped(S::load(x + i)));
+  if (i < n) S::store_some(x + i, capped(S::load_some(x + i, n - i)), n - i);
+}
+
 template <class S>
 float dot(const float* a, const float* b, size_t n) {
   constexpr size_t kChains = 4;  // so many fma in flight at once
