@@ -20,7 +20,7 @@ from benchmarks.simulated.predictions import BUS, DISK, N_TOKENS, RAM, ROWS, sha
 from lowmoe.cards import CARDS
 
 N_SLICES = (1, 4, 8)
-CPUS = (80e9, 55e9, 40e9)
+CPUS = (80e9, 66e9, 55e9, 40e9)
 RAM_BYTES = 128 * 2**30
 
 

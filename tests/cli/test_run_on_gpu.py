@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lowmoe.experts.split import MISSES
 from tests.cli.conftest import RunCommand
 from tests.stand_in_gpu import CARD, Cards
 
@@ -74,3 +75,28 @@ def test_bench_shows_what_the_card_allows(
     done = lowmoe_command("bench", model_folder, *few, "--profile")
     assert (done.code, done.out) == (2, "")
     assert "this model is computed by cuda. Leave it out." in done.err
+
+
+@pytest.mark.parametrize("misses", MISSES)
+def test_misses_are_computed_where_it_is_said(
+    lowmoe_command: RunCommand, cards: Cards, model_folder: Path, misses: str
+) -> None:
+    asked = ("run", model_folder, *ASKED, "--gpu", "4090", "--bits", "4")
+    # As much as it says it needs, and a little for experts beside the two that must fit.
+    cards.free_bytes = 1000
+    needed = int(lowmoe_command(*asked).err.split("but ")[1].split()[0])
+    cards.free_bytes = needed + 10_000
+    done = lowmoe_command(*asked, "--misses", misses, "--json")
+    assert done.code == 0
+    values = json.loads(done.out.splitlines()[-1])
+    assert 0 < values["hit_rate"]["gpu"] < 1
+    said = {"cpu": "the CPU computes the others", "page": "the others pass through it"}
+    assert said.get(misses, "whichever is faster") in done.err
+
+
+def test_a_place_for_misses_that_is_none_is_bad_usage(
+    lowmoe_command: RunCommand, model_folder: Path
+) -> None:
+    done = lowmoe_command("run", model_folder, *ASKED, "--misses", "gpu")
+    assert done.code == 2
+    assert "misses is 'gpu', but must be one of cpu, page, auto." in done.err

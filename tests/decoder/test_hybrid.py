@@ -464,12 +464,13 @@ def test_kernels_leave_out_experts_that_are_not_there(
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("misses", MISSES)
 @pytest.mark.parametrize("n_slots", [2, 9, ALL])
 @pytest.mark.parametrize("chunks", SIZES)
 def test_a_cards_logits_are_torchs_but_for_rounding(
-    card: CudaGpu, plain: Golden, chunks: str, n_slots: int
+    card: CudaGpu, plain: Golden, chunks: str, n_slots: int, misses: Misses
 ) -> None:
-    with guided(plain, on=card, n_slots=n_slots, n_in_ram=7) as decoder:
+    with guided(plain, on=card, n_slots=n_slots, n_in_ram=7, misses=misses) as decoder:
         found = in_chunks(decoder, plain.ids, SIZES[chunks])
     assert_within(found, plain.answer.logits, expected(SIZES[chunks]))
 

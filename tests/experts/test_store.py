@@ -473,3 +473,23 @@ def test_a_guess_of_another_layer_than_the_one_that_wants_teaches_nothing() -> N
         before = store.traffic().guessed
         store.prefetch(8, [1000])
         assert store.traffic().guessed == before + 1
+
+
+# --- many experts
+
+
+def test_of_many_experts_those_worth_least_leave_and_none_that_was_used_meanwhile() -> None:
+    n_slots = 320
+    source = FakeExperts()
+    with store_of(source, n_slots, n_experts_total=2 * n_slots) as store:
+        settle(store, source, *((0, e) for e in range(n_slots)))
+        use(store, source, 0, [n_slots])
+        assert not store.has(0, 0)
+        use(store, source, 0, [1])
+        use(store, source, 0, [n_slots + 1])
+        assert store.has(0, 1)
+        assert not store.has(0, 2)
+        for e in range(2, 6):
+            use(store, source, 0, [n_slots + e])
+        gone = [e for e in range(n_slots) if not store.has(0, e)]
+        assert gone == [0, 2, 3, 4, 5, 6]
