@@ -19,6 +19,7 @@ from benchmarks.demo_model.documents import END_OF_TEXT, IM_END, PAD
 from benchmarks.demo_model.mixtral import Mixtral
 from benchmarks.demo_model.shape import Shape
 
+TRAINING = "training.json"
 CHAT_TEMPLATE = """{%- for message in messages -%}
 {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
 {%- endfor -%}
@@ -81,6 +82,12 @@ def from_hugging_face(tensors: dict[str, Tensor], shape: Shape) -> dict[str, Ten
     return found
 
 
+def tokens_of(checkpoint: Path) -> int:
+    """How many tokens a training checkpoint has learnt from."""
+    saved = torch.load(checkpoint, weights_only=True, mmap=True)
+    return saved["position"]["step"] * saved["options"]["step_tokens"]
+
+
 def load_trained(path: Path) -> Mixtral:
     """The model of a training checkpoint, or of a Hugging Face folder of the demo's shape."""
     if path.is_dir():
@@ -95,8 +102,11 @@ def load_trained(path: Path) -> Mixtral:
     return model
 
 
-def export(model: Mixtral, tokenizer: Path, out: Path) -> None:
-    """Write a folder that transformers and lowmoe load; weights in bfloat16."""
+def export(model: Mixtral, tokenizer: Path, out: Path, *, tokens: int) -> None:
+    """Write a folder that transformers and lowmoe load; weights in bfloat16.
+
+    tokens: it has learnt from, which training.json keeps for its card.
+    """
     out.mkdir(parents=True, exist_ok=True)
     tensors = to_hugging_face({n: p.bfloat16() for n, p in model.state_dict().items()})
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
@@ -104,6 +114,7 @@ def export(model: Mixtral, tokenizer: Path, out: Path) -> None:
         "config.json": model.shape.config(),
         "generation_config.json": GENERATION,
         "tokenizer_config.json": tokenizer_config(model.shape),
+        TRAINING: {"tokens": tokens},
     }
     for name, content in texts.items():
         (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -119,7 +130,8 @@ def main() -> None:
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    export(load_trained(arguments.checkpoint), arguments.tokenizer, arguments.out)
+    tokens = tokens_of(arguments.checkpoint)
+    export(load_trained(arguments.checkpoint), arguments.tokenizer, arguments.out, tokens=tokens)
 
 
 if __name__ == "__main__":

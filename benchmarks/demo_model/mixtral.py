@@ -64,7 +64,7 @@ class Experts(nn.Module):
 
     After a forward pass: balance, 1 where every expert is used alike (Switch Transformer, arXiv
     2101.03961, equation 4); z, the mean squared logsumexp of the router's scores (ST-MoE, arXiv
-    2202.08906, equation 5); share: [E], each expert's share of the choices.
+    2202.08906, equation 5); ids: [T, K], the choices; share: [E], each expert's share of them.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -79,6 +79,7 @@ class Experts(nn.Module):
         p = logits.softmax(-1)
         weights, ids = p.topk(self.n_active, -1)
         weights = weights / weights.sum(-1, keepdim=True)
+        self.ids = ids
         counts = torch.bincount(ids.view(-1), minlength=self.n_experts)
         self.share = counts.float() / ids.numel()
         self.balance = self.n_experts * (self.share * p.mean(0)).sum()
@@ -153,6 +154,10 @@ class Mixtral(nn.Module):
     def shares(self) -> Tensor:
         """[layers, E] of the last forward pass."""
         return torch.stack([layer.block_sparse_moe.share for layer in self.layers])
+
+    def choices(self) -> Tensor:
+        """[layers, T, K] expert ids of the last forward pass."""
+        return torch.stack([layer.block_sparse_moe.ids for layer in self.layers])
 
     def rotations(self, lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines, [T, 1, D / 2]; positions begin anew with each document."""
