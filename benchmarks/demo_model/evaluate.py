@@ -37,7 +37,7 @@ from lowmoe.engine.machine import machine_line
 
 WIDTHS = (16, 6, 4, 2)
 WINDOW, PERPLEXITY_TOKENS = 512, 3072  # tokens of each set
-ROUTING_TOKENS = 2048  # of each set
+ROUTING_TOKENS, CACHE_TOKENS = 4096, 512  # of each set; playing a cache is slow
 PROMPTS = (
     "Tell me a story about a lighthouse keeper called Ines and a lost whale.",
     "Tell a bedtime story called `The Clockmaker's Mouse`.",
@@ -92,12 +92,12 @@ def routing(folder: Path, tokens: Path) -> dict[str, Any]:
             model(torch.from_numpy(batch.ids.astype(np.int64)), batch.lengths)
             chosen.append(model.choices())
         choices[name] = torch.cat(chosen, 1)[:, :ROUTING_TOKENS]  # [L, T, K]
-    slots = range(shape.n_active, shape.n_layers * shape.n_experts + 1, 2)
+    slots = [shape.n_active, *range(4, shape.n_layers * shape.n_experts + 1, 4)]
     return {
         "shares": {n: expert_shares(c, shape.n_experts).tolist() for n, c in choices.items()},
         "repeats": {n: repeat_rate(c).tolist() for n, c in choices.items()},
-        "slots": list(slots),
-        "hits": {n: [hit_rate(c, s) for s in slots] for n, c in choices.items()},
+        "slots": slots,
+        "hits": {n: [hit_rate(c[:, :CACHE_TOKENS], s) for s in slots] for n, c in choices.items()},
     }
 
 

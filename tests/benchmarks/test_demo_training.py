@@ -1,18 +1,33 @@
 """The training of the demo model: it learns what it should, and a pause changes nothing."""
 
+import dataclasses
+import re
 from collections import Counter
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+import transformers
 from torch import Tensor
 
 from benchmarks.demo_model import train as training
 from benchmarks.demo_model.attention import QUERIES, attend, attend_padded
-from benchmarks.demo_model.documents import MIXTURE, Documents, Epoch, Frame
+from benchmarks.demo_model.documents import (
+    END_OF_TEXT,
+    IM_END,
+    IM_START,
+    MIXTURE,
+    Documents,
+    Epoch,
+    Frame,
+)
+from benchmarks.demo_model.export import CHAT_TEMPLATE, export, load_trained
 from benchmarks.demo_model.loss import ROWS, cross_entropy
+from benchmarks.demo_model.mixtral import Mixtral
 from benchmarks.demo_model.optimizer import matrices_of, orthogonalized
 from benchmarks.demo_model.schedule import Schedule
 from benchmarks.demo_model.shape import Shape
@@ -47,6 +62,12 @@ SETS = {name: random_documents(seed) for seed, name in enumerate(MIXTURE)}
 def a_run(**changes: object) -> Run:
     options = {"tokens": 6000, "lr": 3e-3, "step_tokens": 512, "seed": 0} | changes
     return Run(Options(**options), TINY, SETS, FRAME, micro_tokens=200, device="cpu")
+
+
+def named(name: str, p: Tensor) -> Tensor:
+    """Random weights large enough for every part to matter."""
+    torch.manual_seed(sum(name.encode()))
+    return torch.randn_like(p) * (0.1 if p.dim() == 1 else 0.2) + (p.dim() == 1)
 
 
 def gradients(y: Tensor, inputs: tuple[Tensor, ...], direction: Tensor) -> tuple[Tensor, ...]:
@@ -172,3 +193,81 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert losses[-1] < losses[0]
     for mine, theirs in zip(part.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_transformers_computes_what_was_trained(tmp_path: Path) -> None:
+    model = Mixtral(TINY, dtype=torch.float32)
+    # bfloat16's own numbers, so that the file holds what is compared.
+    model.load_state_dict({n: named(n, p).bfloat16() for n, p in model.state_dict().items()})
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_text("{}")
+    export(model, tokenizer, tmp_path / "folder", tokens=5)
+    theirs = transformers.MixtralForCausalLM.from_pretrained(
+        tmp_path / "folder", dtype=torch.float32
+    )
+    ids, lengths = torch.arange(60) % TINY.n_vocab, [40, 20]
+    with torch.no_grad():
+        mine = model(ids, lengths) @ model.embed_tokens.weight.T
+        expected = torch.cat([theirs(part[None]).logits[0] for part in ids.split(lengths)])
+    # Two float32 computations of logits around 10, through two layers.
+    torch.testing.assert_close(mine, expected, atol=1e-3, rtol=1e-4)
+
+
+def test_a_folder_becomes_the_model_again(tmp_path: Path) -> None:
+    model = Mixtral(Shape(context=64))
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_text("{}")
+    export(model, tokenizer, tmp_path / "folder", tokens=5)
+    again = load_trained(tmp_path / "folder")
+    assert again.shape == model.shape
+    for mine, theirs in zip(again.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, theirs.bfloat16().float())
+
+
+def test_a_chat_is_framed_as_the_template_writes_it() -> None:
+    # Every character is its code, the three special tokens are ids 0 to 2.
+    def encode(text: str) -> list[int]:
+        pieces = re.split(r"(<\|im_start\|>|<\|im_end\|>)", text)
+        special = {"<|im_start|>": [IM_START], "<|im_end|>": [IM_END]}
+        return [i for piece in pieces for i in special.get(piece, [ord(c) for c in piece])]
+
+    frame = Frame(user=encode("user\n"), assistant=encode("assistant\n"), newline=encode("\n"))
+    prompt, text = (np.array(encode(s), dtype=np.uint16) for s in ("Who?", "Nobody."))
+    written = jinja2.Template(CHAT_TEMPLATE).render(
+        messages=[{"role": "user", "content": "Who?"}], add_generation_prompt=True
+    )
+    expected = [*encode(written + "Nobody."), IM_END, END_OF_TEXT]
+    assert frame.chat(prompt, text).tolist() == expected
+
+
+def test_processes_divide_the_work_of_one_and_go_on_where_they_stopped(tmp_path: Path) -> None:
+    alone = a_run()
+    for _ in range(2):
+        alone.step()
+    for name, stops in {"whole": [2], "stopped": [1, 2]}.items():
+        for stop in stops:
+            torch.multiprocessing.spawn(work_together, (tmp_path / name, stop), 2)
+    whole, stopped = (
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+        for name in ("whole", "stopped")
+    )
+    assert whole["position"] == stopped["position"] == dataclasses.asdict(alone.position)
+    ways = []
+    for name, begun in a_run().model.state_dict().items():
+        assert torch.equal(whole["model"][name], stopped["model"][name])
+        ways.append(
+            [(m[name] - begun).flatten() for m in (whole["model"], alone.model.state_dict())]
+        )
+    # Not the same way to the bit: documents are cut where the processes' parts of a step meet.
+    together, by_one = (torch.cat(parts) for parts in zip(*ways, strict=True))
+    assert F.cosine_similarity(together, by_one, dim=0) > 0.95
+
+
+def work_together(rank: int, out: Path, steps: int) -> None:
+    """One of two processes: so many steps in all."""
+    torch.set_num_threads(1)
+    out.mkdir(exist_ok=True)
+    store = dist.FileStore(str(out / f"processes{steps}"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    training.train(a_run(), out, {}, until=steps * 512)
+    training.leave()
