@@ -1,0 +1,165 @@
+"""Tokenized documents, and the order in which training reads them.
+
+Knows:        which sets there are, how much of each an epoch holds, how a chat is written.
+Ignorant of:  text, models.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+END_OF_TEXT, IM_START, IM_END, PAD = 0, 1, 2, 3
+Ids = NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """How a set takes part: drawn anew in every epoch."""
+
+    kept: float  # of its documents, in each epoch
+    chat: float  # of those, framed as an answer; the others are bare text
+
+
+# Stories are what it is for. Scenes, questions and the rest teach it to answer what it is asked,
+# and words that stories lack; a question's answer says little without the question.
+MIXTURE = {
+    "stories": Share(kept=1.0, chat=0.65),
+    "fairy": Share(kept=1.0, chat=0.4),
+    "simplebooks": Share(kept=1.0, chat=0.6),
+    "summ": Share(kept=0.7, chat=0.9),
+    "qa": Share(kept=0.5, chat=0.9),
+    "scenes": Share(kept=0.5, chat=0.6),
+    "reviews": Share(kept=0.3, chat=0.6),
+    "podcast": Share(kept=0.1, chat=0.6),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """Prompt and text of each, one after the other.  ids: all tokens; ends: [2 N], exclusive."""
+
+    ids: Ids
+    ends: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, prompts: Iterable[Sequence[int]], texts: Iterable[Sequence[int]]) -> "Documents":
+        """From lists of ids."""
+        parts = [part for pair in zip(prompts, texts, strict=True) for part in pair]
+        ids = np.array([i for part in parts for i in part], dtype=np.uint16)
+        return cls(ids, np.cumsum([len(part) for part in parts], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends) // 2
+
+    def prompt(self, index: int) -> Ids:
+        """Its tokens."""
+        return self.ids[self.ends[2 * index - 1] if index else 0 : self.ends[2 * index]]
+
+    def text(self, index: int) -> Ids:
+        """Its tokens."""
+        return self.ids[self.ends[2 * index] : self.ends[2 * index + 1]]
+
+
+def save_documents(documents: Documents, path: Path) -> None:
+    """Write a set."""
+    save_file({"ids": documents.ids, "ends": documents.ends}, path)
+
+
+def load_documents(path: Path) -> Documents:
+    """Read a set."""
+    arrays = load_file(path)
+    return Documents(arrays["ids"], arrays["ends"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """The tokens around a chat's messages, which a tokenizer gives."""
+
+    user: Sequence[int]  # of "user\n"
+    assistant: Sequence[int]
+    newline: Sequence[int]
+
+    def chat(self, prompt: Ids, text: Ids) -> Ids:
+        """A question and its answer in ChatML."""
+        before = [*self.newline, IM_START, *self.assistant]
+        parts = ([IM_START, *self.user], prompt, [IM_END], before, text, [IM_END, END_OF_TEXT])
+        return np.concatenate([np.asarray(part, dtype=np.uint16) for part in parts])
+
+    @staticmethod
+    def bare(text: Ids) -> Ids:
+        """A text that ends."""
+        return np.append(text, np.uint16(END_OF_TEXT))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Documents, or pieces of some, behind each other."""
+
+    ids: Ids  # [T]
+    targets: Ids  # [T], what follows each
+    lengths: list[int]  # T in all
+
+    def split(self, n_tokens: int) -> "list[Batch]":
+        """In batches of whole documents, of at most n_tokens or one document."""
+        groups: list[list[int]] = []
+        for length in self.lengths:
+            if groups and sum(groups[-1]) + length <= n_tokens:
+                groups[-1].append(length)
+            else:
+                groups.append([length])
+        ends = np.cumsum([sum(group) for group in groups])
+        parts = zip(np.split(self.ids, ends[:-1]), np.split(self.targets, ends[:-1]), strict=True)
+        return [
+            Batch(ids=ids, targets=targets, lengths=group)
+            for (ids, targets), group in zip(parts, groups, strict=True)
+        ]
+
+
+class Epoch:
+    """Everything once, in an order of its own.
+
+    A document longer than the context is cut into pieces. Batches are cut anywhere, so that all are
+    of one size: the rest of a document that one cuts begins the next.
+    """
+
+    def __init__(
+        self, sets: Mapping[str, Documents], frame: Frame, *, context: int, number: int, seed: int
+    ) -> None:
+        rng = np.random.default_rng((seed, number))
+        pieces = []
+        for name, share in MIXTURE.items():
+            documents = sets[name]
+            kept = rng.random(len(documents)) < share.kept
+            chat = rng.random(len(documents)) < share.chat
+            for index in np.flatnonzero(kept):
+                text = documents.text(index)
+                framed = (
+                    frame.chat(documents.prompt(index), text) if chat[index] else frame.bare(text)
+                )
+                # A piece's last token is the next one's first: every token but a text's first is
+                # learnt once.
+                cuts = range(0, len(framed) - 1, context)
+                pieces += [framed[cut : cut + context + 1] for cut in cuts]
+        pieces = [pieces[i] for i in rng.permutation(len(pieces))]
+        self.ids = np.concatenate([piece[:-1] for piece in pieces])
+        self.targets = np.concatenate([piece[1:] for piece in pieces])
+        self.ends = np.cumsum([len(piece) - 1 for piece in pieces])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, first: int, n_tokens: int) -> Batch:
+        """n_tokens of it."""
+        end = first + n_tokens
+        assert end <= len(self)
+        within = self.ends[
+            np.searchsorted(self.ends, first, "right") : np.searchsorted(self.ends, end)
+        ]
+        lengths = np.diff(np.concatenate([[first], within, [end]]))
+        return Batch(
+            ids=self.ids[first:end], targets=self.targets[first:end], lengths=lengths.tolist()
+        )

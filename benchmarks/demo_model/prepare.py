@@ -1,0 +1,89 @@
+"""JSONL documents to tokens.    python -m benchmarks.demo_model.prepare DATA OUT --tokenizer FILE
+
+DATA holds train/NAME.jsonl and heldout/NAME.jsonl, a {"prompt", "text"} a line.  OUT gets
+tokenizer.json, and train and heldout of every set, whose tokens documents.py reads.
+
+--train-tokenizer makes a new vocabulary of 8192 from DATA.  Losses a token of two models compare
+only if they share one, so the demo model keeps its own: lowmoe/demo/tokenizer.json.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from benchmarks.demo_model.documents import Documents, save_documents
+
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
+N_VOCAB = 8192
+
+
+def read_jsonl(path: Path) -> list[dict[str, str]]:
+    """A file's documents."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def trained_tokenizer(files: list[Path]) -> Tokenizer:
+    """Byte-level BPE; digits stand alone."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=N_VOCAB,
+        special_tokens=SPECIALS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+
+    def texts() -> Iterator[str]:
+        for file in files:
+            for document in read_jsonl(file):
+                yield from (document["prompt"], document["text"])
+
+    tokenizer.train_from_iterator(texts(), trainer)
+    return tokenizer
+
+
+def encoded(path: Path, tokenizer: Tokenizer) -> Documents:
+    """A file's documents as tokens."""
+    documents = read_jsonl(path)
+    prompts = tokenizer.encode_batch([d["prompt"] for d in documents], add_special_tokens=False)
+    texts = tokenizer.encode_batch([d["text"] for d in documents], add_special_tokens=False)
+    return Documents.of([e.ids for e in prompts], [e.ids for e in texts])
+
+
+def main() -> None:
+    """Tokenize all there is."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--tokenizer", type=Path)
+    source.add_argument("--train-tokenizer", action="store_true")
+    arguments = parser.parse_args()
+    files = sorted((arguments.data / "train").glob("*.jsonl"))
+    if not files:
+        raise SystemExit(f"{arguments.data}/train holds no *.jsonl: unpack train.tar.zst there.")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    destination = arguments.out / "tokenizer.json"
+    if arguments.train_tokenizer:
+        trained_tokenizer(files).save(str(destination))
+    else:
+        shutil.copyfile(arguments.tokenizer, destination)
+    tokenizer = Tokenizer.from_file(str(destination))
+    for part in ("train", "heldout"):
+        (arguments.out / part).mkdir(exist_ok=True)
+        for file in sorted((arguments.data / part).glob("*.jsonl")):
+            documents = encoded(file, tokenizer)
+            save_documents(documents, arguments.out / part / f"{file.stem}.safetensors")
+            print(f"{part}/{file.stem}: {len(documents)} documents, {len(documents.ids)} tokens")
+
+
+if __name__ == "__main__":
+    main()
