@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lowmoe.decoder.computation import Cache
-from lowmoe.engine.gpu import gpu_memory
+from lowmoe.engine.gpu import gpu_failures
 from lowmoe.engine.machine import new_pool, ram_read_bandwidth
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.runtime import Runtime
@@ -61,7 +61,7 @@ class Session:
     @functools.cached_property
     def _cache(self) -> Cache:
         """Made when it is first needed: on a GPU it takes all its memory at once."""
-        with gpu_memory():
+        with gpu_failures():
             return self.runtime.decoder.new_cache(self.runtime.n_context)
 
     def forward(self, ids: Sequence[int]) -> Iterator[Tensor]:
@@ -85,7 +85,7 @@ class Session:
     def _computing(self) -> Iterator[None]:
         """Threads and scratch serve one call at a time.
 
-        Raises UsageError for a second one, MemoryBudgetError as gpu_memory.
+        Raises UsageError for a second one, MemoryBudgetError as gpu_failures.
         """
         if not self._one_call.acquire(blocking=False):
             raise UsageError(
@@ -93,7 +93,7 @@ class Session:
                 "it twice."
             )
         try:
-            with gpu_memory():
+            with gpu_failures():
                 yield
         finally:
             self._one_call.release()

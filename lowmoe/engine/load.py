@@ -68,7 +68,8 @@ def load_folder(path: Path, options: LoadOptions, report: Reporter | None = None
             closing=closing,
         )
         place = place_on_gpu(loading, _planes_asked(folder, options), report)
-        return _on_cpu(loading, report) if place is None else load_on_gpu(loading, place, report)
+        runtime = None if place is None else load_on_gpu(loading, place, report)
+        return _on_cpu(loading, report) if runtime is None else runtime
 
 
 def load_checkpoint(path: Path, options: LoadOptions) -> Runtime:

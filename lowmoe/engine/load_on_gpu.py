@@ -4,6 +4,8 @@ Knows:        which parts go there, in which order.
 Ignorant of:  which GPU, what fits on it: see gpu.py.
 """
 
+import gc
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -21,8 +23,9 @@ from lowmoe.engine.gpu import (
     GpuNeeds,
     GpuRefusal,
     find_gpu,
-    gpu_memory,
+    gpu_failures,
     open_gpu,
+    out_of_memory,
     settle,
 )
 from lowmoe.engine.load_options import TORCH
@@ -30,7 +33,7 @@ from lowmoe.engine.machine import PROBE_BYTES, new_pool
 from lowmoe.engine.memory import available_ram_bytes, parse_budget, total_ram_bytes
 from lowmoe.engine.report import Reporter
 from lowmoe.engine.runtime import Loading, Runtime
-from lowmoe.errors import GpuError
+from lowmoe.errors import GpuError, MemoryBudgetError
 from lowmoe.experts.gpu_slots import GpuSlots
 from lowmoe.experts.hybrid import HybridExperts
 from lowmoe.experts.lender import Lender
@@ -54,6 +57,8 @@ _WHERE_OTHERS: dict[Misses, str] = {
     "page": "the others pass through it",
     "auto": "the others are computed by the CPU or pass through it, whichever is faster",
 }
+# Of experts that a GPU had no memory for after all, one part of so many less is tried next.
+PARTS_GIVEN_UP = 8
 CUDA = "cuda"  # what computes there, where others name the CPU's instruction set
 
 
@@ -62,7 +67,17 @@ class GpuPlace:
     """A GPU with room for a model."""
 
     gpu: Gpu
+    needs: GpuNeeds
     division: GpuDivision
+
+    def with_less(self, ram_bytes: int) -> "GpuPlace":
+        """The next smaller division of less memory.  Raises GpuRefusal if there is none."""
+        of, total = self.division, self.needs.spec.n_experts_total
+        n_slots = total if of.n_slots is None else of.n_slots
+        n_slots -= max(1, n_slots // PARTS_GIVEN_UP)
+        available = self.needs.divided_bytes(self.gpu, replace(of, n_slots=n_slots))
+        division = self.needs.divided(self.gpu, [of.n_planes], ram_bytes, available)
+        return replace(self, division=division)
 
 
 def place_on_gpu(loading: Loading, planes: list[int], report: Reporter) -> GpuPlace | None:
@@ -97,7 +112,7 @@ def place_on_gpu(loading: Loading, planes: list[int], report: Reporter) -> GpuPl
             n_context=loading.context,
             kv=options.kv_format,
         )
-        division = needs.divided(gpu, planes, _ram_bytes(loading))
+        division = needs.divided(gpu, planes, _ram_bytes(loading), gpu.available_bytes())
         if division.n_slots is not None and read_settings().isa == TORCH:
             raise GpuRefusal(
                 "some experts have to be computed on the CPU, and LOWMOE_ISA is torch", GpuError
@@ -107,23 +122,49 @@ def place_on_gpu(loading: Loading, planes: list[int], report: Reporter) -> GpuPl
                 f"experts at {SYMBOL_BITS * division.n_planes} bits, which fit on {gpu.name}; with "
                 f"gpu none the CPU computes at up to {SYMBOL_BITS * planes[0]}"
             )
-        return GpuPlace(gpu=gpu, division=division)
+        return GpuPlace(gpu=gpu, needs=needs, division=division)
     except GpuRefusal as refusal:
         settle(refusal, options.gpu, options.vram, report.note)
         return None
 
 
-def load_on_gpu(loading: Loading, place: GpuPlace, report: Reporter) -> Runtime:
-    """Put it there, ready to run.  Raises what reading raises, and as gpu_memory."""
+def load_on_gpu(loading: Loading, place: GpuPlace, report: Reporter) -> Runtime | None:
+    """Put it there, ready to run: where memory does not do after all, with fewer experts there.
+
+    Returns None where the CPU computes, as place_on_gpu.  Raises what reading raises, and GpuError.
+    """
     torch.set_num_threads(1)  # of what is left on the CPU, sampling
-    with gpu_memory():
-        place.gpu.read_bandwidth()  # measured while there is memory left for it
-        if place.division.n_slots is not None:
-            return _load_in_part(loading, place, place.division.n_slots, report)
-        experts = _experts(loading, place, report)
-        return _assembled(
-            replace(loading, weights=loading.weights.at(place.gpu.place)), place, experts
-        )
+    while True:
+        with gpu_failures():
+            try:
+                return _attempt(loading, place, report)
+            except torch.OutOfMemoryError as e:
+                shortage = out_of_memory(e)
+        gc.collect()  # what of the attempt refers to itself holds memory as well
+        try:
+            place = place.with_less(_ram_bytes(loading))
+        except GpuRefusal:
+            refusal = GpuRefusal(shortage, MemoryBudgetError)
+            settle(refusal, loading.options.gpu, loading.options.vram, report.note)
+            return None
+        report.note(f"{shortage}; trying with fewer experts there")
+
+
+def _attempt(loading: Loading, place: GpuPlace, report: Reporter) -> Runtime:
+    """What one that fails has opened is closed again, but not what was open before."""
+    with ExitStack() as closing:
+        runtime = _load(replace(loading, closing=closing), place, report)
+    loading.closing.callback(runtime.close)
+    return replace(runtime, _closing=loading.closing.pop_all())
+
+
+def _load(loading: Loading, place: GpuPlace, report: Reporter) -> Runtime:
+    place.gpu.read_bandwidth()  # measured while there is memory left for it
+    if place.division.n_slots is not None:
+        return _load_in_part(loading, place, place.division.n_slots, report)
+    experts = _experts(loading, place, report)
+    there = replace(loading, weights=loading.weights.at(place.gpu.place))
+    return _assembled(there, place, experts)
 
 
 def _experts(loading: Loading, place: GpuPlace, report: Reporter) -> ResidentExperts:
@@ -252,5 +293,12 @@ def _hybrid_experts(
     slots = GpuSlots(part_bytes, n_experts, place.gpu, ring, n_slots=n_slots, popularity=popularity)
     slots.fill(source, _progress(report))
     staging = Staging(part_bytes, max(n_experts), place.gpu, ring)
-    experts = HybridExperts(slots=slots, staging=staging, ring=ring, ram=ram, n_experts_total=total)
+    experts = HybridExperts(
+        slots=slots,
+        staging=staging,
+        ring=ring,
+        ram=ram,
+        n_experts_total=total,
+        note=report.note,
+    )
     return experts, working_bytes

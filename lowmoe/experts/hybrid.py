@@ -5,7 +5,7 @@ Ignorant of:  tokens, routing, what the bits mean, how slots and buffers are kep
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -22,13 +22,16 @@ from lowmoe.experts.store import ExpertStore
 
 @dataclass(slots=True, kw_only=True)
 class HybridExperts:
-    """slots: on the GPU; staging: for those that pass through it; ram: with the disk below it."""
+    """slots: on the GPU; staging: for those that pass through it; ram: with the disk below it;
+    note: hears what is worth knowing.
+    """
 
     slots: GpuSlots
     staging: Staging
     ring: PinnedRing
     ram: ExpertStore
     n_experts_total: int
+    note: Callable[[str], None] = lambda text: None
     has_all: bool = False  # whether none had to be read from disk when the latest pass began
     _n_hits: int = 0
     _n_copied: int = 0
@@ -55,6 +58,16 @@ class HybridExperts:
     def read_rest(self, n_experts: Sequence[int]) -> None:
         """Into RAM, while nothing else is read."""
         self.ram.read_rest(n_experts, self.slots.keys())
+
+    def give_back(self) -> bool:
+        """Experts that leave are computed like others that the GPU has no room for."""
+        n_slots = self.slots.give_back()
+        if n_slots:
+            self.note(
+                f"the GPU's memory is short: room for {n_slots} experts is given back there, "
+                f"{self.slots.n_slots} are left"
+            )
+        return n_slots > 0
 
     def residents(self) -> dict[int, list[int]]:
         """The experts on the GPU now, by layer."""

@@ -117,6 +117,10 @@ class ExpertStore:
         """What was lent and read so far."""
         return self._ledger.traffic()
 
+    def give_back(self) -> bool:
+        """RAM is within its budget."""
+        return False
+
     def residents(self) -> dict[int, list[int]]:
         """The experts in RAM now, by layer; not those still being read."""
         layers: dict[int, list[int]] = {}

@@ -70,7 +70,10 @@ class Gpu(Protocol):
         """Memory that may be taken now, what is left to others already taken off."""
 
     def staging(self, n_bytes: int) -> Tensor:
-        """Memory of the host to copy from and to, [n_bytes] uint8, beginning where a page does."""
+        """Memory of the host to copy from and to, [n_bytes] uint8, beginning where a page does.
+
+        Raises torch.OutOfMemoryError, as making a tensor at `place` does.
+        """
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         """One of them at `place`, one of `staging`, contiguous and of one size.  Does not wait."""
