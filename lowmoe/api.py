@@ -189,6 +189,7 @@ def load(
     kv: str | None = None,
     dtype: str | None = None,
     misses: str = LoadOptions().misses,
+    cache_aware_routing: float | None = None,
     report: Reporter | None = None,
 ) -> Model:
     """Load a model, making its model folder first if there is none yet.
@@ -207,6 +208,7 @@ def load(
         kv=kv,
         dtype=dtype,
         misses=misses,
+        cache_aware_routing=cache_aware_routing,
     )
     return open_model(str(model), options, report or SilentReporter())
 

@@ -57,6 +57,13 @@ TraceTimeline = Annotated[
     Path | None,
     typer.Option(help="Write when everything began and ended to this file, for ui.perfetto.dev."),
 ]
+CacheAwareRouting = Annotated[
+    float | None,
+    typer.Option(
+        help="Prefer experts in memory over others up to this share likelier, such as 0.1: faster "
+        "where experts are on disk, and a worse model."
+    ),
+]
 Misses = Annotated[
     str,
     typer.Option(
@@ -92,6 +99,7 @@ def run(
     context: Context = None,
     kv: Kv = None,
     misses: Misses = "auto",
+    cache_aware_routing: CacheAwareRouting = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Choose among so many tokens; 0: all.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Choose among this much probability.")] = None,
@@ -121,7 +129,7 @@ def run(
             json=json,
             timeline=trace_timeline,
         ),
-        _load_options(gpu, bits, ram, vram, threads, context, kv, misses),
+        _load_options(gpu, bits, ram, vram, threads, context, kv, misses, cache_aware_routing),
         Generating(
             temperature=temperature,
             top_k=top_k,
@@ -144,6 +152,7 @@ def _load_options(
     context: int | None,
     kv: str | None,
     misses: str,
+    cache_aware_routing: float | None,
 ) -> "LoadOptions":
     from lowmoe.engine.load_options import LoadOptions
 
@@ -157,6 +166,7 @@ def _load_options(
         context=context,
         kv=kv,
         misses=misses,
+        cache_aware_routing=cache_aware_routing,
     )
 
 
@@ -225,6 +235,7 @@ def bench(
     context: Context = None,
     kv: Kv = None,
     misses: Misses = "auto",
+    cache_aware_routing: CacheAwareRouting = None,
     runs: Annotated[int, typer.Option(help="Counted runs; one more warms up.")] = 3,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of prefill in each run.")] = 64,
     new_tokens: Annotated[int, typer.Option(help="Tokens of decode in each run.")] = 32,
@@ -241,7 +252,7 @@ def bench(
     options = BenchOptions(
         runs=runs, prompt_tokens=prompt_tokens, new_tokens=new_tokens, profile=profile
     )
-    load = _load_options(gpu, bits, ram, vram, threads, context, kv, misses)
+    load = _load_options(gpu, bits, ram, vram, threads, context, kv, misses, cache_aware_routing)
     bench_command(model, options, load, synthetic=synthetic, json=json, timeline=trace_timeline)
 
 
@@ -254,6 +265,13 @@ def evaluate(
         typer.Option(help="The unquantized checkpoint: adds KL divergence and top-1 agreement."),
     ] = None,
     window: Annotated[int, typer.Option(help="Tokens a window; windows share nothing.")] = 512,
+    token_by_token: Annotated[
+        bool,
+        typer.Option(
+            "--token-by-token",
+            help="As decoding does it: slower, and with less RAM than experts another hit rate.",
+        ),
+    ] = False,
     gpu: Gpu = "auto",
     bits: Bits = "auto",
     ram: Ram = None,
@@ -261,13 +279,14 @@ def evaluate(
     threads: Threads = None,
     kv: Kv = None,
     misses: Misses = "auto",
+    cache_aware_routing: CacheAwareRouting = None,
     json: Json = False,
 ) -> None:
     """Perplexity of a text, and how far quantization has moved the model."""
     from lowmoe.cli.evaluate import evaluate_command
 
-    load = _load_options(gpu, bits, ram, vram, threads, None, kv, misses)
-    evaluate_command(model, file, against, window, load, json=json)
+    load = _load_options(gpu, bits, ram, vram, threads, None, kv, misses, cache_aware_routing)
+    evaluate_command(model, file, against, window, load, token_by_token=token_by_token, json=json)
 
 
 @app.command()

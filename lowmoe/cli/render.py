@@ -119,6 +119,7 @@ def statistics_line(s: RunStatistics) -> str:
         "a token reads "
         + _tiers(s.bytes_per_token, s.placement.gpu, lambda tier, n: f"{size(n)} {tier}"),
     ]
+    parts += s.trades
     if s.to_gpu_bytes:
         parts.append(f"to the GPU {size(s.to_gpu_bytes)}, {s.promoted} promoted")
     if s.predicted_tokens_per_s is not None:

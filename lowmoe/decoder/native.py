@@ -15,6 +15,7 @@ from torch import Tensor
 from lowmoe.decoder.abilities import lacking
 from lowmoe.decoder.computation import Cache, layer_by_layer
 from lowmoe.decoder.moe import Routing
+from lowmoe.decoder.preference import Preference
 from lowmoe.decoder.rope import rope_frequencies, rope_length
 from lowmoe.decoder.weights import DenseWeights, LayerWeights
 from lowmoe.experts.store import ExpertStore
@@ -84,12 +85,13 @@ class NativeComputation:
         kv: cpu.KvFormat,
         max_tokens: int,
         n_context: int,
+        preference: Preference | None = None,
     ) -> None:
         """kv: how keys and values are kept; max_tokens: of one pass; n_context: of a cache."""
         assert not lacking(spec, ABLE), lacking(spec, ABLE)
         before = cpu.allocated_bytes()
         self._spec, self.weights, self._kv = spec, weights, kv
-        self.max_tokens = max_tokens
+        self.max_tokens, self.preference = max_tokens, preference
         self._engine = cpu.engine(isa, pool, code, max_tokens=max_tokens)
         self._frequencies: dict[object, Tensor] = {}
         self._no_choice = torch.zeros(1, spec.n_hidden)
@@ -149,6 +151,8 @@ class NativeComputation:
         if not store.is_complete:
             return layer_by_layer(self, len(self._spec.layers), x, cache, store)
         pages = self._pages(cache, x.shape[0])
+        if self.preference is not None:
+            self.preference.forget()
         layers = self._layers_over(store)
         store.count_used(layers.run(pages, cache.n_tokens, x.data_ptr(), x.shape[0]))
         return x
@@ -261,7 +265,8 @@ class NativeComputation:
         weights = self.weights.layers[layer_id]
         has_shared = self._spec.layers[layer_id].feed_forward.shared is not None
         shared = self._shared(weights) if has_shared else None
-        return experts_layer(self._spec, layer_id, weights, self._no_choice, shared)
+        factors = None if self.preference is None else self.preference.factors[layer_id]
+        return experts_layer(self._spec, layer_id, weights, self._no_choice, shared, factors)
 
     def _shared(self, weights: LayerWeights) -> cpu.SharedExpert:
         return cpu.SharedExpert(
@@ -277,8 +282,9 @@ def experts_layer(
     weights: LayerWeights,
     no_choice: Tensor,
     shared: cpu.SharedExpert | None = None,
+    preference: Tensor | None = None,
 ) -> cpu.ExpertsLayer:
-    """A layer's experts but for their bytes; who calls keeps weights and no_choice alive.
+    """A layer's experts but for their bytes; who calls keeps all tensors alive.
 
     no_choice: [1, H] zeros, for a layer whose only expert every token uses.
     """
@@ -286,7 +292,7 @@ def experts_layer(
     return cpu.ExpertsLayer(
         norm=weights.experts_norm.data_ptr(),
         norm_epsilon=norm_epsilon(spec),
-        router=_router(weights, of.router, no_choice),
+        router=_router(weights, of.router, no_choice, preference),
         d_in=weights.transforms.d_in.data_ptr(),
         d_inner=weights.transforms.d_inner.data_ptr(),
         n_hidden=spec.n_hidden,
@@ -301,7 +307,9 @@ def experts_layer(
     )
 
 
-def _router(weights: LayerWeights, kind: Router, no_choice: Tensor) -> cpu.Router:
+def _router(
+    weights: LayerWeights, kind: Router, no_choice: Tensor, preference: Tensor | None
+) -> cpu.Router:
     # One expert that every token uses is chosen by any router; one of zeros serves.
     sigmoid = kind if isinstance(kind, SigmoidRouter) else None
     scores = weights.optional("router")
@@ -315,6 +323,7 @@ def _router(weights: LayerWeights, kind: Router, no_choice: Tensor) -> cpu.Route
         n_groups=1 if sigmoid is None else sigmoid.n_groups,
         n_groups_active=1 if sigmoid is None else sigmoid.n_groups_active,
         scale=1.0 if sigmoid is None else sigmoid.scale,
+        preference=_address(preference),
     )
 
 

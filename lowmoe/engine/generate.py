@@ -313,6 +313,7 @@ class _Run:
             predicted_tokens_per_s=None,
             to_gpu_bytes=whole.copied_bytes,
             promoted=whole.promoted,
+            trades=self._runtime.trades,
         )
 
 

@@ -18,6 +18,7 @@ from lowmoe.decoder.computation import Computation
 from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.in_torch import TorchComputation
 from lowmoe.decoder.native import ABLE, NativeComputation
+from lowmoe.decoder.preference import Preference
 from lowmoe.decoder.traced import Layered, TracedLayers
 from lowmoe.decoder.weights import CheckpointTensors, from_checkpoint, from_folder
 from lowmoe.engine.gpu import AUTO, NONE
@@ -36,7 +37,7 @@ from lowmoe.families import read_config
 from lowmoe.kernels import cpu
 from lowmoe.kernels.reference import ReferenceKernels
 from lowmoe.settings import read_settings
-from lowmoe.spec import ModelSpec
+from lowmoe.spec import ModelSpec, SparseMixerRouter
 from quant.expert import ExpertFormat
 from quant.layout import SYMBOL_BITS, round_up
 
@@ -153,8 +154,22 @@ def _choose_computation(loading: Loading, report: Reporter) -> _How:
         kv=options.kv_format,
         max_tokens=min(NATIVE_CHUNK, loading.context),
         n_context=loading.context,
+        preference=_preference(loading),
     )
     return _How(computation=computation, isa=isa, pool=pool)
+
+
+def _preference(loading: Loading) -> Preference | None:
+    """Raises UsageError for a router that knows no likelihoods."""
+    budget = loading.options.cache_aware_routing
+    if budget is None:
+        return None
+    if any(isinstance(of.feed_forward.router, SparseMixerRouter) for of in loading.spec.layers):
+        raise UsageError(
+            f"cache_aware_routing is {budget}, but routers of {loading.spec.model_type} compare no "
+            "likelihoods. Leave it out."
+        )
+    return Preference(loading.spec, budget)
 
 
 def _in_torch(loading: Loading, format: ExpertFormat, dtype: torch.dtype) -> _How:
@@ -173,6 +188,7 @@ def _in_torch(loading: Loading, format: ExpertFormat, dtype: torch.dtype) -> _Ho
         dtype=dtype,
         max_tokens=min(TORCH_CHUNK, loading.context),
         n_context=loading.context,
+        preference=_preference(loading),
     )
     return _How(computation=computation, isa=TORCH, pool=None)
 

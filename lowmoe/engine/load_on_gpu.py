@@ -117,6 +117,12 @@ def place_on_gpu(loading: Loading, planes: list[int], report: Reporter) -> GpuPl
             raise GpuRefusal(
                 "some experts have to be computed on the CPU, and LOWMOE_ISA is torch", GpuError
             )
+        if division.n_slots is not None and options.cache_aware_routing is not None:
+            raise GpuRefusal(
+                "a part of the experts would be on it, and it cannot prefer those yet "
+                "(cache_aware_routing)",
+                GpuError,
+            )
         if division.n_planes < planes[0]:
             report.note(
                 f"experts at {SYMBOL_BITS * division.n_planes} bits, which fit on {gpu.name}; with "

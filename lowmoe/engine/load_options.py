@@ -30,7 +30,8 @@ class LoadOptions:
     weights, for checkpoints only; misses: where experts are computed that a GPU has no room for, on
     the CPU ("cpu"), on the GPU, where they pass through ("page"), or where it is faster as this
     run measures it ("auto"). Of a prompt, "cpu" brings those that have many tokens. timeline: is
-    told when everything begins and ends.
+    told when everything begins and ends. What trades quality for speed, None for not to:
+    cache_aware_routing: see lowmoe/decoder/preference.py.
     """
 
     gpu: str = AUTO
@@ -43,6 +44,7 @@ class LoadOptions:
     dtype: str | None = None
     misses: str = "auto"
     timeline: Timeline | None = None
+    cache_aware_routing: float | None = None
 
     def __post_init__(self) -> None:
         if self.bits not in ("auto", 2, 4, 6):
@@ -58,7 +60,18 @@ class LoadOptions:
         for name, value in (("threads", self.threads), ("context", self.context)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}, but must be at least 1.")
+        budget = self.cache_aware_routing
+        if budget is not None and not 0 < budget < 1:
+            raise UsageError(
+                f"cache_aware_routing is {budget}, but must be above 0 and below 1, such as 0.1."
+            )
         check_gpu(self.gpu, self.vram)
+
+    @property
+    def trades(self) -> tuple[str, ...]:
+        """What of it trades quality for speed, in words."""
+        budget = self.cache_aware_routing
+        return () if budget is None else (f"cache-aware routing within {budget:.0%}",)
 
     @property
     def kv_format(self) -> cpu.KvFormat:

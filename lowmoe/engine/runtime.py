@@ -34,7 +34,7 @@ class Runtime:
     which a given budget has no more; dense_bytes_per_token: read for every token; isa: of the
     native code that computes, or torch or cuda; pool: its threads; gpu: which has all of it, or
     with a pool beside it, all but some of the experts, None where nothing is on one; folder: None
-    for a checkpoint.
+    for a checkpoint; trades: quality for speed, in words.
     """
 
     spec: ModelSpec
@@ -50,6 +50,7 @@ class Runtime:
     pool: cpu.Pool | None
     gpu: Gpu | None
     folder: ModelFolder | None
+    trades: tuple[str, ...]
     _closing: ExitStack
 
     def close(self) -> None:
@@ -108,5 +109,6 @@ class Loading:
             pool=pool,
             gpu=gpu,
             folder=self.folder,
+            trades=self.options.trades,
             _closing=self.closing.pop_all(),
         )

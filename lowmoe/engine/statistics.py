@@ -40,7 +40,8 @@ class RunStatistics:
     bytes read by a tier for each token generated; bound_tokens_per_s: what the bandwidths measured
     in this run allow for these bytes; predicted_tokens_per_s: what the planner said beforehand,
     None until there is one; to_gpu_bytes: experts' bytes that crossed from RAM to the GPU in the
-    whole run; promoted: experts that moved up there to stay. None stands for what a run too short
+    whole run; promoted: experts that moved up there to stay; trades: of quality
+    for speed, those that were on. None stands for what a run too short
     did not measure.
     """
 
@@ -57,6 +58,7 @@ class RunStatistics:
     predicted_tokens_per_s: float | None
     to_gpu_bytes: int
     promoted: int
+    trades: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, the keys in this order."""

@@ -82,6 +82,7 @@ def sample(**changes: object) -> RunStatistics:
         "predicted_tokens_per_s": None,
         "to_gpu_bytes": 0,
         "promoted": 0,
+        "trades": ("something",),
     }
     return RunStatistics(**{**values, **changes})  # type: ignore[arg-type]
 

@@ -28,6 +28,7 @@ KEYS = [
     "predicted_tokens_per_s",
     "to_gpu_bytes",
     "promoted",
+    "trades",
 ]
 
 
@@ -89,6 +90,7 @@ def test_the_json_has_the_keys_of_the_design_in_its_order() -> None:
         predicted_tokens_per_s=None,
         to_gpu_bytes=0,
         promoted=0,
+        trades=(),
     )
     values = statistics.to_json()
     assert list(values) == KEYS

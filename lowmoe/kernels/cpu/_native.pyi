@@ -80,6 +80,7 @@ class Router:
         n_groups: int,
         n_groups_active: int,
         scale: float,
+        preference: int,
     ) -> None: ...
 
 class SharedExpert:

@@ -318,7 +318,8 @@ void bind_layers(nb::module_& m) {
       .def(
           "__init__",
           [](Router* self, Address weights, Address bias, Address choice_bias, bool sigmoid,
-             bool renormalize, int n_active, size_t n_groups, size_t n_groups_active, float scale) {
+             bool renormalize, int n_active, size_t n_groups, size_t n_groups_active, float scale,
+             Address preference) {
             require(n_active >= 0, "n_active");
             require(n_groups > 0 && n_groups_active > 0 && n_groups_active <= n_groups, "groups");
             new (self) Router{at<const float>(weights),
@@ -329,10 +330,11 @@ void bind_layers(nb::module_& m) {
                               n_active,
                               n_groups,
                               n_groups_active,
-                              scale};
+                              scale,
+                              at<const float>(preference)};
           },
           nb::kw_only(), "weights"_a, "bias"_a, "choice_bias"_a, "sigmoid"_a, "renormalize"_a,
-          "n_active"_a, "n_groups"_a, "n_groups_active"_a, "scale"_a,
+          "n_active"_a, "n_groups"_a, "n_groups_active"_a, "scale"_a, "preference"_a,
           "Addresses of what a router has not are 0.");
 
   nb::class_<SharedExpert>(m, "SharedExpert", "experts.h")
