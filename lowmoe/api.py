@@ -190,6 +190,7 @@ def load(
     dtype: str | None = None,
     misses: str = LoadOptions().misses,
     cache_aware_routing: float | None = None,
+    miss_planes: int | None = None,
     report: Reporter | None = None,
 ) -> Model:
     """Load a model, making its model folder first if there is none yet.
@@ -209,6 +210,7 @@ def load(
         dtype=dtype,
         misses=misses,
         cache_aware_routing=cache_aware_routing,
+        miss_planes=miss_planes,
     )
     return open_model(str(model), options, report or SilentReporter())
 

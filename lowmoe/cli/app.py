@@ -64,6 +64,13 @@ CacheAwareRouting = Annotated[
         "where experts are on disk, and a worse model."
     ),
 ]
+MissPlanes = Annotated[
+    int | None,
+    typer.Option(
+        help="Planes of 2 bits that are read of an expert on disk until it is wanted again: faster "
+        "than all of them, and a worse model."
+    ),
+]
 Misses = Annotated[
     str,
     typer.Option(
@@ -100,6 +107,7 @@ def run(
     kv: Kv = None,
     misses: Misses = "auto",
     cache_aware_routing: CacheAwareRouting = None,
+    miss_planes: MissPlanes = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Choose among so many tokens; 0: all.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Choose among this much probability.")] = None,
@@ -129,7 +137,9 @@ def run(
             json=json,
             timeline=trace_timeline,
         ),
-        _load_options(gpu, bits, ram, vram, threads, context, kv, misses, cache_aware_routing),
+        _load_options(
+            gpu, bits, ram, vram, threads, context, kv, misses, cache_aware_routing, miss_planes
+        ),
         Generating(
             temperature=temperature,
             top_k=top_k,
@@ -153,6 +163,7 @@ def _load_options(
     kv: str | None,
     misses: str,
     cache_aware_routing: float | None,
+    miss_planes: int | None,
 ) -> "LoadOptions":
     from lowmoe.engine.load_options import LoadOptions
 
@@ -167,6 +178,7 @@ def _load_options(
         kv=kv,
         misses=misses,
         cache_aware_routing=cache_aware_routing,
+        miss_planes=miss_planes,
     )
 
 
@@ -236,6 +248,7 @@ def bench(
     kv: Kv = None,
     misses: Misses = "auto",
     cache_aware_routing: CacheAwareRouting = None,
+    miss_planes: MissPlanes = None,
     runs: Annotated[int, typer.Option(help="Counted runs; one more warms up.")] = 3,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of prefill in each run.")] = 64,
     new_tokens: Annotated[int, typer.Option(help="Tokens of decode in each run.")] = 32,
@@ -252,7 +265,9 @@ def bench(
     options = BenchOptions(
         runs=runs, prompt_tokens=prompt_tokens, new_tokens=new_tokens, profile=profile
     )
-    load = _load_options(gpu, bits, ram, vram, threads, context, kv, misses, cache_aware_routing)
+    load = _load_options(
+        gpu, bits, ram, vram, threads, context, kv, misses, cache_aware_routing, miss_planes
+    )
     bench_command(model, options, load, synthetic=synthetic, json=json, timeline=trace_timeline)
 
 
@@ -280,12 +295,15 @@ def evaluate(
     kv: Kv = None,
     misses: Misses = "auto",
     cache_aware_routing: CacheAwareRouting = None,
+    miss_planes: MissPlanes = None,
     json: Json = False,
 ) -> None:
     """Perplexity of a text, and how far quantization has moved the model."""
     from lowmoe.cli.evaluate import evaluate_command
 
-    load = _load_options(gpu, bits, ram, vram, threads, None, kv, misses, cache_aware_routing)
+    load = _load_options(
+        gpu, bits, ram, vram, threads, None, kv, misses, cache_aware_routing, miss_planes
+    )
     evaluate_command(model, file, against, window, load, token_by_token=token_by_token, json=json)
 
 

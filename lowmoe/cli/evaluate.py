@@ -14,8 +14,9 @@ from lowmoe.cli.render import TerminalReporter, out, print_json
 from lowmoe.cli.run import load_model
 from lowmoe.engine.evaluate import Evaluation, evaluate
 from lowmoe.engine.load_options import LoadOptions
-from lowmoe.engine.statistics import PerTier, hit_rate
+from lowmoe.engine.statistics import coarse_rate, hit_rate
 from lowmoe.errors import CheckpointError, UsageError
+from lowmoe.experts.ledger import Traffic
 
 
 def evaluate_command(
@@ -59,7 +60,7 @@ def evaluate_command(
             progress=lambda done, total: report.step("evaluate", done, total, "windows"),
         )
         traffic, trades = model.runtime.store.traffic(), model.runtime.trades
-    _show(result, hit_rate(traffic), trades, json=json)
+    _show(result, traffic, trades, json=json)
 
 
 def _reference(path: Path, options: LoadOptions) -> Model:
@@ -68,13 +69,15 @@ def _reference(path: Path, options: LoadOptions) -> Model:
     )
 
 
-def _show(result: Evaluation, hits: PerTier, trades: tuple[str, ...], *, json: bool) -> None:
+def _show(result: Evaluation, traffic: Traffic, trades: tuple[str, ...], *, json: bool) -> None:
     values = {
         "perplexity": result.perplexity,
         "kl": result.kl,
         "top1": result.top1,
         "tokens": result.tokens,
-        "hit_rate": asdict(hits),
+        "hit_rate": asdict(hit_rate(traffic)),
+        "coarse_rate": coarse_rate(traffic),
+        "disk_bytes": traffic.disk_bytes,
         "trades": trades,
     }
     if json:

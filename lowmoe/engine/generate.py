@@ -26,6 +26,7 @@ from lowmoe.engine.statistics import (
     RunStatistics,
     bound_tokens_per_s,
     bytes_per_token,
+    coarse_rate,
     hit_rate,
 )
 from lowmoe.engine.text import StopText, StreamingDetokenizer
@@ -314,6 +315,7 @@ class _Run:
             to_gpu_bytes=whole.copied_bytes,
             promoted=whole.promoted,
             trades=self._runtime.trades,
+            coarse_rate=coarse_rate(whole),
         )
 
 

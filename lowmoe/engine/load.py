@@ -30,7 +30,7 @@ from lowmoe.engine.report import Reporter, SilentReporter
 from lowmoe.engine.runtime import Loading, Runtime
 from lowmoe.engine.text_parts import TextParts
 from lowmoe.errors import UsageError
-from lowmoe.experts.source import CheckpointExperts, ExpertSource, FolderExperts
+from lowmoe.experts.source import CheckpointExperts, CoarseFirst, ExpertSource, FolderExperts
 from lowmoe.experts.store import ExpertStore
 from lowmoe.experts.traced import open_store, traced
 from lowmoe.families import read_config
@@ -76,6 +76,11 @@ def load_folder(path: Path, options: LoadOptions, report: Reporter | None = None
 def load_checkpoint(path: Path, options: LoadOptions) -> Runtime:
     """A checkpoint, unquantized, its experts read from the checkpoint as they are needed."""
     assert options.dtype is not None
+    if options.miss_planes is not None:
+        raise UsageError(
+            f"miss_planes is {options.miss_planes}, but dtype runs unquantized weights, which have "
+            "no planes. Leave out one of them."
+        )
     if options.bits != "auto":
         raise UsageError(f"dtype runs unquantized weights, but bits is {options.bits}. Give one.")
     if options.gpu not in (AUTO, NONE) or options.vram is not None:
@@ -111,7 +116,26 @@ def _on_cpu(loading: Loading, report: Reporter) -> Runtime:
     division = _divide(loading, how.computation)
     format, parts = _choose_planes(loading, division.experts)
     source = FolderExperts(folder, parts, format.part_bytes)
-    return _with_store(loading, how, division, source, bits=_bits(folder, format))
+    coarse = _coarse(loading, format, parts)
+    return _with_store(loading, how, division, source, coarse=coarse, bits=_bits(folder, format))
+
+
+def _coarse(loading: Loading, format: ExpertFormat, parts: tuple[str, ...]) -> CoarseFirst | None:
+    """How an expert is read that is missed, if otherwise than others."""
+    n_first, timeline = loading.options.miss_planes, loading.options.timeline
+    if n_first is None:
+        return None
+    if n_first >= len(parts):
+        raise UsageError(
+            f"miss_planes is {n_first}, but experts are computed at {len(parts)}. Give fewer, or "
+            "more bits."
+        )
+    cuts = slice(0, n_first), slice(n_first, len(parts))
+    first, rest = (
+        traced(FolderExperts(loading.opened, parts[cut], format.part_bytes[cut]), timeline)
+        for cut in cuts
+    )
+    return CoarseFirst(first, rest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +218,13 @@ def _in_torch(loading: Loading, format: ExpertFormat, dtype: torch.dtype) -> _Ho
 
 
 def _with_store(
-    loading: Loading, how: _How, division: "_Division", source: ExpertSource, *, bits: int
+    loading: Loading,
+    how: _How,
+    division: "_Division",
+    source: ExpertSource,
+    *,
+    coarse: CoarseFirst | None = None,
+    bits: int,
 ) -> Runtime:
     spec = loading.spec
     timeline = loading.options.timeline
@@ -204,6 +234,7 @@ def _with_store(
         ram_budget_bytes=division.experts,
         n_experts_total=spec.n_experts_total,
         popularity=loading.popularity(),
+        coarse=coarse,
         computes=True,
     )
     loading.closing.enter_context(store)

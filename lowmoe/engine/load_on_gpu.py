@@ -117,10 +117,10 @@ def place_on_gpu(loading: Loading, planes: list[int], report: Reporter) -> GpuPl
             raise GpuRefusal(
                 "some experts have to be computed on the CPU, and LOWMOE_ISA is torch", GpuError
             )
-        if division.n_slots is not None and options.cache_aware_routing is not None:
+        if division.n_slots is not None and options.trades:
             raise GpuRefusal(
-                "a part of the experts would be on it, and it cannot prefer those yet "
-                "(cache_aware_routing)",
+                "only a part of the experts would be on it, which goes with none of "
+                "cache_aware_routing and miss_planes yet",
                 GpuError,
             )
         if division.n_planes < planes[0]:

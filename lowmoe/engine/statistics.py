@@ -41,8 +41,8 @@ class RunStatistics:
     in this run allow for these bytes; predicted_tokens_per_s: what the planner said beforehand,
     None until there is one; to_gpu_bytes: experts' bytes that crossed from RAM to the GPU in the
     whole run; promoted: experts that moved up there to stay; trades: of quality
-    for speed, those that were on. None stands for what a run too short
-    did not measure.
+    for speed, those that were on; coarse_rate: share of expert requests at fewer planes for it.
+    None stands for what a run too short did not measure.
     """
 
     prompt_tokens: int
@@ -59,6 +59,7 @@ class RunStatistics:
     to_gpu_bytes: int
     promoted: int
     trades: tuple[str, ...]
+    coarse_rate: float
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, the keys in this order."""
@@ -75,6 +76,12 @@ def hit_rate(traffic: Traffic) -> PerTier:
         ram=traffic.ram_requests / requests,
         disk=traffic.disk_requests / requests,
     )
+
+
+def coarse_rate(traffic: Traffic) -> float:
+    """Share of expert requests that were lent with their first parts only."""
+    requests = traffic.gpu_requests + traffic.ram_requests + traffic.disk_requests
+    return traffic.coarse / requests if requests else 0.0
 
 
 def bytes_per_token(traffic: Traffic, n_tokens: int, dense: PerTier) -> PerTier:

@@ -20,7 +20,8 @@ class Traffic:
     copied_bytes: sent from RAM to the GPU, passed_bytes those of them that were computed with there
     and did not stay; copied_s: seconds that copies took, as far as they have come.
     guessed, guessed_right: experts read ahead, and those of them that were then asked for.
-    promoted: experts sent from RAM to the GPU that were to stay.
+    coarse: experts lent with their first parts only; promoted: experts sent from RAM to the GPU
+    that were to stay.
     """
 
     gpu_requests: int = 0
@@ -35,6 +36,7 @@ class Traffic:
     copied_s: float = 0.0
     guessed: int = 0
     guessed_right: int = 0
+    coarse: int = 0
     promoted: int = 0
 
     def __sub__(self, earlier: "Traffic") -> "Traffic":
@@ -49,7 +51,7 @@ class Ledger:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._ram_requests = self._disk_requests = self._ram_bytes = self._disk_bytes = 0
-        self._guessed = self._guessed_right = 0
+        self._guessed = self._guessed_right = self._coarse = 0
         self._busy_s = 0.0
         self._reads = 0
         self._busy_since = 0.0
@@ -59,6 +61,10 @@ class Ledger:
         self._ram_requests += in_ram
         self._disk_requests += on_disk
         self._ram_bytes += (in_ram + on_disk) * expert_bytes
+
+    def lent_coarse(self, n_experts: int) -> None:
+        """Of what was lent, so many were not whole."""
+        self._coarse += n_experts
 
     def guess(self, *, right: bool) -> None:
         """An expert is read ahead; or, later, one that was is asked for."""
@@ -97,4 +103,5 @@ class Ledger:
                 disk_busy_s=self._busy_s + running,
                 guessed=self._guessed,
                 guessed_right=self._guessed_right,
+                coarse=self._coarse,
             )

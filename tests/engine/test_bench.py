@@ -83,6 +83,7 @@ def sample(**changes: object) -> RunStatistics:
         "to_gpu_bytes": 0,
         "promoted": 0,
         "trades": ("something",),
+        "coarse_rate": 0.0,
     }
     return RunStatistics(**{**values, **changes})  # type: ignore[arg-type]
 

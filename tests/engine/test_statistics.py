@@ -29,6 +29,7 @@ KEYS = [
     "to_gpu_bytes",
     "promoted",
     "trades",
+    "coarse_rate",
 ]
 
 
@@ -91,6 +92,7 @@ def test_the_json_has_the_keys_of_the_design_in_its_order() -> None:
         to_gpu_bytes=0,
         promoted=0,
         trades=(),
+        coarse_rate=0,
     )
     values = statistics.to_json()
     assert list(values) == KEYS
