@@ -233,7 +233,11 @@ class HybridComputation:
         here: set[int],
         counts: Mapping[int, int],
     ) -> None:
-        """Some of the missing experts: on the CPU or, meanwhile on their way, on the GPU."""
+        """Some of the missing experts: on the CPU or, meanwhile on their way, on the GPU, at the
+        planes that misses have.
+        """
+        n_parts = self._experts.staging.n_parts
+        experts = {e: parts[:n_parts] for e, parts in experts.items()}
         staying = {e: parts for e, parts in experts.items() if e in here}
         passing = {e: parts for e, parts in experts.items() if e not in here}
         if not passing:
@@ -243,7 +247,7 @@ class HybridComputation:
             if staying:
                 self._run_here(layer_id, staying, counts, len(passing))
             for table in passage.tables():
-                self._parts.mix(layer_id, b, table, self._experts.slots.n_parts)
+                self._parts.mix(layer_id, b, table, n_parts)
 
     def _run_here(
         self,

@@ -21,6 +21,7 @@ from lowmoe.decoder.native import ABLE, NativeComputation
 from lowmoe.decoder.preference import Preference
 from lowmoe.decoder.traced import Layered, TracedLayers
 from lowmoe.decoder.weights import CheckpointTensors, from_checkpoint, from_folder
+from lowmoe.engine.coarse import coarse_first
 from lowmoe.engine.gpu import AUTO, NONE
 from lowmoe.engine.load_on_gpu import load_on_gpu, place_on_gpu
 from lowmoe.engine.load_options import DTYPES, TORCH, LoadOptions
@@ -116,26 +117,8 @@ def _on_cpu(loading: Loading, report: Reporter) -> Runtime:
     division = _divide(loading, how.computation)
     format, parts = _choose_planes(loading, division.experts)
     source = FolderExperts(folder, parts, format.part_bytes)
-    coarse = _coarse(loading, format, parts)
+    coarse = coarse_first(loading, format.part_bytes)
     return _with_store(loading, how, division, source, coarse=coarse, bits=_bits(folder, format))
-
-
-def _coarse(loading: Loading, format: ExpertFormat, parts: tuple[str, ...]) -> CoarseFirst | None:
-    """How an expert is read that is missed, if otherwise than others."""
-    n_first, timeline = loading.options.miss_planes, loading.options.timeline
-    if n_first is None:
-        return None
-    if n_first >= len(parts):
-        raise UsageError(
-            f"miss_planes is {n_first}, but experts are computed at {len(parts)}. Give fewer, or "
-            "more bits."
-        )
-    cuts = slice(0, n_first), slice(n_first, len(parts))
-    first, rest = (
-        traced(FolderExperts(loading.opened, parts[cut], format.part_bytes[cut]), timeline)
-        for cut in cuts
-    )
-    return CoarseFirst(first, rest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from lowmoe.decoder.gpu_buffers import why_not_shape
 from lowmoe.decoder.hybrid import MOST_ON_CPU, HybridComputation
 from lowmoe.decoder.on_gpu import GpuComputation
 from lowmoe.decoder.traced import TracedCpuShare, TracedPasses
+from lowmoe.engine.coarse import coarse_first
 from lowmoe.engine.gpu import (
     GpuDivision,
     GpuNeeds,
@@ -117,10 +118,10 @@ def place_on_gpu(loading: Loading, planes: list[int], report: Reporter) -> GpuPl
             raise GpuRefusal(
                 "some experts have to be computed on the CPU, and LOWMOE_ISA is torch", GpuError
             )
-        if division.n_slots is not None and options.trades:
+        if division.n_slots is not None and options.cache_aware_routing is not None:
             raise GpuRefusal(
-                "only a part of the experts would be on it, which goes with none of "
-                "cache_aware_routing and miss_planes yet",
+                "only a part of the experts would be on it, which it cannot prefer yet "
+                "(cache_aware_routing)",
                 GpuError,
             )
         if division.n_planes < planes[0]:
@@ -279,6 +280,8 @@ def _hybrid_experts(
 ) -> tuple[HybridExperts, int]:
     """Those that fit on the GPU, RAM for the others; and the bytes of RAM that are not for them."""
     source, part_bytes = _source(loading, place.division.n_planes)
+    coarse = coarse_first(loading, part_bytes)
+    of_misses = part_bytes if coarse is None else part_bytes[: coarse.n_first]
     n_experts, total = loading.spec.n_experts_by_layer, loading.spec.n_experts_total
     popularity = loading.popularity()
     ring_bytes = PinnedRing.needed_bytes(sum(part_bytes))
@@ -291,6 +294,7 @@ def _hybrid_experts(
         ram_budget_bytes=budget,
         n_experts_total=total,
         popularity=popularity,
+        coarse=coarse,
         computes=False,
     )
     loading.closing.enter_context(ram)
@@ -298,7 +302,7 @@ def _hybrid_experts(
     loading.closing.callback(ring.close)
     slots = GpuSlots(part_bytes, n_experts, place.gpu, ring, n_slots=n_slots, popularity=popularity)
     slots.fill(source, _progress(report))
-    staging = Staging(part_bytes, max(n_experts), place.gpu, ring)
+    staging = Staging(of_misses, max(n_experts), place.gpu, ring)
     experts = HybridExperts(
         slots=slots,
         staging=staging,

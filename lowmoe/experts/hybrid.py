@@ -34,6 +34,7 @@ class HybridExperts:
     note: Callable[[str], None] = lambda text: None
     has_all: bool = False  # whether none had to be read from disk when the latest pass began
     _n_hits: int = 0
+    _n_coarse: int = 0
     _n_copied: int = 0
     _n_passed: int = 0
     _copied_s: float = 0.0
@@ -92,6 +93,7 @@ class HybridExperts:
             passed_bytes=self._n_passed * self.expert_bytes,
             copied_s=self._copied_s,
             promoted=self._n_copied - self._n_passed,
+            coarse=self._n_coarse,
         )
 
     def ask(self, layer_id: int, expert_ids: list[int]) -> list[int]:
@@ -101,6 +103,8 @@ class HybridExperts:
         self.slots.record(layer_id, expert_ids)
         missing = self.missing(layer_id, expert_ids)
         self._n_hits += len(expert_ids) - len(missing)
+        if self.staging.n_parts < self.slots.n_parts:
+            self._n_coarse += len(missing)
         self.ram.want(layer_id, missing)
         return missing
 
@@ -147,4 +151,4 @@ class HybridExperts:
         return self.slots.n_slots + self.ram.n_slots >= self.n_experts_total
 
     def _is_in_ram(self, key: Key) -> bool:
-        return self.ram.has(*key)
+        return self.ram.has_whole(*key)

@@ -13,6 +13,7 @@ from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.runtime import Runtime
 from lowmoe.errors import MemoryBudgetError, UsageError
+from lowmoe.experts.gpu_slots import GpuSlots
 
 TEXT = [5, 60, 7, 120, 9, 33, 71, 200, 13, 44]
 GREEDY = SamplingOptions(temperature=0.0, max_new_tokens=40)
@@ -121,14 +122,52 @@ def test_unquantized_weights_have_none(talking_checkpoint: Path) -> None:
         load_checkpoint(talking_checkpoint, LoadOptions(dtype="float32", miss_planes=1))
 
 
-def test_a_card_that_has_some_experts_refuses_by_name(
+@pytest.mark.parametrize("misses", ["cpu", "page"])
+def test_on_a_card_hits_have_all_planes_and_misses_the_first(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, home: Path, misses: str
+) -> None:
+    work = Workplace(monkeypatch, model_folder)
+    runtime = work.load(3, misses=misses, miss_planes=1)
+    session = Session(runtime)
+    for _ in session.token_ids(TEXT, GREEDY):
+        pass
+    s = session.statistics()
+    assert s.trades == ("misses at 1 plane",)
+    assert 0 < s.hit_rate.gpu < 1
+    assert s.coarse_rate == pytest.approx(1 - s.hit_rate.gpu)
+    store: Any = runtime.store
+    n_first, n_all = len(store.ram._coarse.first.buffer_bytes), store.slots.n_parts
+    assert (n_first, n_all, store.staging.n_parts) == (1, 2, 1)
+    runtime.close()
+
+
+def test_a_card_without_a_single_hit_computes_at_the_first_planes(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
     work = Workplace(monkeypatch, model_folder)
-    for asked in ({"miss_planes": 1}, {"cache_aware_routing": 0.1}):
-        work.reports.notes.clear()
-        runtime = work.load(3, **asked)
-        assert runtime.gpu is None
-        (note,) = work.reports.notes
-        assert note.startswith("computing on the CPU: only a part of the experts would be on it")
-        runtime.close()
+    # Never there, whatever the slots hold.
+    monkeypatch.setattr(GpuSlots, "_copy_row", lambda slots, key: None)
+    monkeypatch.setattr(GpuSlots, "has", lambda slots, layer_id, expert_id: False)
+    monkeypatch.setattr(GpuSlots, "candidate", lambda slots, can_come: None)
+    runtime = work.load(3, misses="cpu", miss_planes=1)
+    store: Any = runtime.store
+    store.slots.tables.zero_()
+    found = scores(runtime, 60)
+    runtime.close()
+    runtime = load_folder(model_folder, LoadOptions(bits=2, gpu="none"))
+    wanted = scores(runtime, 60)
+    runtime.close()
+    # As in test_gpu.py: each of nine products is rounded by both.
+    error = (found - wanted).square().sum() / wanted.square().sum()
+    assert error < 9 * (2 * 4e-5 + 1e-4)
+
+
+def test_a_card_that_has_some_experts_cannot_prefer_them_yet(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    work = Workplace(monkeypatch, model_folder)
+    runtime = work.load(3, cache_aware_routing=0.1)
+    assert runtime.gpu is None
+    (note,) = work.reports.notes
+    assert note.startswith("computing on the CPU: only a part of the experts would be on it")
+    runtime.close()
