@@ -93,16 +93,17 @@ class HybridComputation:
         max_tokens: int,
         n_context: int,
         in_turn: InTurn = enumerate,
+        boost: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """max_tokens: of one pass; n_context: of a cache; in_turn: how layers are counted; clock:
-        seconds.
+        """max_tokens: of one pass; n_context: of a cache; in_turn: how layers are counted; boost:
+        how much higher experts that are on the GPU score when they are chosen; clock: seconds.
         """
         self.max_tokens = max_tokens
         self.working_bytes = Buffers.working_bytes(spec, gpu, max_tokens, n_context)
         self._spec, self._kv, self._experts, self._gpu = spec, kv, experts, gpu
         self._on_cpu, self._split, self._clock = on_cpu, split, clock
-        self._in_turn = in_turn
+        self._in_turn, self._boost = in_turn, boost
         self._mixed_there: deque[_MixedThere] = deque()
         self._parts = GpuParts(spec, weights, code, gpu, kv=kv, max_tokens=max_tokens)
         self._tokens = _host_tokens(self._parts.buffers(min(MOST_DECODED, max_tokens)), gpu)
@@ -169,7 +170,7 @@ class HybridComputation:
         if layer_id > 0:
             self._add_share(b, tokens)
         self._parts.attend(layer_id, b, keys, values, 0)
-        self._parts.route(layer_id, b)
+        self._route(layer_id, b)
         for target, source in (
             (tokens.x, b.x),
             (tokens.weights, b.weights),
@@ -178,6 +179,11 @@ class HybridComputation:
             (tokens.scales, b.normed_scales),
         ):
             self._gpu.copy(target, source)
+
+    def _route(self, layer_id: int, b: Buffers) -> None:
+        self._parts.route(layer_id, b)
+        if self._boost:
+            self._parts.prefer(layer_id, b, self._experts.slots.tables[layer_id], self._boost)
 
     def _add_share(self, b: Buffers, tokens: HostTokens) -> None:
         """b.x += what the CPU has computed of the layer before."""
@@ -273,7 +279,7 @@ class HybridComputation:
         end = cache.n_tokens + b.n_tokens
         for layer_id, _ in self._in_turn(self._spec.layers):
             self._parts.attend(layer_id, b, cache.keys[layer_id], cache.values[layer_id], end)
-            self._parts.route(layer_id, b)
+            self._route(layer_id, b)
             ids = b.experts.cpu().long()  # [T, K]; waits
             counts = {e: n for e, n in enumerate(torch.bincount(ids.flatten()).tolist()) if n}
             missing = self._experts.ask(layer_id, list(counts))

@@ -8,12 +8,18 @@ Knows:        how likely experts of each layer count.
 Ignorant of:  routers, where experts are.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lowmoe.spec import ModelSpec
+
+
+def boost_of(budget: float) -> float:
+    """By how much a logit is higher that counts so, where the likelihood is a softmax."""
+    return -math.log1p(-budget)
 
 
 class Preference:

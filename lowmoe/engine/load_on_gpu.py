@@ -17,6 +17,7 @@ from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.gpu_buffers import why_not_shape
 from lowmoe.decoder.hybrid import MOST_ON_CPU, HybridComputation
 from lowmoe.decoder.on_gpu import GpuComputation
+from lowmoe.decoder.preference import boost_of
 from lowmoe.decoder.traced import TracedCpuShare, TracedPasses
 from lowmoe.engine.coarse import coarse_first
 from lowmoe.engine.gpu import (
@@ -117,12 +118,6 @@ def place_on_gpu(loading: Loading, planes: list[int], report: Reporter) -> GpuPl
         if division.n_slots is not None and read_settings().isa == TORCH:
             raise GpuRefusal(
                 "some experts have to be computed on the CPU, and LOWMOE_ISA is torch", GpuError
-            )
-        if division.n_slots is not None and options.cache_aware_routing is not None:
-            raise GpuRefusal(
-                "only a part of the experts would be on it, which it cannot prefer yet "
-                "(cache_aware_routing)",
-                GpuError,
             )
         if division.n_planes < planes[0]:
             report.note(
@@ -242,6 +237,7 @@ def _load_in_part(loading: Loading, place: GpuPlace, n_slots: int, report: Repor
     on_cpu = _cpu_share(loading, pool, isa)
     experts, working_bytes = _hybrid_experts(loading, place, n_slots, on_cpu, report)
     there = replace(loading, weights=loading.weights.at(place.gpu.place))
+    budget = loading.options.cache_aware_routing
     computation = HybridComputation(
         there.spec,
         there.weights,
@@ -255,6 +251,7 @@ def _load_in_part(loading: Loading, place: GpuPlace, n_slots: int, report: Repor
         kv=there.options.kv_format,
         max_tokens=place.division.max_tokens,
         n_context=there.context,
+        boost=0.0 if budget is None else boost_of(budget),
         in_turn=enumerate if there.options.timeline is None else there.options.timeline.in_turn,
     )
     return there.runtime(

@@ -1,5 +1,6 @@
 """Experts at hand are preferred just as far as is said, natively as in torch."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from hypothesis import strategies as st
 import lowmoe
 from lowmoe.decoder.preference import Preference
 from lowmoe.decoder.router import route_sigmoid, route_softmax
+from lowmoe.engine import load_on_gpu
 from lowmoe.engine.generate import Session
 from lowmoe.engine.load import load_folder
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.errors import UsageError
+from lowmoe.experts.gpu_slots import GpuSlots
 from lowmoe.spec import SigmoidRouter, SoftmaxRouter
+from tests.engine.test_gpu_in_part import Workplace
 
 BUDGET = 0.2
 TEXT = [5, 60, 7, 120, 9, 33, 71, 200, 13, 44] * 3
@@ -143,3 +147,49 @@ def test_a_layer_without_anyone_at_hand_prefers_none(model_folder: Path) -> None
     preference.look(0, lambda layer_id, expert_id: False)
     assert preference.factors[0].tolist() == [1, 1, 1, 1]
     runtime.close()
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 30])
+def test_a_card_prefers_the_experts_it_has(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, home: Path, chunk: int
+) -> None:
+    # All but certain that a token goes to those there, so that a prompt's tokens together do, too.
+    work, found = Workplace(monkeypatch, model_folder), {}
+    for budget in (None, 0.999):
+        runtime = work.load(4, cache_aware_routing=budget)
+        session = Session(runtime)
+        session.chunk_tokens = chunk
+        for _ in session.forward(TEXT):
+            pass
+        traffic = runtime.store.traffic()
+        missed = traffic.ram_requests + traffic.disk_requests
+        found[budget] = traffic.gpu_requests / (traffic.gpu_requests + missed)
+        assert len(runtime.trades) == (budget is not None)
+        runtime.close()
+    assert found[None] < 0.9
+    assert found[0.999] > found[None]
+
+
+def test_a_card_that_has_them_all_prefers_none(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    # Slots for all, so that it is computed as if there were some elsewhere.
+    work, found = Workplace(monkeypatch, model_folder), []
+    monkeypatch.setattr(GpuSlots, "candidate", lambda slots, can_come: None)
+    place = load_on_gpu.place_on_gpu
+
+    def with_all(*arguments: Any) -> Any:
+        found_place = place(*arguments)
+        assert found_place is not None
+        return replace(found_place, division=replace(found_place.division, n_slots=8))
+
+    for budget in (None, 0.5):
+        work.give(4)
+        with monkeypatch.context() as patch:
+            patch.setattr("lowmoe.engine.load.place_on_gpu", with_all)
+            runtime = load_folder(work.folder, LoadOptions(bits=4, cache_aware_routing=budget))
+        session = Session(runtime)
+        found.append(torch.cat([session.logits(h) for h in session.forward(TEXT)]))
+        runtime.close()
+    # The same experts and weights, summed in the same order.
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)

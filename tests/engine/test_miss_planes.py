@@ -160,14 +160,3 @@ def test_a_card_without_a_single_hit_computes_at_the_first_planes(
     # As in test_gpu.py: each of nine products is rounded by both.
     error = (found - wanted).square().sum() / wanted.square().sum()
     assert error < 9 * (2 * 4e-5 + 1e-4)
-
-
-def test_a_card_that_has_some_experts_cannot_prefer_them_yet(
-    model_folder: Path, monkeypatch: pytest.MonkeyPatch, home: Path
-) -> None:
-    work = Workplace(monkeypatch, model_folder)
-    runtime = work.load(3, cache_aware_routing=0.1)
-    assert runtime.gpu is None
-    (note,) = work.reports.notes
-    assert note.startswith("computing on the CPU: only a part of the experts would be on it")
-    runtime.close()
