@@ -30,6 +30,10 @@ B key-value heads, D head size; P planes; C columns of a matrix, N its rows.
     rope_store       turns queries and keys in place, keys and values go to the cache
     attend           attention of T tokens over the cache, for decoding: T up to 8
     route            the experts of each token, heaviest first, ties to the lower id
+                     it leaves its scores in the workspace: [T, E] float32 behind the counters
+    prefer           after it and with its workspace: weights, ids and groups anew, the scores of
+                     experts that `parts` has counting as higher by boost for the choice, not for
+                     weights, whose order is that of the choice
     group            the groups of a routing
     norm_route       norm_round, route and group; of one token at once
     experts_inner    rounded silu(gate x) * (up x) of each place, in the basis of that expert's down
@@ -95,6 +99,11 @@ OPERATIONS: dict[str, tuple[Callable[..., None], str]] = {
     "group": (
         routing.group,
         "(Tensor ids, int n_experts, Tensor(a!) first, Tensor(b!) order, Tensor(c!) active) -> ()",
+    ),
+    "prefer": (
+        routing.prefer,
+        "(Tensor parts, float boost, bool renormalize, Tensor(a!) weights, Tensor(b!) ids, "
+        "Tensor(c!) first, Tensor(d!) order, Tensor(e!) active, Tensor(f!) workspace) -> ()",
     ),
     "norm_route": (
         routing.norm_route,

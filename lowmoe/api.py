@@ -266,6 +266,8 @@ def load(
     dtype: str | None = None,
     misses: str = LoadOptions().misses,
     sequences: int = LoadOptions().sequences,
+    cache_aware_routing: float | None = None,
+    miss_planes: int | None = None,
     report: Reporter | None = None,
 ) -> Model:
     """Load a model, making its model folder first if there is none yet.
@@ -286,6 +288,8 @@ def load(
         dtype=dtype,
         misses=misses,
         sequences=sequences,
+        cache_aware_routing=cache_aware_routing,
+        miss_planes=miss_planes,
     )
     return open_model(str(model), options, report or SilentReporter())
 

@@ -6,9 +6,15 @@
 // <= n_experts <= 512.
 #pragma once
 
+#include "quant/layout.h"
 #include "round.cuh"
 
 namespace lowmoe {
+
+template <typename A, typename B>
+inline constexpr bool is_same = false;
+template <typename A>
+inline constexpr bool is_same<A, A> = true;
 
 inline constexpr int kMostExperts = 512;
 
@@ -25,6 +31,21 @@ __device__ __forceinline__ float number_of(unsigned key) {
   return __uint_as_float(key & kSign ? key & ~kSign : ~key);
 }
 
+// Experts that are somewhere count as if their logits were higher by `boost`, for the choice only.
+struct Nearness {
+  const int64_t* parts;  // [n_experts][kMaxPlanes]: the first is 0 where an expert is not there
+  float boost;
+
+  __device__ __forceinline__ float of(int expert, float logit) const {
+    return parts[expert * layout::kMaxPlanes] != 0 ? logit + boost : logit;
+  }
+};
+
+// Nobody is near.
+struct Anywhere {
+  __device__ __forceinline__ float of(int, float logit) const { return logit; }
+};
+
 struct Choice {
   int n_experts, n_active;
   bool renormalize;
@@ -32,7 +53,10 @@ struct Choice {
   int* ids;
 
   // One warp chooses for one token; lane l has the experts l, l + 32, ..  logits: [n_experts]
-  __device__ __forceinline__ void of_token(const float* logits, int token) const {
+  template <typename Near = Anywhere>
+  __device__ __forceinline__ void of_token(const float* logits, int token,
+                                           const Near& near = {}) const {
+    constexpr bool kIsNear = !is_same<Near, Anywhere>;
     constexpr int kEach = kMostExperts / 32;
     const int lane = threadIdx.x % 32;
     unsigned keys[kEach];
@@ -44,7 +68,7 @@ struct Choice {
       if (expert < n_experts) {
         const float logit = logits[expert];
         has_nan |= logit != logit;
-        keys[i] = key_of(logit);
+        keys[i] = key_of(near.of(expert, logit));
       }
     }
     // Lane k keeps the k-th choice.
@@ -61,7 +85,9 @@ struct Choice {
       const unsigned first = __reduce_min_sync(kWholeWarp, best == most ? id : kMostExperts);
       if (k == 0) {
         top = most;
-        if (!renormalize) total = total_of(keys, number_of(top));
+        if (!renormalize) {
+          total = kIsNear ? total_of(logits, number_of(top)) : total_of(keys, number_of(top));
+        }
       }
 #pragma unroll
       for (int i = 0; i < kEach; i++) {
@@ -69,7 +95,10 @@ struct Choice {
       }
       if (lane == k) chosen_key = most, chosen_id = first;
     }
-    float weight = lane < n_active ? expf(number_of(chosen_key) - number_of(top)) : 0;
+    float weight = 0;
+    if (lane < n_active) {
+      weight = expf((kIsNear ? logits[chosen_id] : number_of(chosen_key)) - number_of(top));
+    }
     if (renormalize) total = sum_of_warp(weight);
     weight /= __any_sync(kWholeWarp, has_nan) ? __uint_as_float(0x7fffffff) : total;
     if (lane >= n_active) return;
@@ -85,6 +114,12 @@ struct Choice {
     for (int i = 0; i < kEach; i++) {
       if (keys[i] != 0) total += expf(number_of(keys[i]) - top);
     }
+    return sum_of_warp(total);
+  }
+
+  __device__ __forceinline__ float total_of(const float* logits, float top) const {
+    float total = 0;
+    for (int e = threadIdx.x % 32; e < n_experts; e += 32) total += expf(logits[e] - top);
     return sum_of_warp(total);
   }
 };

@@ -151,6 +151,19 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 EXPORT_KERNEL(choose, choose)
 
+// The same where experts that are there are preferred, see Nearness: weights are those of the
+// logits.
+//   parts  [n_experts][kMaxPlanes]
+extern "C" __global__ void __launch_bounds__(256)
+    choose_near(int n_tokens, const float* logits, const int64_t* parts, float boost, int n_experts,
+                int n_active, int renormalize, float* weights, int* ids) {
+  const int token = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+  if (token >= n_tokens) return;
+  lowmoe::Choice{n_experts, n_active, renormalize != 0, weights, ids}.of_token(
+      logits + static_cast<size_t>(token) * n_experts, token, lowmoe::Nearness{parts, boost});
+}
+EXPORT_KERNEL(choose_near, choose_near)
+
 // Groups up to 65536 assignments, in one block; see group_assignments.
 extern "C" __global__ void __launch_bounds__(1024)
     group(int n_assignments, int n_experts, const int* ids, int* first, int* order, int* active) {

@@ -79,11 +79,39 @@ def route(
             kernel, grid, THREADS, normed, router, n_tokens, n_hidden, logits, *choice, workspace
         )
         return
-    scores = logits[: 4 * n_tokens * n_experts].view(torch.float32).view(n_tokens, n_experts)
+    scores = scores_in(workspace, n_tokens, n_experts)
     # Plain float32 matrices in float32: the one product that is not ours.
     torch.mm(normed, router.T, out=scores)
     warps = THREADS // LANES
     launch("routing/choose", (-(-n_tokens // warps), 1, 1), THREADS, n_tokens, scores, *choice)
+
+
+def prefer(
+    launch: Launch,
+    parts: Tensor,
+    boost: float,
+    renormalize: bool,
+    weights: Tensor,
+    ids: Tensor,
+    first: Tensor,
+    order: Tensor,
+    active: Tensor,
+    workspace: Tensor,
+) -> None:
+    n_tokens, n_experts = ids.shape[0], parts.shape[0]
+    scores = scores_in(workspace, n_tokens, n_experts)
+    warps = THREADS // LANES
+    choice = (n_experts, ids.shape[1], int(renormalize), weights, ids)
+    grid = (-(-n_tokens // warps), 1, 1)
+    launch("routing/choose_near", grid, THREADS, n_tokens, scores, parts, boost, *choice)
+    group(launch, ids, n_experts, first, order, active)
+
+
+def scores_in(workspace: Tensor, n_tokens: int, n_experts: int) -> Tensor:
+    """[T, E] float32, which `route` leaves in its workspace."""
+    n_bytes = 4 * n_tokens * n_experts
+    scores = workspace[COUNTER_BYTES : COUNTER_BYTES + n_bytes].view(torch.float32)
+    return scores.view(n_tokens, n_experts)
 
 
 def group(

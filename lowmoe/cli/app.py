@@ -59,6 +59,20 @@ TraceTimeline = Annotated[
     Path | None,
     typer.Option(help="Write when everything began and ended to this file, for ui.perfetto.dev."),
 ]
+CacheAwareRouting = Annotated[
+    float | None,
+    typer.Option(
+        help="Prefer experts in memory over others up to this share likelier, such as 0.1: faster "
+        "where experts are on disk, and a worse model."
+    ),
+]
+MissPlanes = Annotated[
+    int | None,
+    typer.Option(
+        help="Planes of 2 bits that are read of an expert on disk until it is wanted again: faster "
+        "than all of them, and a worse model."
+    ),
+]
 Misses = Annotated[
     str,
     typer.Option(
@@ -94,6 +108,8 @@ def run(
     context: Context = None,
     kv: Kv = None,
     misses: Misses = "auto",
+    cache_aware_routing: CacheAwareRouting = None,
+    miss_planes: MissPlanes = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Choose among so many tokens; 0: all.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Choose among this much probability.")] = None,
@@ -123,7 +139,9 @@ def run(
             json=json,
             timeline=trace_timeline,
         ),
-        _load_options(gpu, bits, ram, vram, threads, context, kv, misses),
+        _load_options(
+            gpu, bits, ram, vram, threads, context, kv, misses, cache_aware_routing, miss_planes
+        ),
         Generating(
             temperature=temperature,
             top_k=top_k,
@@ -146,6 +164,8 @@ def _load_options(
     context: int | None,
     kv: str | None,
     misses: str,
+    cache_aware_routing: float | None,
+    miss_planes: int | None,
     sequences: int = 1,
 ) -> "LoadOptions":
     from lowmoe.engine.load_options import LoadOptions
@@ -160,6 +180,8 @@ def _load_options(
         kv=kv,
         misses=misses,
         sequences=sequences,
+        cache_aware_routing=cache_aware_routing,
+        miss_planes=miss_planes,
     )
 
 
@@ -246,6 +268,8 @@ def bench(
     sequences: Annotated[
         int, typer.Option(help="Prompts decoded together, each with a cache of its own.")
     ] = 1,
+    cache_aware_routing: CacheAwareRouting = None,
+    miss_planes: MissPlanes = None,
     runs: Annotated[int, typer.Option(help="Counted runs; one more warms up.")] = 3,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of prefill in each run.")] = 64,
     new_tokens: Annotated[int, typer.Option(help="Tokens of decode in each run.")] = 32,
@@ -262,7 +286,19 @@ def bench(
     options = BenchOptions(
         runs=runs, prompt_tokens=prompt_tokens, new_tokens=new_tokens, profile=profile
     )
-    load = _load_options(gpu, bits, ram, vram, threads, context, kv, misses, sequences)
+    load = _load_options(
+        gpu,
+        bits,
+        ram,
+        vram,
+        threads,
+        context,
+        kv,
+        misses,
+        cache_aware_routing,
+        miss_planes,
+        sequences,
+    )
     bench_command(model, options, load, synthetic=synthetic, json=json, timeline=trace_timeline)
 
 
@@ -298,7 +334,7 @@ def plan_(
     from lowmoe.plan.here import Described
 
     # Refuses bits, a context or a format of the cache that cannot be; a card need not be here.
-    _load_options("none", bits, ram, None, threads, context, kv, "auto")
+    _load_options("none", bits, ram, None, threads, context, kv, "auto", None, None)
     asked = Asked(
         machine=Described(
             gpu=gpu, ram=ram, vram=vram, disk=disk, ram_speed=ram_speed, threads=threads
@@ -334,7 +370,7 @@ def trace(
     """Record which experts the tokens of a text go to."""
     from lowmoe.cli.simulate import trace_command
 
-    load = _load_options("none", "auto", ram, None, threads, None, None, "auto")
+    load = _load_options("none", "auto", ram, None, threads, None, None, "auto", None, None)
     trace_command(model, file, out, tokens, load, synthetic=synthetic)
 
 
@@ -390,6 +426,13 @@ def evaluate(
         typer.Option(help="The unquantized checkpoint: adds KL divergence and top-1 agreement."),
     ] = None,
     window: Annotated[int, typer.Option(help="Tokens a window; windows share nothing.")] = 512,
+    token_by_token: Annotated[
+        bool,
+        typer.Option(
+            "--token-by-token",
+            help="As decoding does it: slower, and with less RAM than experts another hit rate.",
+        ),
+    ] = False,
     gpu: Gpu = "auto",
     bits: Bits = "auto",
     ram: Ram = None,
@@ -397,13 +440,17 @@ def evaluate(
     threads: Threads = None,
     kv: Kv = None,
     misses: Misses = "auto",
+    cache_aware_routing: CacheAwareRouting = None,
+    miss_planes: MissPlanes = None,
     json: Json = False,
 ) -> None:
     """Perplexity of a text, and how far quantization has moved the model."""
     from lowmoe.cli.evaluate import evaluate_command
 
-    load = _load_options(gpu, bits, ram, vram, threads, None, kv, misses)
-    evaluate_command(model, file, against, window, load, json=json)
+    load = _load_options(
+        gpu, bits, ram, vram, threads, None, kv, misses, cache_aware_routing, miss_planes
+    )
+    evaluate_command(model, file, against, window, load, token_by_token=token_by_token, json=json)
 
 
 @app.command()

@@ -5,6 +5,7 @@ Ignorant of:  the measures.
 """
 
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import lowmoe
@@ -13,13 +14,22 @@ from lowmoe.cli.render import TerminalReporter, out, print_json
 from lowmoe.cli.run import load_model
 from lowmoe.engine.evaluate import Evaluation, evaluate
 from lowmoe.engine.load_options import LoadOptions
+from lowmoe.engine.statistics import coarse_rate, hit_rate
 from lowmoe.errors import CheckpointError, UsageError
+from lowmoe.experts.ledger import Traffic
 
 
 def evaluate_command(
-    name: str, file: Path, against: Path | None, window: int, options: LoadOptions, *, json: bool
+    name: str,
+    file: Path,
+    against: Path | None,
+    window: int,
+    options: LoadOptions,
+    *,
+    token_by_token: bool,
+    json: bool,
 ) -> None:
-    """Print perplexity, and with a checkpoint divergence and agreement.
+    """Print perplexity, where experts were found, and with a checkpoint divergence and agreement.
 
     Every window begins with what the tokenizer puts in front of a text, if anything.
     """
@@ -37,6 +47,8 @@ def evaluate_command(
                 f"{against}: has a vocabulary of {reference.runtime.spec.n_vocab}, but {name} one "
                 f"of {model.runtime.spec.n_vocab}. They are different models."
             )
+        if token_by_token and model.session is not None:
+            model.session.batch.chunk_tokens = 1
         ids = model.runtime.text.tokenizer.encode(text, add_special=False)
         report = stack.enter_context(TerminalReporter())
         result = evaluate(
@@ -47,7 +59,8 @@ def evaluate_command(
             reference=None if reference is None else reference.logits,
             progress=lambda done, total: report.step("evaluate", done, total, "windows"),
         )
-    _show(result, json=json)
+        traffic, trades = model.runtime.store.traffic(), model.runtime.trades
+    _show(result, traffic, trades, json=json)
 
 
 def _reference(path: Path, options: LoadOptions) -> Model:
@@ -56,16 +69,21 @@ def _reference(path: Path, options: LoadOptions) -> Model:
     )
 
 
-def _show(result: Evaluation, *, json: bool) -> None:
+def _show(result: Evaluation, traffic: Traffic, trades: tuple[str, ...], *, json: bool) -> None:
     values = {
         "perplexity": result.perplexity,
         "kl": result.kl,
         "top1": result.top1,
         "tokens": result.tokens,
+        "hit_rate": asdict(hit_rate(traffic)),
+        "coarse_rate": coarse_rate(traffic),
+        "disk_bytes": traffic.disk_bytes,
+        "trades": trades,
     }
     if json:
         print_json(values)
         return
-    out.print(f"perplexity {result.perplexity:.3f} over {result.tokens} tokens")
+    traded = "".join(f", {trade}" for trade in trades)
+    out.print(f"perplexity {result.perplexity:.3f} over {result.tokens} tokens{traded}")
     if result.kl is not None and result.top1 is not None:
         out.print(f"KL divergence {result.kl:.5f} nats a token, same top token {result.top1:.2%}")

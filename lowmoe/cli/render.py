@@ -119,6 +119,9 @@ def statistics_line(s: RunStatistics) -> str:
         "a token reads "
         + _tiers(s.bytes_per_token, s.placement.gpu, lambda tier, n: f"{size(n)} {tier}"),
     ]
+    parts += s.trades
+    if s.coarse_rate:
+        parts.append(f"{s.coarse_rate:.0%} of experts at fewer planes")
     if s.to_gpu_bytes:
         parts.append(f"to the GPU {size(s.to_gpu_bytes)}, {s.promoted} promoted")
     if s.predicted_tokens_per_s is not None:

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 
 from lowmoe.decoder.moe import Routing
+from lowmoe.decoder.preference import Preference
 from lowmoe.experts.lender import Lender
 from lowmoe.experts.store import ExpertStore
 
@@ -66,6 +67,10 @@ class Computation(Protocol[L_contra]):
 class LayerParts(Protocol):
     """What `layer_by_layer` asks of a computation.  x: [T, H], which may be reused."""
 
+    @property
+    def preference(self) -> Preference | None:
+        """Which `route` and `foresee` heed; None for none."""
+
     def attend(self, x: Tensor, layer_id: int, cache: Cache | Together) -> Tensor:
         """x + attention(norm(x)), [T, H], for tokens after those in the cache, or in each."""
 
@@ -86,14 +91,19 @@ def layer_by_layer(
     parts: LayerParts, n_layers: int, x: Tensor, cache: Cache | Together, store: ExpertStore
 ) -> Tensor:
     """All layers, asking the store for experts as they are needed and likely to be."""
+    prefer = parts.preference
     for layer_id in range(n_layers):
         x = parts.attend(x, layer_id, cache)
+        if prefer is not None:
+            prefer.look(layer_id, store.has)
         routing = parts.route(x, layer_id)
         # What is sure is read before what is guessed.
         store.want(layer_id, routing.wanted())
         if layer_id + 1 < n_layers and not store.has_all:
             # A residual stream changes slowly, so the next layer's own norm and router, applied one
             # layer early, name most of its experts (benchmarks/read_ahead.py).
+            if prefer is not None:
+                prefer.look(layer_id + 1, store.has)
             store.prefetch(layer_id + 1, parts.foresee(x, layer_id + 1).by_weight())
         x = parts.mix(x, routing, layer_id, store)
     return x

@@ -4,7 +4,7 @@ Knows:        a pass from end to end, what is in the cache.
 Ignorant of:  how it is computed, text, sampling, files, families, what the bits mean.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -16,6 +16,7 @@ from lowmoe.experts.lender import Lender
 from lowmoe.spec import ModelSpec
 
 L = TypeVar("L", bound=Lender)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,7 @@ class Decoder(Generic[L]):
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for at most `capacity` tokens."""
-        return self.computation.new_cache(capacity)
+        return self._with_room(lambda: self.computation.new_cache(capacity))
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, cache: Cache) -> Tensor:
@@ -36,7 +37,8 @@ class Decoder(Generic[L]):
 
         The tokens follow those in the cache, and are in it afterwards.
         """
-        x = self._run(ids, cache, torch.arange(ids.shape[0]) + cache.n_tokens)
+        positions = torch.arange(ids.shape[0]) + cache.n_tokens
+        x = self._with_room(lambda: self._run(ids, cache, positions))
         cache.n_tokens += ids.shape[0]
         return x
 
@@ -52,7 +54,8 @@ class Decoder(Generic[L]):
         if len(caches) == 1:
             return self.forward(ids, caches[0])
         positions = torch.tensor([cache.n_tokens for cache in caches])
-        x = self._run(ids, Together(tuple(caches)), positions)
+        together = Together(tuple(caches))
+        x = self._with_room(lambda: self._run(ids, together, positions))
         for cache in caches:
             cache.n_tokens += 1
         return x
@@ -67,4 +70,15 @@ class Decoder(Generic[L]):
     @torch.inference_mode()
     def logits(self, x: Tensor) -> Tensor:
         """The scores of the next token.  x: [T, H] from forward.  Returns [T, V] float32."""
-        return self.computation.logits(x)
+        return self._with_room(lambda: self.computation.logits(x))
+
+    def _with_room(self, work: Callable[[], T]) -> T:
+        """Do work; where a GPU's memory does not do, with fewer experts there, from its beginning:
+        nothing has changed that work does not write again.
+        """
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                if not self.store.give_back():
+                    raise

@@ -190,6 +190,17 @@ class GpuParts:
             b.weights, b.experts, b.first, b.order, b.active, b.workspace,
         )  # fmt: skip
 
+    def prefer(self, layer_id: int, b: Buffers, table: Tensor, boost: float) -> None:
+        """Choose anew after `route`: experts that the table has count as if their scores were
+        higher by boost.  table: as for mix.
+        """
+        router = self._layers[layer_id].spec.feed_forward.router
+        assert isinstance(router, SoftmaxRouter)
+        self._ops.prefer(
+            table, boost, router.renormalize,
+            b.weights, b.experts, b.first, b.order, b.active, b.workspace,
+        )  # fmt: skip
+
     def mix(self, layer_id: int, b: Buffers, table: Tensor, n_parts: int) -> None:
         """b.x += the weighted sum of each token's experts that the table has, after `route`.
 

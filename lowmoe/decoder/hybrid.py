@@ -107,16 +107,17 @@ class HybridComputation:
         max_tokens: int,
         n_context: int,
         in_turn: InTurn = enumerate,
+        boost: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """max_tokens: of one pass; n_context: of a cache; in_turn: how layers are counted; clock:
-        seconds.
+        """max_tokens: of one pass; n_context: of a cache; in_turn: how layers are counted; boost:
+        how much higher experts that are on the GPU score when they are chosen; clock: seconds.
         """
         self.max_tokens = max_tokens
         self.working_bytes = Buffers.working_bytes(spec, gpu, max_tokens, n_context)
         self._spec, self._kv, self._experts, self._gpu = spec, kv, experts, gpu
         self._on_cpu, self._split, self._clock = on_cpu, split, clock
-        self._in_turn = in_turn
+        self._in_turn, self._boost = in_turn, boost
         self._mixed_there: deque[_MixedThere] = deque()
         self._parts = GpuParts(spec, weights, code, gpu, kv=kv, max_tokens=max_tokens)
         self._tokens = _host_tokens(self._parts.buffers(min(MOST_DECODED, max_tokens)), gpu)
@@ -198,7 +199,7 @@ class HybridComputation:
         if layer_id > 0:
             self._add_share(b, tokens)
         attend(layer_id)
-        self._parts.route(layer_id, b)
+        self._route(layer_id, b)
         for target, source in (
             (tokens.x, b.x),
             (tokens.weights, b.weights),
@@ -207,6 +208,11 @@ class HybridComputation:
             (tokens.scales, b.normed_scales),
         ):
             self._gpu.copy(target, source)
+
+    def _route(self, layer_id: int, b: Buffers) -> None:
+        self._parts.route(layer_id, b)
+        if self._boost:
+            self._parts.prefer(layer_id, b, self._experts.slots.tables[layer_id], self._boost)
 
     def _add_share(self, b: Buffers, tokens: HostTokens) -> None:
         """b.x += what the CPU has computed of the layer before."""
@@ -262,7 +268,11 @@ class HybridComputation:
         here: set[int],
         counts: Mapping[int, int],
     ) -> None:
-        """Some of the missing experts: on the CPU or, meanwhile on their way, on the GPU."""
+        """Some of the missing experts: on the CPU or, meanwhile on their way, on the GPU, at the
+        planes that misses have.
+        """
+        n_parts = self._experts.staging.n_parts
+        experts = {e: parts[:n_parts] for e, parts in experts.items()}
         staying = {e: parts for e, parts in experts.items() if e in here}
         passing = {e: parts for e, parts in experts.items() if e not in here}
         if not passing:
@@ -276,7 +286,7 @@ class HybridComputation:
                 self._run_here(layer_id, staying, counts, len(passing))
             for table in passage.tables():
                 begin = self._clock()
-                self._parts.mix(layer_id, b, table, self._experts.slots.n_parts)
+                self._parts.mix(layer_id, b, table, n_parts)
                 seconds += self._clock() - begin
         self._split.brought(seconds)
 
@@ -306,7 +316,7 @@ class HybridComputation:
             keys, values = cache.keys[layer_id], cache.values[layer_id]
             with self._ahead(layer_id, b.n_tokens) as ahead:
                 self._parts.attend(layer_id, b, keys, values, end)
-                self._parts.route(layer_id, b)
+                self._route(layer_id, b)
                 self._mix_many(layer_id, b, ahead)
 
     @contextmanager
@@ -331,7 +341,7 @@ class HybridComputation:
         self._mix_there_timed(layer_id, b, missing, counts)
         if ahead.passage is not None:
             for table in ahead.passage.tables():
-                self._parts.mix(layer_id, b, table, self._experts.slots.n_parts)
+                self._parts.mix(layer_id, b, table, self._experts.staging.n_parts)
         ram = self._experts.ram
         for group in ram.portions_in_order(self._experts.staging.n_staged):
             with ram.borrow(layer_id, [e for e in group if e not in ahead.experts]) as experts:

@@ -14,6 +14,7 @@ from lowmoe.decoder.computation import Cache, Together, layer_by_layer
 from lowmoe.decoder.kv_cache import KvCache, cache_bytes
 from lowmoe.decoder.moe import Routing, mix_experts, shared_output
 from lowmoe.decoder.norm import norm, normed_output
+from lowmoe.decoder.preference import Preference
 from lowmoe.decoder.weights import DenseWeights
 from lowmoe.decoder.working import working_bytes
 from lowmoe.experts.store import ExpertStore
@@ -33,6 +34,7 @@ class TorchComputation:
     dtype: torch.dtype
     max_tokens: int
     n_context: int
+    preference: Preference | None = None
 
     @property
     def working_bytes(self) -> int:
@@ -71,7 +73,8 @@ class TorchComputation:
         weights, spec = self.weights.layers[layer_id], self.spec.layers[layer_id].feed_forward
         bias = weights.optional("experts_norm_bias")
         normed = norm(x, weights.experts_norm, bias, self.spec)
-        return Routing.of(normed, weights, spec.router)
+        factors = None if self.preference is None else self.preference.factors[layer_id]
+        return Routing.of(normed, weights, spec.router, factors)
 
     def foresee(self, x: Tensor, layer_id: int) -> Routing:
         return self.route(x, layer_id)

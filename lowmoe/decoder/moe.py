@@ -29,10 +29,13 @@ class Routing:
     given: Tensor | None = None
 
     @classmethod
-    def of(cls, x: Tensor, weights: LayerWeights, kind: Router) -> "Routing":
-        """Route tokens x [T, H]."""
+    def of(
+        cls, x: Tensor, weights: LayerWeights, kind: Router, preference: Tensor | None = None
+    ) -> "Routing":
+        """Route tokens x [T, H].  preference: see route."""
         names = ("router", "router_bias", "choice_bias")
-        return cls(*route(x, kind, *map(weights.optional, names)), given=x)
+        router, bias, choice_bias = map(weights.optional, names)
+        return cls(*route(x, kind, router, bias, choice_bias, preference), given=x)
 
     def wanted(self) -> list[int]:
         """The experts that any token goes to."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from lowmoe.decoder.abilities import LATENT, lacking
 from lowmoe.decoder.computation import Cache, Together, layer_by_layer
 from lowmoe.decoder.moe import Routing
+from lowmoe.decoder.preference import Preference
 from lowmoe.decoder.rope import rope_frequencies, rope_length
 from lowmoe.decoder.weights import DenseWeights, LayerWeights
 from lowmoe.experts.store import ExpertStore
@@ -103,6 +104,7 @@ class NativeComputation:
         max_tokens: int,
         n_context: int,
         n_sequences: int = 1,
+        preference: Preference | None = None,
     ) -> None:
         """kv: how keys and values are kept; max_tokens: of one pass; n_context: of a cache;
         n_sequences: conversations that a pass may have one token each of.
@@ -110,7 +112,7 @@ class NativeComputation:
         assert not lacking(spec, ABLE), lacking(spec, ABLE)
         before = cpu.allocated_bytes()
         self._spec, self.weights, self._kv = spec, weights, kv
-        self.max_tokens = max_tokens
+        self.max_tokens, self.preference = max_tokens, preference
         self._engine = cpu.engine(isa, pool, code, max_tokens=max_tokens)
         self._frequencies: dict[object, Tensor] = {}
         self._no_choice = torch.zeros(1, spec.n_hidden)
@@ -185,6 +187,8 @@ class NativeComputation:
         """In place; in one call once every expert is in RAM."""
         if not store.is_complete:
             return layer_by_layer(self, len(self._spec.layers), x, cache, store)
+        if self.preference is not None:
+            self.preference.forget()
         layers = self._layers_over(store)
         if isinstance(cache, Together):
             n_used = layers.step(self._places(cache), x.data_ptr())
@@ -361,7 +365,8 @@ class NativeComputation:
         weights = self.weights.layers[layer_id]
         has_shared = self._spec.layers[layer_id].feed_forward.shared is not None
         shared = self._shared(weights) if has_shared else None
-        return experts_layer(self._spec, layer_id, weights, self._no_choice, shared)
+        factors = None if self.preference is None else self.preference.factors[layer_id]
+        return experts_layer(self._spec, layer_id, weights, self._no_choice, shared, factors)
 
     def _shared(self, weights: LayerWeights) -> cpu.SharedExpert:
         return cpu.SharedExpert(
@@ -377,15 +382,16 @@ def experts_layer(
     weights: LayerWeights,
     no_choice: Tensor,
     shared: cpu.SharedExpert | None = None,
+    preference: Tensor | None = None,
 ) -> cpu.ExpertsLayer:
-    """A layer's experts but for their bytes; who calls keeps weights and no_choice alive.
+    """A layer's experts but for their bytes; who calls keeps all tensors alive.
 
     no_choice: [1, H] zeros, for a layer whose only expert every token uses.
     """
     of = spec.layers[layer_id].feed_forward
     return cpu.ExpertsLayer(
         norm=_norm(spec, weights.experts_norm, weights.optional("experts_norm_bias")),
-        router=_router(weights, of.router, no_choice),
+        router=_router(weights, of.router, no_choice, preference),
         d_in=weights.transforms.d_in.data_ptr(),
         d_inner=weights.transforms.d_inner.data_ptr(),
         n_hidden=spec.n_hidden,
@@ -404,7 +410,9 @@ def experts_layer(
     )
 
 
-def _router(weights: LayerWeights, kind: Router, no_choice: Tensor) -> cpu.Router:
+def _router(
+    weights: LayerWeights, kind: Router, no_choice: Tensor, preference: Tensor | None
+) -> cpu.Router:
     # One expert that every token uses is chosen by any router; one of zeros serves.
     sigmoid = kind if isinstance(kind, SigmoidRouter) else None
     scores = weights.optional("router")
@@ -420,6 +428,7 @@ def _router(weights: LayerWeights, kind: Router, no_choice: Tensor) -> cpu.Route
         scale=1.0 if sigmoid is None else sigmoid.scale,
         spread=(kind.spread or 0.0) if isinstance(kind, SoftmaxRouter) else 0.0,
         jitter=kind.jitter if isinstance(kind, SparseMixerRouter) else 0.0,
+        preference=_address(preference),
     )
 
 

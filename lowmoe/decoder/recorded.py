@@ -23,7 +23,7 @@ class RecordedRouting:
         self._n_layers = len(spec.layers)
         self._passes: list[Tensor] = []
         self._now: list[Tensor] = []
-        self.max_tokens = computation.max_tokens
+        self.max_tokens, self.preference = computation.max_tokens, computation.preference
 
     @property
     def working_bytes(self) -> int:

@@ -16,51 +16,59 @@ def route(
     router: Tensor | None,
     bias: Tensor | None = None,
     choice_bias: Tensor | None = None,
+    preference: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Pick the experts of tokens x [T, H] and weigh them.
 
-    router: [E, H], bias and choice_bias: [E]; None where the kind has none.
+    router: [E, H], bias and choice_bias: [E]; None where the kind has none.  preference: [E], how
+    many times as likely as it is an expert counts for the choice, see preference.py.
     Returns (weights [T, K] float32, expert_ids [T, K] int64), heaviest first.
     """
     if isinstance(kind, EveryToken):
         return _every(x.shape[0], kind.n_active)
     assert router is not None
     if isinstance(kind, SoftmaxRouter):
-        return route_softmax(router_logits(x, router, bias), kind, choice_bias)
+        return route_softmax(router_logits(x, router, bias), kind, choice_bias, preference)
     if isinstance(kind, SigmoidRouter):
-        return route_sigmoid(router_logits(x.float(), router), kind, choice_bias)
+        return route_sigmoid(router_logits(x.float(), router), kind, choice_bias, preference)
+    assert preference is None
     return route_sparse_mixer(router_logits(x, router), kind)
 
 
 def route_softmax(
-    logits: Tensor, router: SoftmaxRouter, choice_bias: Tensor | None = None
+    logits: Tensor,
+    router: SoftmaxRouter,
+    choice_bias: Tensor | None = None,
+    preference: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Pick the likeliest experts of each token and weigh them.
 
     logits: [T, E] router scores, any float dtype; the softmax runs in float32.
-    Returns (weights [T, K] float32, expert_ids [T, K] int64), heaviest first without a choice_bias.
+    Returns (weights [T, K] float32, expert_ids [T, K] int64), heaviest first without a choice_bias
+    or a preference.
     Source: Mixtral, arXiv 2401.04088, section 2.1 (renormalize=True).
     """
     scores = logits.float()
     if router.spread is not None:
         scores = scores / (scores.std(-1, keepdim=True) / router.spread)
     probabilities = torch.softmax(scores, -1)
-    if choice_bias is None:
-        weights, expert_ids = probabilities.topk(router.n_active, dim=-1)
-    else:
-        expert_ids = (probabilities + choice_bias).topk(router.n_active, dim=-1).indices
-        weights = probabilities.gather(1, expert_ids)
+    choice = _counted(probabilities, choice_bias, preference)
+    expert_ids = choice.topk(router.n_active, dim=-1).indices
+    weights = probabilities.gather(1, expert_ids)
     if router.renormalize:
         weights = weights / weights.sum(-1, keepdim=True).clamp_min(LEAST_SUM)
     return weights, expert_ids
 
 
 def route_sigmoid(
-    logits: Tensor, router: SigmoidRouter, choice_bias: Tensor | None = None
+    logits: Tensor,
+    router: SigmoidRouter,
+    choice_bias: Tensor | None = None,
+    preference: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same with a sigmoid of each expert's own, and groups.  Source: see SigmoidRouter."""
     likely = torch.sigmoid(logits.float())
-    scores = likely if choice_bias is None else likely + choice_bias
+    scores = _counted(likely, choice_bias, preference)
     if router.n_groups > router.n_groups_active:
         scores = _within_groups(scores, router)
     expert_ids = scores.topk(router.n_active, dim=-1).indices
@@ -68,6 +76,12 @@ def route_sigmoid(
     if router.renormalize:
         weights = weights / (weights.sum(-1, keepdim=True) + LEAST_SUM)
     return weights * router.scale, expert_ids
+
+
+def _counted(likely: Tensor, choice_bias: Tensor | None, preference: Tensor | None) -> Tensor:
+    """What experts are chosen by."""
+    preferred = likely if preference is None else likely * preference
+    return preferred if choice_bias is None else preferred + choice_bias
 
 
 def _within_groups(scores: Tensor, router: SigmoidRouter) -> Tensor:

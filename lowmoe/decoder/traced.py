@@ -68,6 +68,7 @@ class TracedLayers(TracedPasses[ExpertStore]):
     def __init__(self, computation: Layered, n_layers: int, timeline: Timeline) -> None:
         super().__init__(computation, timeline)
         self._parts, self._n_layers = computation, n_layers
+        self.preference = computation.preference
         self._layer_began: Mark = timeline.now()
 
     def _through(self, x: Tensor, cache: Cache | Together, store: ExpertStore) -> Tensor:

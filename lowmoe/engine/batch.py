@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lowmoe.engine.answer import Answer, EndReason
 from lowmoe.engine.conversation import Conversation, step
-from lowmoe.engine.gpu import gpu_memory
+from lowmoe.engine.gpu import gpu_failures
 from lowmoe.engine.run_clock import Tally
 from lowmoe.engine.runtime import Runtime
 from lowmoe.errors import UsageError
@@ -124,7 +124,7 @@ class Batch:
     def computing(self) -> Iterator[None]:
         """Threads and scratch serve one call at a time.
 
-        Raises UsageError for a second one, MemoryBudgetError as gpu_memory.
+        Raises UsageError for a second one, MemoryBudgetError as gpu_failures.
         """
         if not self._one_call.acquire(blocking=False):
             raise UsageError(
@@ -132,7 +132,7 @@ class Batch:
                 "it twice."
             )
         try:
-            with gpu_memory():
+            with gpu_failures():
                 yield
         finally:
             self._one_call.release()

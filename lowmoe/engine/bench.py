@@ -76,6 +76,8 @@ class BenchResult:
 def _median(values: list[Any]) -> Any:
     if isinstance(values[0], dict):
         return {key: _median([v[key] for v in values]) for key in values[0]}
+    if isinstance(values[0], tuple):
+        return values[0]
     known = [v for v in values if v is not None]
     return statistics.median(known) if known else None
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowmoe.decoder.computation import Cache
-from lowmoe.engine.gpu import gpu_memory
+from lowmoe.engine.gpu import gpu_failures
 from lowmoe.engine.runtime import AnyDecoder, Runtime
 
 
@@ -30,7 +30,7 @@ class Conversation:
     @functools.cached_property
     def _cache(self) -> Cache:
         """Made when it is first needed: on a GPU it takes all its memory at once."""
-        with gpu_memory():
+        with gpu_failures():
             return self._decoder.new_cache(self._capacity)
 
     @property

@@ -130,15 +130,26 @@ def settle(
 
 
 @contextmanager
-def gpu_memory() -> Iterator[None]:
-    """Raises MemoryBudgetError where a GPU's memory does not do after all."""
+def gpu_failures() -> Iterator[None]:
+    """Raises MemoryBudgetError where a GPU's memory does not do after all, GpuError where it fails
+    otherwise.
+    """
     try:
         yield
     except torch.OutOfMemoryError as e:
         raise MemoryBudgetError(
-            f"the GPU ran out of memory: {_one_line(str(e)).partition('. ')[0]}. Give a smaller "
-            "vram, fewer bits or a smaller context."
+            f"{out_of_memory(e)}. Give a smaller vram, fewer bits or a smaller context."
         ) from e
+    except torch.AcceleratorError as e:
+        raise GpuError(
+            f"the GPU failed: {_one_line(str(e))}. What it did is lost, and this process cannot "
+            "use it again; start anew, with gpu none if it goes on."
+        ) from e
+
+
+def out_of_memory(error: torch.OutOfMemoryError) -> str:
+    """What to say of it."""
+    return f"the GPU ran out of memory: {_one_line(str(error)).partition('. ')[0]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,19 +184,28 @@ class GpuNeeds:
         experts = ResidentExperts.needed_bytes(self._parts(n_planes), self._n_experts)
         return self._beside_experts(gpu, max_tokens) + experts
 
+    def divided_bytes(self, gpu: GpuSizes, division: GpuDivision) -> int:
+        """What a division takes."""
+        n_planes, max_tokens = division.n_planes, division.max_tokens
+        if division.n_slots is None:
+            return self.n_bytes(gpu, n_planes, max_tokens)
+        slots = division.n_slots * GpuSlots.slot_bytes(self._parts(n_planes))
+        return self._beside_slots(gpu, n_planes, max_tokens) + slots
+
     def least_bytes(self, gpu: GpuSizes, n_planes: int, max_tokens: int) -> int:
         """All of it, or where that is less, all of it with as few experts as can be."""
-        slots = MIN_GPU_SLOTS * GpuSlots.slot_bytes(self._parts(n_planes))
-        few = self._beside_slots(gpu, n_planes, max_tokens) + slots
-        return min(few, self.n_bytes(gpu, n_planes, max_tokens))
+        few = GpuDivision(n_planes=n_planes, max_tokens=max_tokens, n_slots=MIN_GPU_SLOTS)
+        return min(self.divided_bytes(gpu, few), self.n_bytes(gpu, n_planes, max_tokens))
 
-    def divided(self, gpu: GpuSizes, planes: Sequence[int], ram_bytes: int) -> GpuDivision:
+    def divided(
+        self, gpu: GpuSizes, planes: Sequence[int], ram_bytes: int, available: int
+    ) -> GpuDivision:
         """The first of the numbers of planes that fits, with the most tokens at once that do; if
         none does, the first that fits in GPU and RAM together, or the last.
 
-        ram_bytes: that may be taken for experts.  Raises GpuRefusal if nothing can be done.
+        ram_bytes: that may be taken for experts; available: bytes of the GPU's memory.
+        Raises GpuRefusal if nothing can be done.
         """
-        available = gpu.available_bytes()
         longest = max(self.n_context, self.n_sequences)
         chunks = sorted({min(chunk, longest) for chunk in CHUNKS}, reverse=True)
         for n_planes in planes:

@@ -18,8 +18,10 @@ from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.in_torch import TorchComputation
 from lowmoe.decoder.native import ABLE, NativeComputation
 from lowmoe.decoder.open_checkpoint import open_checkpoint
+from lowmoe.decoder.preference import Preference
 from lowmoe.decoder.traced import Layered, TracedLayers
 from lowmoe.decoder.weights import CheckpointTensors, from_checkpoint, from_folder
+from lowmoe.engine.coarse import coarse_first
 from lowmoe.engine.gpu import AUTO, NONE
 from lowmoe.engine.load_on_gpu import load_on_gpu, place_on_gpu
 from lowmoe.engine.load_options import DTYPES, TORCH, LoadOptions
@@ -29,14 +31,14 @@ from lowmoe.engine.report import Reporter, SilentReporter
 from lowmoe.engine.runtime import Loading, Runtime
 from lowmoe.engine.text_parts import TextParts
 from lowmoe.errors import UsageError
-from lowmoe.experts.source import CheckpointExperts, ExpertSource, FolderExperts
+from lowmoe.experts.source import CheckpointExperts, CoarseFirst, ExpertSource, FolderExperts
 from lowmoe.experts.store import ExpertStore
 from lowmoe.experts.traced import open_store, traced
 from lowmoe.families import read_config
 from lowmoe.kernels import cpu
 from lowmoe.kernels.reference import ReferenceKernels
 from lowmoe.settings import read_settings
-from lowmoe.spec import ModelSpec
+from lowmoe.spec import ModelSpec, SparseMixerRouter
 from quant.expert import ExpertFormat
 from quant.layout import SYMBOL_BITS, round_up
 
@@ -68,12 +70,18 @@ def load_folder(path: Path, options: LoadOptions, report: Reporter | None = None
             closing=closing,
         )
         place = place_on_gpu(loading, _planes_asked(folder, options), report)
-        return _on_cpu(loading, report) if place is None else load_on_gpu(loading, place, report)
+        runtime = None if place is None else load_on_gpu(loading, place, report)
+        return _on_cpu(loading, report) if runtime is None else runtime
 
 
 def load_checkpoint(path: Path, options: LoadOptions) -> Runtime:
     """A checkpoint, unquantized, its experts read from the checkpoint as they are needed."""
     assert options.dtype is not None
+    if options.miss_planes is not None:
+        raise UsageError(
+            f"miss_planes is {options.miss_planes}, but dtype runs unquantized weights, which have "
+            "no planes. Leave out one of them."
+        )
     if options.bits != "auto":
         raise UsageError(f"dtype runs unquantized weights, but bits is {options.bits}. Give one.")
     if options.gpu not in (AUTO, NONE) or options.vram is not None:
@@ -109,7 +117,8 @@ def _on_cpu(loading: Loading, report: Reporter) -> Runtime:
     division = _divide(loading, how.computation)
     format, parts = _choose_planes(loading, division.experts)
     source = FolderExperts(folder, parts, format.part_bytes)
-    return _with_store(loading, how, division, source, bits=_bits(folder, format))
+    coarse = coarse_first(loading, format.part_bytes)
+    return _with_store(loading, how, division, source, coarse=coarse, bits=_bits(folder, format))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,8 +162,22 @@ def _choose_computation(loading: Loading, report: Reporter) -> _How:
         max_tokens=max(min(NATIVE_CHUNK, loading.context), options.sequences),
         n_context=loading.context,
         n_sequences=options.sequences,
+        preference=_preference(loading),
     )
     return _How(computation=computation, isa=isa, pool=pool)
+
+
+def _preference(loading: Loading) -> Preference | None:
+    """Raises UsageError for a router that knows no likelihoods."""
+    budget = loading.options.cache_aware_routing
+    if budget is None:
+        return None
+    if any(isinstance(of.feed_forward.router, SparseMixerRouter) for of in loading.spec.layers):
+        raise UsageError(
+            f"cache_aware_routing is {budget}, but routers of {loading.spec.model_type} compare no "
+            "likelihoods. Leave it out."
+        )
+    return Preference(loading.spec, budget)
 
 
 def _in_torch(loading: Loading, format: ExpertFormat, dtype: torch.dtype) -> _How:
@@ -173,12 +196,19 @@ def _in_torch(loading: Loading, format: ExpertFormat, dtype: torch.dtype) -> _Ho
         dtype=dtype,
         max_tokens=max(min(TORCH_CHUNK, loading.context), options.sequences),
         n_context=loading.context,
+        preference=_preference(loading),
     )
     return _How(computation=computation, isa=TORCH, pool=None)
 
 
 def _with_store(
-    loading: Loading, how: _How, division: "_Division", source: ExpertSource, *, bits: int
+    loading: Loading,
+    how: _How,
+    division: "_Division",
+    source: ExpertSource,
+    *,
+    coarse: CoarseFirst | None = None,
+    bits: int,
 ) -> Runtime:
     spec = loading.spec
     timeline = loading.options.timeline
@@ -188,6 +218,7 @@ def _with_store(
         ram_budget_bytes=division.experts,
         n_experts_total=spec.n_experts_total,
         popularity=loading.popularity(),
+        coarse=coarse,
         computes=True,
     )
     loading.closing.enter_context(store)

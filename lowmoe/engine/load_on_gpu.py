@@ -4,6 +4,8 @@ Knows:        which parts go there, in which order.
 Ignorant of:  which GPU, what fits on it: see gpu.py.
 """
 
+import gc
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -15,14 +17,17 @@ from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.gpu_buffers import why_not_shape
 from lowmoe.decoder.hybrid import MOST_ON_CPU, HybridComputation
 from lowmoe.decoder.on_gpu import GpuComputation
+from lowmoe.decoder.preference import boost_of
 from lowmoe.decoder.traced import TracedCpuShare, TracedPasses
+from lowmoe.engine.coarse import coarse_first
 from lowmoe.engine.gpu import (
     GpuDivision,
     GpuNeeds,
     GpuRefusal,
     find_gpu,
-    gpu_memory,
+    gpu_failures,
     open_gpu,
+    out_of_memory,
     settle,
 )
 from lowmoe.engine.load_options import TORCH
@@ -30,7 +35,7 @@ from lowmoe.engine.machine import PROBE_BYTES, new_pool
 from lowmoe.engine.memory import available_ram_bytes, parse_budget, total_ram_bytes
 from lowmoe.engine.report import Reporter
 from lowmoe.engine.runtime import Loading, Runtime
-from lowmoe.errors import GpuError
+from lowmoe.errors import GpuError, MemoryBudgetError
 from lowmoe.experts.gpu_slots import GpuSlots
 from lowmoe.experts.hybrid import HybridExperts
 from lowmoe.experts.lender import Lender
@@ -54,6 +59,8 @@ _WHERE_OTHERS: dict[Misses, str] = {
     "page": "the others pass through it",
     "auto": "the others are computed by the CPU or pass through it, whichever is faster",
 }
+# Of experts that a GPU had no memory for after all, one part of so many less is tried next.
+PARTS_GIVEN_UP = 8
 CUDA = "cuda"  # what computes there, where others name the CPU's instruction set
 
 
@@ -62,7 +69,17 @@ class GpuPlace:
     """A GPU with room for a model."""
 
     gpu: Gpu
+    needs: GpuNeeds
     division: GpuDivision
+
+    def with_less(self, ram_bytes: int) -> "GpuPlace":
+        """The next smaller division of less memory.  Raises GpuRefusal if there is none."""
+        of, total = self.division, self.needs.spec.n_experts_total
+        n_slots = total if of.n_slots is None else of.n_slots
+        n_slots -= max(1, n_slots // PARTS_GIVEN_UP)
+        available = self.needs.divided_bytes(self.gpu, replace(of, n_slots=n_slots))
+        division = self.needs.divided(self.gpu, [of.n_planes], ram_bytes, available)
+        return replace(self, division=division)
 
 
 def place_on_gpu(loading: Loading, planes: list[int], report: Reporter) -> GpuPlace | None:
@@ -98,7 +115,7 @@ def place_on_gpu(loading: Loading, planes: list[int], report: Reporter) -> GpuPl
             kv=options.kv_format,
             n_sequences=options.sequences,
         )
-        division = needs.divided(gpu, planes, _ram_bytes(loading))
+        division = needs.divided(gpu, planes, _ram_bytes(loading), gpu.available_bytes())
         if division.n_slots is not None and read_settings().isa == TORCH:
             raise GpuRefusal(
                 "some experts have to be computed on the CPU, and LOWMOE_ISA is torch", GpuError
@@ -108,23 +125,49 @@ def place_on_gpu(loading: Loading, planes: list[int], report: Reporter) -> GpuPl
                 f"experts at {SYMBOL_BITS * division.n_planes} bits, which fit on {gpu.name}; with "
                 f"gpu none the CPU computes at up to {SYMBOL_BITS * planes[0]}"
             )
-        return GpuPlace(gpu=gpu, division=division)
+        return GpuPlace(gpu=gpu, needs=needs, division=division)
     except GpuRefusal as refusal:
         settle(refusal, options.gpu, options.vram, report.note)
         return None
 
 
-def load_on_gpu(loading: Loading, place: GpuPlace, report: Reporter) -> Runtime:
-    """Put it there, ready to run.  Raises what reading raises, and as gpu_memory."""
+def load_on_gpu(loading: Loading, place: GpuPlace, report: Reporter) -> Runtime | None:
+    """Put it there, ready to run: where memory does not do after all, with fewer experts there.
+
+    Returns None where the CPU computes, as place_on_gpu.  Raises what reading raises, and GpuError.
+    """
     torch.set_num_threads(1)  # of what is left on the CPU, sampling
-    with gpu_memory():
-        place.gpu.read_bandwidth()  # measured while there is memory left for it
-        if place.division.n_slots is not None:
-            return _load_in_part(loading, place, place.division.n_slots, report)
-        experts = _experts(loading, place, report)
-        return _assembled(
-            replace(loading, weights=loading.weights.at(place.gpu.place)), place, experts
-        )
+    while True:
+        with gpu_failures():
+            try:
+                return _attempt(loading, place, report)
+            except torch.OutOfMemoryError as e:
+                shortage = out_of_memory(e)
+        gc.collect()  # what of the attempt refers to itself holds memory as well
+        try:
+            place = place.with_less(_ram_bytes(loading))
+        except GpuRefusal:
+            refusal = GpuRefusal(shortage, MemoryBudgetError)
+            settle(refusal, loading.options.gpu, loading.options.vram, report.note)
+            return None
+        report.note(f"{shortage}; trying with fewer experts there")
+
+
+def _attempt(loading: Loading, place: GpuPlace, report: Reporter) -> Runtime:
+    """What one that fails has opened is closed again, but not what was open before."""
+    with ExitStack() as closing:
+        runtime = _load(replace(loading, closing=closing), place, report)
+    loading.closing.callback(runtime.close)
+    return replace(runtime, _closing=loading.closing.pop_all())
+
+
+def _load(loading: Loading, place: GpuPlace, report: Reporter) -> Runtime:
+    place.gpu.read_bandwidth()  # measured while there is memory left for it
+    if place.division.n_slots is not None:
+        return _load_in_part(loading, place, place.division.n_slots, report)
+    experts = _experts(loading, place, report)
+    there = replace(loading, weights=loading.weights.at(place.gpu.place))
+    return _assembled(there, place, experts)
 
 
 def _experts(loading: Loading, place: GpuPlace, report: Reporter) -> ResidentExperts:
@@ -195,6 +238,7 @@ def _load_in_part(loading: Loading, place: GpuPlace, n_slots: int, report: Repor
     on_cpu = _cpu_share(loading, pool, isa)
     experts, working_bytes = _hybrid_experts(loading, place, n_slots, on_cpu, report)
     there = replace(loading, weights=loading.weights.at(place.gpu.place))
+    budget = loading.options.cache_aware_routing
     computation = HybridComputation(
         there.spec,
         there.weights,
@@ -208,6 +252,7 @@ def _load_in_part(loading: Loading, place: GpuPlace, n_slots: int, report: Repor
         kv=there.options.kv_format,
         max_tokens=place.division.max_tokens,
         n_context=there.context,
+        boost=0.0 if budget is None else boost_of(budget),
         in_turn=enumerate if there.options.timeline is None else there.options.timeline.in_turn,
     )
     return there.runtime(
@@ -233,6 +278,8 @@ def _hybrid_experts(
 ) -> tuple[HybridExperts, int]:
     """Those that fit on the GPU, RAM for the others; and the bytes of RAM that are not for them."""
     source, part_bytes = _source(loading, place.division.n_planes)
+    coarse = coarse_first(loading, part_bytes)
+    of_misses = part_bytes if coarse is None else part_bytes[: coarse.n_first]
     n_experts, total = loading.spec.n_experts_by_layer, loading.spec.n_experts_total
     popularity = loading.popularity()
     ring_bytes = PinnedRing.needed_bytes(sum(part_bytes))
@@ -245,6 +292,7 @@ def _hybrid_experts(
         ram_budget_bytes=budget,
         n_experts_total=total,
         popularity=popularity,
+        coarse=coarse,
         computes=False,
     )
     loading.closing.enter_context(ram)
@@ -252,6 +300,13 @@ def _hybrid_experts(
     loading.closing.callback(ring.close)
     slots = GpuSlots(part_bytes, n_experts, place.gpu, ring, n_slots=n_slots, popularity=popularity)
     slots.fill(source, _progress(report))
-    staging = Staging(part_bytes, max(n_experts), place.gpu, ring)
-    experts = HybridExperts(slots=slots, staging=staging, ring=ring, ram=ram, n_experts_total=total)
+    staging = Staging(of_misses, max(n_experts), place.gpu, ring)
+    experts = HybridExperts(
+        slots=slots,
+        staging=staging,
+        ring=ring,
+        ram=ram,
+        n_experts_total=total,
+        note=report.note,
+    )
     return experts, working_bytes

@@ -34,7 +34,9 @@ class LoadOptions:
     with a cache of its own; misses: where experts are computed that a GPU has no room for, on
     the CPU ("cpu"), on the GPU, where they pass through ("page"), or where it is faster as this
     run measures it ("auto"). Of a prompt, "cpu" brings those that have many tokens. timeline: is
-    told when everything begins and ends.
+    told when everything begins and ends. What trades quality for speed, None for not to:
+    cache_aware_routing: see lowmoe/decoder/preference.py; miss_planes: how many planes are read of
+    an expert that is not in RAM, until it is wanted again.
     """
 
     gpu: str = AUTO
@@ -48,6 +50,8 @@ class LoadOptions:
     sequences: int = 1
     misses: str = "auto"
     timeline: Timeline | None = None
+    cache_aware_routing: float | None = None
+    miss_planes: int | None = None
 
     def __post_init__(self) -> None:
         if self.bits not in ("auto", 2, 4, 6):
@@ -60,12 +64,27 @@ class LoadOptions:
             raise UsageError(f"misses is {self.misses!r}, but must be one of {', '.join(MISSES)}.")
         if self.threads is not None and self.threads > MAX_THREADS:
             raise UsageError(f"threads is {self.threads}, but must be at most {MAX_THREADS}.")
-        for name, value in (("threads", self.threads), ("context", self.context)):
+        counts = ("threads", self.threads), ("context", self.context)
+        for name, value in (*counts, ("miss_planes", self.miss_planes)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}, but must be at least 1.")
         if not 1 <= self.sequences <= MOST_SEQUENCES:
             raise UsageError(f"sequences is {self.sequences}, but must be 1 to {MOST_SEQUENCES}.")
+        budget = self.cache_aware_routing
+        if budget is not None and not 0 < budget < 1:
+            raise UsageError(
+                f"cache_aware_routing is {budget}, but must be above 0 and below 1, such as 0.1."
+            )
         check_gpu(self.gpu, self.vram)
+
+    @property
+    def trades(self) -> tuple[str, ...]:
+        """What of it trades quality for speed, in words."""
+        budget, n_planes = self.cache_aware_routing, self.miss_planes
+        found = [] if budget is None else [f"cache-aware routing within {budget:.0%}"]
+        if n_planes is not None:
+            found.append(f"misses at {n_planes} plane{'s' * (n_planes > 1)}")
+        return tuple(found)
 
     @property
     def kv_format(self) -> cpu.KvFormat:

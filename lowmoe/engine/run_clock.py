@@ -13,6 +13,7 @@ from lowmoe.engine.statistics import (
     Moved,
     PerTier,
     RunStatistics,
+    coarse_rate,
     hit_rate,
 )
 from lowmoe.experts.ledger import Traffic
@@ -108,6 +109,8 @@ class RunClock:
             predicted_tokens_per_s=self._predicted(),
             to_gpu_bytes=whole.copied_bytes,
             promoted=whole.promoted,
+            trades=self._runtime.trades,
+            coarse_rate=coarse_rate(whole),
         )
 
     def _predicted(self) -> float | None:

@@ -35,8 +35,9 @@ class Runtime:
     working_bytes: RAM set aside for temporaries, of which a given budget has no more;
     dense_bytes_per_token: read for every token; isa: of the native code that computes, or torch or
     cuda; pool: its threads; gpu: which has all of it, or with a pool beside it, all but some of the
-    experts, None where nothing is on one; folder: None for a checkpoint; predict: tokens/s of
-    decode after so many tokens, as planned, None where that is not known.
+    experts, None where nothing is on one; folder: None for a checkpoint; trades: quality for speed,
+    in words; predict: tokens/s of decode after so many tokens, as planned, None where that is not
+    known.
     """
 
     spec: ModelSpec
@@ -53,6 +54,7 @@ class Runtime:
     pool: cpu.Pool | None
     gpu: Gpu | None
     folder: ModelFolder | None
+    trades: tuple[str, ...]
     _closing: ExitStack
     predict: Callable[[int], float] | None = None
 
@@ -113,5 +115,6 @@ class Loading:
             pool=pool,
             gpu=gpu,
             folder=self.folder,
+            trades=self.options.trades,
             _closing=self.closing.pop_all(),
         )

@@ -45,7 +45,9 @@ class RunStatistics:
     bound_tokens_per_s: of this answer's tokens, what the bandwidths measured in this run allow for
     what was read; predicted_tokens_per_s: what the planner said beforehand, None where it does not
     know; to_gpu_bytes: experts' bytes that crossed from RAM to the GPU in the whole run; promoted:
-    experts that moved up there to stay. None stands for what a run too short did not measure.
+    experts that moved up there to stay; trades: of quality for speed, those that were on;
+    coarse_rate: share of expert requests at fewer planes for it. None stands for what a run too
+    short did not measure.
     """
 
     prompt_tokens: int
@@ -61,6 +63,8 @@ class RunStatistics:
     predicted_tokens_per_s: float | None
     to_gpu_bytes: int
     promoted: int
+    trades: tuple[str, ...]
+    coarse_rate: float
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, the keys in this order."""
@@ -77,6 +81,12 @@ def hit_rate(traffic: Traffic) -> PerTier:
         ram=traffic.ram_requests / requests,
         disk=traffic.disk_requests / requests,
     )
+
+
+def coarse_rate(traffic: Traffic) -> float:
+    """Share of expert requests that were lent with their first parts only."""
+    requests = traffic.gpu_requests + traffic.ram_requests + traffic.disk_requests
+    return traffic.coarse / requests if requests else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

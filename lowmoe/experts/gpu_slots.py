@@ -25,6 +25,7 @@ from lowmoe.kernels.gpu import Gpu
 from quant.layout import MAX_PLANES
 
 MIN_GPU_SLOTS = 2
+N_PIECES = 16  # of memory, of which one can be given back
 # Layers whose experts are compared between two passes: all of them would cost a large model
 # milliseconds a token, and what deserves its place does not change from one token to the next.
 LAYERS_COMPARED = 4
@@ -74,8 +75,9 @@ class GpuSlots:
         self._places, self._popularity = ExpertPlaces(part_bytes), popularity
         self._policy: Policy = policy or UsePolicy(start=popularity)
         n_slots = min(n_slots, sum(n_experts))
-        memory = torch.empty(n_slots * self._places.stride, dtype=torch.uint8, device=gpu.place)
-        self._slots = memory.view(n_slots, self._places.stride)
+        stride, in_piece = self._places.stride, -(-n_slots // N_PIECES)
+        sizes = [min(in_piece, n_slots - first) for first in range(0, n_slots, in_piece)]
+        self._pieces = [torch.empty(n, stride, dtype=torch.uint8, device=gpu.place) for n in sizes]
         self._free = list(reversed(range(n_slots)))
         self._slot_of: dict[Key, int] = {}
         self._arrival: _Arrival | None = None
@@ -100,7 +102,7 @@ class GpuSlots:
     @property
     def n_slots(self) -> int:
         """How many experts there is room for."""
-        return self._slots.shape[0]
+        return sum(piece.shape[0] for piece in self._pieces)
 
     def residents(self) -> list[Key]:
         """The experts that a pass finds there."""
@@ -127,7 +129,7 @@ class GpuSlots:
 
         def put(key: Key, buffers: list[Tensor]) -> None:
             slot = self._free.pop()
-            for part, buffer in zip(self._places.of(self._slots[slot]), buffers, strict=True):
+            for part, buffer in zip(self._places.of(self._memory(slot)), buffers, strict=True):
                 part.copy_(buffer[: part.shape[0]])
             self._settle(key, slot)
 
@@ -142,6 +144,24 @@ class GpuSlots:
         self._policy.record(layer_id, expert_ids)
         keys = [(layer_id, expert_id) for expert_id in expert_ids]
         self._missed[layer_id] = [key for key in keys if key not in self._slot_of]
+
+    def give_back(self) -> int:
+        """Leave the last piece of memory to others, once the GPU has done what it was asked for.
+
+        Returns how many slots that were, 0 where too few would be left.
+        """
+        first = self.n_slots - self._pieces[-1].shape[0]
+        if first < MIN_GPU_SLOTS:
+            return 0
+        if self._arrival is not None:  # whose copy must not go on when the memory is another's
+            arrival, self._arrival = self._arrival, None
+            arrival.sending.event().wait()
+            self._free.append(arrival.slot)
+        for key in [key for key, slot in self._slot_of.items() if slot >= first]:
+            self._evict(key)
+        self._free = [slot for slot in self._free if slot < first]
+        self._gpu.event().wait()
+        return self._pieces.pop().shape[0]
 
     # --- promotion, between passes
 
@@ -188,7 +208,7 @@ class GpuSlots:
         leaving = None if self._free else self._worth_least(key[0])
         slot = self._free.pop() if leaving is None else self._evict(leaving)
         # Whatever may still read from the slot was asked for before now.
-        send = partial(self._ring.send, self._places.of(self._slots[slot]), parts)
+        send = partial(self._ring.send, self._places.of(self._memory(slot)), parts)
         sending = self._ring.begin(send, after=self._gpu.event())
         self._arrival = _Arrival(key, slot, sending)
         return leaving, sending
@@ -212,6 +232,10 @@ class GpuSlots:
         there = [key for key in keys if key in self._slot_of]
         return min(there, key=self._policy.worth) if there else None
 
+    def _memory(self, slot: int) -> Tensor:
+        in_piece = self._pieces[0].shape[0]
+        return self._pieces[slot // in_piece][slot % in_piece]
+
     def _evict(self, key: Key) -> int:
         slot = self._slot_of.pop(key)
         self._mirror[key] = 0
@@ -220,7 +244,7 @@ class GpuSlots:
 
     def _settle(self, key: Key, slot: int) -> None:
         self._slot_of[key] = slot
-        addresses = self._places.addresses(self._slots[slot])
+        addresses = self._places.addresses(self._memory(slot))
         self._mirror[key][: self.n_parts] = torch.tensor(addresses)
 
     def _copy_row(self, key: Key) -> None:

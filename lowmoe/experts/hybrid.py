@@ -5,7 +5,7 @@ Ignorant of:  tokens, routing, what the bits mean, how slots and buffers are kep
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -22,15 +22,19 @@ from lowmoe.experts.store import ExpertStore
 
 @dataclass(slots=True, kw_only=True)
 class HybridExperts:
-    """slots: on the GPU; staging: for those that pass through it; ram: with the disk below it."""
+    """slots: on the GPU; staging: for those that pass through it; ram: with the disk below it;
+    note: hears what is worth knowing.
+    """
 
     slots: GpuSlots
     staging: Staging
     ring: PinnedRing
     ram: ExpertStore
     n_experts_total: int
+    note: Callable[[str], None] = lambda text: None
     has_all: bool = False  # whether none had to be read from disk when the latest pass began
     _n_hits: int = 0
+    _n_coarse: int = 0
     _n_copied: int = 0
     _n_passed: int = 0
     _copied_s: float = 0.0
@@ -59,6 +63,16 @@ class HybridExperts:
         """Into RAM, while nothing else is read."""
         self.ram.read_rest(n_experts, self.slots.keys())
 
+    def give_back(self) -> bool:
+        """Experts that leave are computed like others that the GPU has no room for."""
+        n_slots = self.slots.give_back()
+        if n_slots:
+            self.note(
+                f"the GPU's memory is short: room for {n_slots} experts is given back there, "
+                f"{self.slots.n_slots} are left"
+            )
+        return n_slots > 0
+
     def residents(self) -> dict[int, list[int]]:
         """The experts on the GPU now, by layer."""
         layers: dict[int, list[int]] = {}
@@ -83,6 +97,7 @@ class HybridExperts:
             copied_s=self._copied_s,
             promoted=self._n_copied - self._n_passed,
             layers=self._layers + self._layer_now(),
+            coarse=self._n_coarse,
         )
 
     def ask(self, layer_id: int, expert_ids: list[int]) -> list[int]:
@@ -94,6 +109,8 @@ class HybridExperts:
         self._layers += self._layer_now()
         self._layer = [len(expert_ids) - len(missing), len(missing), 0]
         self._n_hits += len(expert_ids) - len(missing)
+        if self.staging.n_parts < self.slots.n_parts:
+            self._n_coarse += len(missing)
         self.ram.want(layer_id, missing)
         return missing
 
@@ -150,4 +167,4 @@ class HybridExperts:
         return self.slots.n_slots + self.ram.n_slots >= self.n_experts_total
 
     def _is_in_ram(self, key: Key) -> bool:
-        return self.ram.has(*key)
+        return self.ram.has_whole(*key)

@@ -26,7 +26,8 @@ class Traffic:
     layers: of layers whose experts are in several places, how many had so many bytes of them
     computed on the GPU, read from RAM and sent over the bus, at the same time.
     guessed, guessed_right: experts read ahead, and those of them that were then asked for.
-    promoted: experts sent from RAM to the GPU that were to stay.
+    coarse: experts lent with their first parts only; promoted: experts sent from RAM to the GPU
+    that were to stay.
     """
 
     gpu_requests: int = 0
@@ -42,6 +43,7 @@ class Traffic:
     layers: Counter[LayerBytes] = field(default_factory=Counter)
     guessed: int = 0
     guessed_right: int = 0
+    coarse: int = 0
     promoted: int = 0
 
     def __add__(self, other: "Traffic") -> "Traffic":
@@ -60,7 +62,7 @@ class Ledger:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._ram_requests = self._disk_requests = self._ram_bytes = self._disk_bytes = 0
-        self._guessed = self._guessed_right = 0
+        self._guessed = self._guessed_right = self._coarse = 0
         self._busy_s = 0.0
         self._reads = 0
         self._busy_since = 0.0
@@ -70,6 +72,10 @@ class Ledger:
         self._ram_requests += in_ram
         self._disk_requests += on_disk
         self._ram_bytes += (in_ram + on_disk) * expert_bytes
+
+    def lent_coarse(self, n_experts: int) -> None:
+        """Of what was lent, so many were not whole."""
+        self._coarse += n_experts
 
     def guess(self, *, right: bool) -> None:
         """An expert is read ahead; or, later, one that was is asked for."""
@@ -108,4 +114,5 @@ class Ledger:
                 disk_busy_s=self._busy_s + running,
                 guessed=self._guessed,
                 guessed_right=self._guessed_right,
+                coarse=self._coarse,
             )

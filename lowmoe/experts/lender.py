@@ -30,6 +30,9 @@ class Lender(Protocol):
     def read_rest(self, n_experts: Sequence[int]) -> None:
         """Go on reading those that are not there yet.  n_experts: of each layer."""
 
+    def give_back(self) -> bool:
+        """Leave some of a GPU's memory to other work; False if there is none to leave."""
+
     def residents(self) -> dict[int, list[int]]:
         """The experts that are there now, by layer."""
 

@@ -63,6 +63,10 @@ class ResidentExperts:
     def read_rest(self, n_experts: Sequence[int]) -> None:
         """There is no rest."""
 
+    def give_back(self) -> bool:
+        """All are needed there."""
+        return False
+
     def residents(self) -> dict[int, list[int]]:
         """Every expert, by layer."""
         return {layer_id: list(range(n)) for layer_id, n in enumerate(self._n_experts)}

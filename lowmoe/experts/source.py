@@ -4,6 +4,7 @@ Knows:        how to fill an expert's buffers from files, who names a checkpoint
 Ignorant of:  who asks, how many buffers there are, when.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -27,6 +28,19 @@ class ExpertSource(Protocol):
 
     def read(self, layer_id: int, expert_id: int, buffers: list[Tensor]) -> int:
         """Fill the buffers, [buffer_bytes] uint8 each.  Returns the bytes read from disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoarseFirst:
+    """An expert in two reads.  first: of its first parts; rest: of the others."""
+
+    first: ExpertSource
+    rest: ExpertSource
+
+    @property
+    def n_first(self) -> int:
+        """Of how many parts its first read is."""
+        return len(self.first.buffer_bytes)
 
 
 class FolderExperts:

@@ -39,14 +39,14 @@ class _Set:
 
 
 class Staging:
-    """n_staged: how many experts a set has room for."""
+    """n_staged: how many experts a set has room for; n_parts: of each."""
 
     def __init__(
         self, part_bytes: tuple[int, ...], n_experts: int, gpu: Gpu, ring: PinnedRing
     ) -> None:
         """n_experts: the most of any layer."""
         self._places, self._gpu, self._ring = ExpertPlaces(part_bytes), gpu, ring
-        self._n_parts, self._next = len(part_bytes), 0
+        self.n_parts, self._next = len(part_bytes), 0
         self.n_staged = _n_staged(part_bytes, n_experts)
         shape, stride = (n_experts, MAX_PLANES), self._places.stride
         self._sets = [
@@ -87,7 +87,7 @@ class Staging:
         for place, (expert_id, parts) in zip(room.memory, experts, strict=False):
             self._ring.send(self._places.of(place), parts)
             addresses = torch.tensor(self._places.addresses(place))
-            room.mirror[expert_id, : self._n_parts] = addresses
+            room.mirror[expert_id, : self.n_parts] = addresses
         self._ring.copies.copy(room.table, room.mirror)
         room.arrived = self._ring.copies.event()
 

@@ -16,7 +16,7 @@ from lowmoe.experts.foresight import Foresight
 from lowmoe.experts.ledger import Ledger, Traffic
 from lowmoe.experts.lender import Tier
 from lowmoe.experts.policy import UNKNOWN, Key, Policy, Popularity, UsePolicy
-from lowmoe.experts.source import ExpertSource
+from lowmoe.experts.source import CoarseFirst, ExpertSource
 from lowmoe.experts.tier import RamTier, Slot
 
 MIN_SLOTS = 2  # one to compute with, one to read into
@@ -39,9 +39,11 @@ class ExpertStore:
         ram_budget_bytes: int,
         n_experts_total: int,
         popularity: Popularity = UNKNOWN,
+        coarse: CoarseFirst | None = None,
         policy: Policy | None = None,
     ) -> None:
-        """policy: None for the one that has proved best (docs/plan.md).
+        """coarse: reads what is missed, whose other parts are read when it is wanted again;
+        policy: None for the one that has proved best (docs/plan.md).
 
         Raises MemoryBudgetError where the budget cannot hold two experts.
         """
@@ -55,7 +57,7 @@ class ExpertStore:
         n_slots = min(ram_budget_bytes // slot_bytes, max(n_experts_total, MIN_SLOTS))
         self._n_experts_total = n_experts_total
         self._tier = RamTier(source.buffer_bytes, n_slots)
-        self._source = source
+        self._source, self._coarse = source, coarse
         self._policy: Policy = policy or UsePolicy(start=popularity)
         self._popularity = popularity
         self._foresight = Foresight()
@@ -101,7 +103,8 @@ class ExpertStore:
     def is_complete(self) -> bool:
         """Whether every expert is in RAM, where each then has a slot of its own for good."""
         if not self._is_complete:
-            self._is_complete = self.has_all and all(map(self._is_ready, self._tier.residents))
+            slots = self._tier.residents.values()
+            self._is_complete = self.has_all and all(slot.is_whole for slot in slots)
         return self._is_complete
 
     def lend_all(self, n_layers: int) -> list[list[tuple[Tensor, ...]]]:
@@ -122,6 +125,10 @@ class ExpertStore:
         """What was lent and read so far."""
         return self._ledger.traffic()
 
+    def give_back(self) -> bool:
+        """RAM is within its budget."""
+        return False
+
     def residents(self) -> dict[int, list[int]]:
         """The experts in RAM now, by layer; not those still being read."""
         layers: dict[int, list[int]] = {}
@@ -140,6 +147,11 @@ class ExpertStore:
     def has(self, layer_id: int, expert_id: int) -> bool:
         """Whether an expert is in RAM now."""
         return self._is_ready((layer_id, expert_id))
+
+    def has_whole(self, layer_id: int, expert_id: int) -> bool:
+        """Whether all parts of an expert are in RAM now."""
+        slot = self._tier.residents.get((layer_id, expert_id))
+        return slot is not None and slot.is_whole
 
     def want(self, layer_id: int, expert_ids: Collection[int]) -> None:
         """Say which experts a layer needs now: counts them as used and starts reading.
@@ -162,9 +174,18 @@ class ExpertStore:
             in_ram=len(ready), on_disk=len(others), expert_bytes=self._tier.slot_bytes
         )
         self._wanted = ready + others
+        if self._coarse is not None:
+            self._refine(self._coarse.rest, ready)
         if others:
             self._forget_failures(others)
             self._read_wanted()
+
+    def _refine(self, rest: ExpertSource, keys: list[Key]) -> None:
+        """Begin to read what is missing of experts that are wanted again."""
+        for slot in [self._tier.residents[key] for key in keys]:
+            if not slot.is_whole and slot.refining is None and slot.key is not None:
+                buffers = slot.buffers[-len(rest.buffer_bytes) :]
+                slot.refining = self._readers.submit(self._read, rest, slot.key, buffers)
 
     def portions(self) -> Iterator[list[int]]:
         """The experts wanted, in groups to borrow one after the other, reads running ahead.
@@ -221,12 +242,19 @@ class ExpertStore:
                 if not slot.is_ready:
                     assert slot.filling is not None
                     slot.filling.result()
-            yield {s.key[1]: tuple(s.buffers) for s in lent if s.key is not None}
+            yield {s.key[1]: self._parts_of(s) for s in lent if s.key is not None}
         finally:
             for slot in lent:
                 slot.lent -= 1
                 if slot.lent == 0 and slot.has_failed:
                     self._tier.clear(slot)  # so that the next one who asks reads again
+
+    def _parts_of(self, slot: Slot) -> tuple[Tensor, ...]:
+        """Those of a ready one that may be lent."""
+        if self._coarse is None or slot.is_whole:
+            return tuple(slot.buffers)
+        self._ledger.lent_coarse(1)
+        return tuple(slot.buffers[: self._coarse.n_first])
 
     def prefetch(self, layer_id: int, expert_ids: Collection[int]) -> None:
         """Start reading experts that will likely be asked for next, where there is room.
@@ -268,8 +296,13 @@ class ExpertStore:
             self._rest = (key for key in popular_first if key not in others)
         n_more = N_READERS // 2 - self._ledger.n_reads_now  # the others are for what is wanted
         absent = (key for key in self._rest if key not in self._tier.residents)
-        for key in itertools.islice(absent, max(0, n_more)):
-            self._start_read(key, set())
+        begun = list(itertools.islice(absent, max(0, n_more)))
+        for key in begun:
+            self._start_read(key, set(), whole=True)
+        if self._coarse is not None and n_more > 0 and not begun:
+            ready = filter(self._is_ready, self._tier.residents)
+            coarse = [key for key in ready if not self._tier.residents[key].is_whole]
+            self._refine(self._coarse.rest, coarse[:n_more])
 
     def exchange(self, arrived: Key, left: Key) -> None:
         """One expert has arrived above and another has left there: read this one, in the place of
@@ -279,7 +312,7 @@ class ExpertStore:
         if self._tier.is_full and slot is not None and slot.lent == 0 and slot.is_settled:
             self._tier.clear(slot)
         if not self._tier.is_full:
-            self._start_read(left, set())
+            self._start_read(left, set(), whole=True)
 
     def close(self) -> None:
         """Wait for reads under way and give their threads back."""
@@ -307,15 +340,22 @@ class ExpertStore:
             slot = self._start_read(key, keep)
         return slot
 
-    def _start_read(self, key: Key, keep: set[Key]) -> Slot | None:
-        """The slot an expert is or will be in; None if every slot is needed for something else."""
+    def _start_read(self, key: Key, keep: set[Key], *, whole: bool = False) -> Slot | None:
+        """The slot an expert is or will be in; None if every slot is needed for something else.
+
+        whole: not only its first parts, where misses are coarse.
+        """
         if key in self._tier.residents:
             return self._tier.residents[key]
         slot = self._tier.take_free() or self._evict(key[0], keep)
         if slot is None:
             return None
         self._tier.settle(slot, key)
-        slot.filling = self._readers.submit(self._fill, slot, key)
+        source = self._source
+        if self._coarse is not None and not whole:
+            source, slot.coarse = self._coarse.first, True
+        buffers = slot.buffers[: len(source.buffer_bytes)]
+        slot.filling = self._readers.submit(self._read, source, key, buffers)
         return slot
 
     def _evict(self, layer_id: int, keep: set[Key]) -> Slot | None:
@@ -338,18 +378,18 @@ class ExpertStore:
                 return self._tier.take_free()
         return None
 
-    def _fill(self, slot: Slot, key: Key) -> None:
+    def _read(self, source: ExpertSource, key: Key, buffers: list[Tensor]) -> None:
         self._ledger.read_begins()
         n_bytes = 0
         try:
-            n_bytes = self._source.read(*key, slot.buffers)
+            n_bytes = source.read(*key, buffers)
         finally:
             self._ledger.read_ends(n_bytes)
 
     def _await_any_read(self, keep: set[Key]) -> None:
         # A read that ended a moment ago counts too: its slot was not yet free for _evict.
         reads: list[Future[None]] = [
-            slot.filling
+            slot.refining or slot.filling
             for key, slot in self._tier.residents.items()
             if slot.filling is not None and slot.lent == 0 and key not in keep
         ]

@@ -27,6 +27,8 @@ class Slot:
     filling: "Future[None] | None" = None
     lent: int = 0
     guessed: bool = False  # read ahead and not yet asked for
+    coarse: bool = False  # only its first parts were read; refining: the others are, or were
+    refining: "Future[None] | None" = None
     _ready: bool = (
         False  # once seen: asking a Future takes a lock, and this is asked at every token
     )
@@ -39,8 +41,18 @@ class Slot:
         return self._ready
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it holds all parts of its expert."""
+        if self.coarse and self.refining is not None and self.refining.done():
+            self.coarse = self.refining.exception() is not None
+            self.refining = None
+        return self.is_ready and not self.coarse
+
+    @property
     def is_settled(self) -> bool:
         """Whether nothing is being read into it, be it that reading succeeded or failed."""
+        if self.refining is not None and not self.refining.done():
+            return False
         return self._ready or (self.filling is not None and self.filling.done())
 
     @property
@@ -107,4 +119,5 @@ class RamTier:
         del self.residents[slot.key]
         self.by_layer[slot.key[0]].remove(slot.key)
         slot.key, slot.filling, slot.guessed, slot._ready = None, None, False, False
+        slot.coarse, slot.refining = False, None
         self._free.append(slot)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from lowmoe.experts.policy import Popularity
-from lowmoe.experts.source import ExpertSource
+from lowmoe.experts.source import CoarseFirst, ExpertSource
 from lowmoe.experts.store import ExpertStore
 from lowmoe.timeline import CPU_EXPERTS, DISK, WAITS, Timeline
 
@@ -43,6 +43,7 @@ class TracedStore(ExpertStore):
         ram_budget_bytes: int,
         n_experts_total: int,
         popularity: Popularity,
+        coarse: CoarseFirst | None,
         computes: bool,
     ) -> None:
         super().__init__(
@@ -50,6 +51,7 @@ class TracedStore(ExpertStore):
             ram_budget_bytes=ram_budget_bytes,
             n_experts_total=n_experts_total,
             popularity=popularity,
+            coarse=coarse,
         )
         self._timeline, self._computes = timeline, computes
 
@@ -85,6 +87,7 @@ def open_store(
     ram_budget_bytes: int,
     n_experts_total: int,
     popularity: Popularity,
+    coarse: CoarseFirst | None = None,
     computes: bool,
 ) -> ExpertStore:
     """A store, traced where there is a timeline; computes: see TracedStore."""
@@ -94,6 +97,7 @@ def open_store(
             ram_budget_bytes=ram_budget_bytes,
             n_experts_total=n_experts_total,
             popularity=popularity,
+            coarse=coarse,
         )
     return TracedStore(
         source,
@@ -101,5 +105,6 @@ def open_store(
         ram_budget_bytes=ram_budget_bytes,
         n_experts_total=n_experts_total,
         popularity=popularity,
+        coarse=coarse,
         computes=computes,
     )

@@ -132,7 +132,10 @@ class CudaGpu:
         return max(0, min(free, self.memory_bytes - taken) - MARGIN_BYTES)
 
     def staging(self, n_bytes: int) -> Tensor:
-        memory = torch.empty(n_bytes + PAGE_BYTES, dtype=torch.uint8, pin_memory=True)
+        try:
+            memory = torch.empty(n_bytes + PAGE_BYTES, dtype=torch.uint8, pin_memory=True)
+        except torch.AcceleratorError as e:
+            raise torch.OutOfMemoryError(f"{n_bytes} bytes of RAM cannot be pinned") from e
         first = round_up(memory.data_ptr(), PAGE_BYTES) - memory.data_ptr()
         return memory[first : first + n_bytes]
 

@@ -74,7 +74,10 @@ class Gpu(GpuSizes, Protocol):
         """Those of cuda_ext/ops.py by their names, for tensors at `place`."""
 
     def staging(self, n_bytes: int) -> Tensor:
-        """Memory of the host to copy from and to, [n_bytes] uint8, beginning where a page does."""
+        """Memory of the host to copy from and to, [n_bytes] uint8, beginning where a page does.
+
+        Raises torch.OutOfMemoryError, as making a tensor at `place` does.
+        """
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         """One of them at `place`, one of `staging`, contiguous and of one size.  Does not wait."""

@@ -232,7 +232,8 @@ def test_eval_prints_perplexity_and_with_a_checkpoint_what_quantizing_cost(
     text = tmp_path / "text"
     text.write_text("Once upon a time, there was a small brown owl.")
     alone = json.loads(lowmoe_command("eval", model_folder, text, "--json").out)
-    assert list(alone) == ["perplexity", "kl", "top1", "tokens"]
+    of_model = ["perplexity", "kl", "top1", "tokens"]
+    assert list(alone) == [*of_model, "hit_rate", "coarse_rate", "disk_bytes", "trades"]
     assert alone["perplexity"] > 1
     assert (alone["kl"], alone["top1"]) == (None, None)
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cuda_ext.launches.routing import scores_in
 from lowmoe.decoder.rope import rotate
 from quant.activations import MOST_CODE, SCALE_COLUMNS, SILENCE, round_activations
 from quant.expert import Expert, TrellisFormat
@@ -224,12 +225,35 @@ def route(
     workspace: Tensor,
 ) -> None:
     scores = normed.double() @ router.double().T  # [T, E]
+    if workspace.numel():
+        scores_in(workspace, *scores.shape).copy_(scores)
     shares = scores.softmax(1)
     # Sorted by score: shares of experts far behind are all 0. Stable: ties go to the lower id.
     chosen = scores.sort(stable=True, dim=1, descending=True).indices[:, : ids.shape[1]]
     heard = shares.gather(1, chosen)
     weights.copy_(heard / heard.sum(1, keepdim=True) if renormalize else heard)
     ids.copy_(chosen)
+
+
+def prefer(
+    parts: Tensor,
+    boost: float,
+    renormalize: bool,
+    weights: Tensor,
+    ids: Tensor,
+    first: Tensor,
+    order: Tensor,
+    active: Tensor,
+    workspace: Tensor,
+) -> None:
+    n_experts = parts.shape[0]
+    scores = scores_in(workspace, ids.shape[0], n_experts).double()
+    preferred = scores + boost * (parts[:, 0] != 0)
+    chosen = preferred.sort(stable=True, dim=1, descending=True).indices[:, : ids.shape[1]]
+    heard = scores.softmax(1).gather(1, chosen)
+    weights.copy_(heard / heard.sum(1, keepdim=True) if renormalize else heard)
+    ids.copy_(chosen)
+    group(ids, n_experts, first, order, active)
 
 
 def group(ids: Tensor, n_experts: int, first: Tensor, order: Tensor, active: Tensor) -> None:
@@ -274,6 +298,7 @@ OPERATIONS = {
     "attend": attend,
     "route": route,
     "group": group,
+    "prefer": prefer,
     "norm_route": norm_route,
     "experts_inner": experts_inner,
     "experts_down": experts_down,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cuda_ext.launches import COUNTER_BYTES, attention, products, routing
 from cuda_ext.ops import OPERATIONS
+from quant.layout import MAX_PLANES
 from tests.cuda_emulator.build import Build
 from tests.cuda_emulator.emulated import ORDERS, EmulatedLaunch
 from tests.cuda_ext import samples
@@ -179,6 +180,22 @@ def _routing() -> Iterator[Call]:
             workspace=_workspace(routing.workspace_bytes(n_tokens, n_experts)),
         )
         yield _norm_route(n_tokens, 260, n_experts, n_active)
+    for n_tokens, n_experts, n_active in ((1, 5, 2), (20, 40, 7)):
+        workspace = _workspace(routing.workspace_bytes(n_tokens, n_experts))
+        routing.scores_in(workspace, n_tokens, n_experts).normal_()
+        places = samples.empty_groups(n_tokens * n_active, n_experts)
+        outputs = (
+            torch.empty(n_tokens, n_active),
+            torch.empty(n_tokens, n_active, dtype=torch.int32),
+            *places,
+        )
+        yield Call(
+            name=f"prefer {n_tokens} of {n_experts}",
+            operation="prefer",
+            arguments=(_some_parts(n_experts), 0.5, n_tokens == 1, *outputs),
+            outputs=outputs[:-1],  # what follows the active experts means nothing
+            workspace=workspace,
+        )
     for n_tokens, n_experts, n_active in ((1, 5, 2), (20, 40, 7), (160, 40, 7)):
         # The last are more assignments than threads of a block.
         chosen = samples.random_groups(n_tokens, n_experts, n_active).ids
@@ -191,6 +208,13 @@ def _routing() -> Iterator[Call]:
         )
     for n_hidden in (2050, 4100):  # up to 4096 and more columns
         yield _norm_route(1, n_hidden, 5, 2)
+
+
+def _some_parts(n_experts: int) -> Tensor:
+    """Every second expert is there; nobody reads what its address leads to."""
+    parts = torch.zeros(n_experts, MAX_PLANES, dtype=torch.int64)
+    parts[::2] = 1
+    return parts
 
 
 def _norm_route(n_tokens: int, n_hidden: int, n_experts: int, n_active: int) -> Call:

@@ -71,7 +71,7 @@ EXPECTED = (
     # Four blocks of 256 threads.
     Expected(kernels=r"tiles/add_\w+|rope/\w+|vectors/embed", most_registers=64),
     # Blocks of up to 1024 threads.
-    Expected(kernels=r"routing/(choose|group)", most_registers=64),
+    Expected(kernels=r"routing/(choose|choose_near|group)", most_registers=64),
     Expected(
         kernels=r"routing/(norm_)?route_\d|vectors/(norm_)?round_\w+",
         most_registers=64,

@@ -1,5 +1,7 @@
 """The choice of experts and their groups, emulated, against the oracle and lowmoe's routers."""
 
+import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,6 +76,52 @@ def test_it_chooses_as_lowmoes_router(op: Any, renormalize: bool) -> None:
     wanted = route_softmax(logits, SoftmaxRouter(n_active=6, renormalize=renormalize))
     assert torch.equal(ids, wanted[1].int())
     # Each takes powers within 2 units in the last place, and adds up to 64 of them.
+    torch.testing.assert_close(weights, wanted[0], rtol=2 * (4 + 8) * 2.0**-24, atol=0)
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize(("n_tokens", "n_experts", "n_active", "n_hidden"), SHAPES)
+def test_experts_that_are_there_are_preferred_and_weigh_as_they_would(
+    op: Any, n_tokens: int, n_experts: int, n_active: int, n_hidden: int, renormalize: bool
+) -> None:
+    x = samples.random_tokens(n_tokens, n_hidden)
+    router = torch.randn(n_experts, n_hidden, generator=samples.numbers(1)) / n_hidden**0.5
+    parts = torch.zeros(n_experts, 3, dtype=torch.int64)
+    parts[torch.rand(n_experts, generator=samples.numbers(9)) < 0.5] = 4096
+    found: dict[str, list[Tensor]] = {}
+    for name, ops in (("kernel", op), ("oracle", SimpleNamespace(**oracle.OPERATIONS))):
+        workspace = torch.zeros(routing.workspace_bytes(n_tokens, n_experts), dtype=torch.uint8)
+        weights = torch.full((n_tokens, n_active), torch.nan)
+        ids = torch.full((n_tokens, n_active), -9, dtype=torch.int32)
+        groups = samples.empty_groups(n_tokens * n_active, n_experts)
+        ops.route(x, router, renormalize, weights, ids, workspace)
+        before = ids.clone()
+        ops.prefer(parts, 1.0, renormalize, weights, ids, *groups, workspace)
+        assert not workspace[:COUNTER_BYTES].any()
+        n_used = int(groups[2][0])
+        found[name] = [weights, ids, *groups[:2], groups[2][: n_used + 1]]
+    if n_tokens * (n_experts - n_active) > 30:
+        assert not torch.equal(before, found["kernel"][1]), "a boost that changes nothing"
+    for at in range(1, 5):
+        assert torch.equal(found["kernel"][at], found["oracle"][at])
+    # As above: weights are those of the scores.
+    most = float(x.norm(dim=1).max() * router.norm(dim=1).max())
+    rtol = 2 * (n_hidden / 8 + 20) * 2.0**-24 * most
+    torch.testing.assert_close(found["kernel"][0], found["oracle"][0], rtol=rtol, atol=1e-30)
+
+
+def test_a_boost_is_what_lowmoes_router_counts_as_likelier(op: Any) -> None:
+    logits = torch.randn(8, 64, generator=samples.numbers(2)) * 3
+    parts = torch.zeros(64, 3, dtype=torch.int64)
+    parts[::3, 0] = 1
+    workspace = torch.zeros(routing.workspace_bytes(8, 64), dtype=torch.uint8)
+    routing.scores_in(workspace, 8, 64).copy_(logits)
+    weights, ids = torch.empty(8, 6), torch.empty(8, 6, dtype=torch.int32)
+    boost = math.log(1 / (1 - 0.4))
+    op.prefer(parts, boost, True, weights, ids, *samples.empty_groups(48, 64), workspace)
+    factors = torch.where(parts[:, 0] != 0, 1 / (1 - 0.4), 1.0)
+    wanted = route_softmax(logits, SoftmaxRouter(n_active=6, renormalize=True), None, factors)
+    assert torch.equal(ids, wanted[1].int())
     torch.testing.assert_close(weights, wanted[0], rtol=2 * (4 + 8) * 2.0**-24, atol=0)
 
 

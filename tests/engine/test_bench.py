@@ -98,6 +98,8 @@ def sample(**changes: object) -> RunStatistics:
         "predicted_tokens_per_s": None,
         "to_gpu_bytes": 0,
         "promoted": 0,
+        "trades": ("something",),
+        "coarse_rate": 0.0,
     }
     return RunStatistics(**{**values, **changes})  # type: ignore[arg-type]
 

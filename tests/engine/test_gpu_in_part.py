@@ -242,7 +242,7 @@ def test_what_was_reckoned_is_what_is_taken(work: Workplace) -> None:
     experts = hybrid_of(runtime)
     slots, staging = experts.slots, experts.staging
     parts, n_experts = slots._places.part_bytes, [4, 4]
-    assert slots._slots.nbytes == 3 * slots.slot_bytes(parts)
+    assert sum(p.nbytes for p in slots._pieces) == 3 * slots.slot_bytes(parts)
     assert slots.tables.nbytes == slots.table_bytes(n_experts)
     taken = sum(s.memory.nbytes + s.table.nbytes for s in staging._sets)
     assert taken == staging.needed_bytes(parts, 4)

@@ -28,6 +28,8 @@ KEYS = [
     "predicted_tokens_per_s",
     "to_gpu_bytes",
     "promoted",
+    "trades",
+    "coarse_rate",
 ]
 
 
@@ -118,6 +120,8 @@ def test_the_json_has_the_keys_of_the_design_in_its_order() -> None:
         predicted_tokens_per_s=None,
         to_gpu_bytes=0,
         promoted=0,
+        trades=(),
+        coarse_rate=0,
     )
     values = statistics.to_json()
     assert list(values) == KEYS

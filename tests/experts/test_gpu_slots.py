@@ -1,5 +1,7 @@
 """Slots on a stand-in for a GPU: who gets one, when, and what operations find meanwhile."""
 
+import ctypes
+
 import pytest
 import torch
 from torch import Tensor
@@ -55,10 +57,9 @@ def found(slots: GpuSlots, key: Key) -> list[set[int]] | None:
     assert addresses[2] == 0
     if addresses[0] == 0:
         return None
-    flat = slots._slots.flatten()
-    starts = [address - flat.data_ptr() for address in addresses[:2]]
     return [
-        set(flat[start : start + n].tolist()) for start, n in zip(starts, PART_BYTES, strict=True)
+        set((ctypes.c_uint8 * n).from_address(address))
+        for address, n in zip(addresses[:2], PART_BYTES, strict=True)
     ]
 
 
@@ -78,6 +79,33 @@ def test_the_popular_have_slots_first_and_leave_for_those_that_are_used_more() -
     assert slots.candidate(anyone) is None
     use(slots, (0, 0), 40)
     assert slots.candidate(anyone) == (0, 0)
+
+
+def test_memory_is_given_back_piece_by_piece_but_for_two_slots() -> None:
+    slots = filled(6)
+    for n_left in (5, 4, 3, 2):
+        assert slots.give_back() == 1
+        assert slots.n_slots == n_left
+        assert len(slots.residents()) == n_left
+        for layer_id, n in enumerate(N_EXPERTS):
+            for expert_id in range(n):
+                key = (layer_id, expert_id)
+                assert found(slots, key) == (its_own(key) if slots.has(*key) else None)
+    assert slots.give_back() == 0
+    assert slots.n_slots == 2
+
+
+def test_an_expert_on_its_way_when_memory_is_given_back_does_not_arrive() -> None:
+    slots = filled(6)
+    use(slots, (1, 3), 9)
+    slots.promote((1, 3), parts_of((1, 3)))
+    assert slots.give_back() == 1
+    assert slots.welcome() is None
+    assert found(slots, (1, 3)) is None
+    use(slots, (1, 3), 9)
+    slots.promote((1, 3), parts_of((1, 3)))
+    assert slots.welcome() == (1, 3)
+    assert found(slots, (1, 3)) == its_own((1, 3))
 
 
 def anyone(key: Key) -> bool:
@@ -133,7 +161,7 @@ def test_who_reads_a_slot_before_its_expert_has_arrived_reads_poison() -> None:
     # Else the tests of whole passes would find nothing if a table were changed too early.
     slots = filled(6)
     use(slots, (1, 3), 9)
-    place = slots._slots[slots._slot_of[1, 0]]
+    place = slots._memory(slots._slot_of[1, 0])
     slots._policy.record(1, [1])
     _, sending = slots.promote((1, 3), parts_of((1, 3)))
     sending.join()

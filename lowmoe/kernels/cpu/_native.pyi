@@ -113,6 +113,7 @@ class Router:
         n_groups: int,
         n_groups_active: int,
         scale: float,
+        preference: int,
         spread: float = 0.0,
         jitter: float = 0.0,
     ) -> None: ...

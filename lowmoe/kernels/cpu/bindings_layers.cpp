@@ -430,7 +430,7 @@ void bind_layers(nb::module_& m) {
           "__init__",
           [](Router* self, Address weights, Address bias, Address choice_bias, bool sigmoid,
              bool renormalize, int n_active, size_t n_groups, size_t n_groups_active, float scale,
-             float spread, float jitter) {
+             Address preference, float spread, float jitter) {
             require(n_active >= 0, "n_active");
             require(jitter == 0 || n_active == 2, "a sparse mixer mixes two");
             require(n_groups > 0 && n_groups_active > 0 && n_groups_active <= n_groups, "groups");
@@ -443,12 +443,13 @@ void bind_layers(nb::module_& m) {
                               n_groups,
                               n_groups_active,
                               scale,
+                              at<const float>(preference),
                               spread,
                               jitter};
           },
           nb::kw_only(), "weights"_a, "bias"_a, "choice_bias"_a, "sigmoid"_a, "renormalize"_a,
-          "n_active"_a, "n_groups"_a, "n_groups_active"_a, "scale"_a, "spread"_a = 0.0f,
-          "jitter"_a = 0.0f, "Addresses of what a router has not are 0.");
+          "n_active"_a, "n_groups"_a, "n_groups_active"_a, "scale"_a, "preference"_a,
+          "spread"_a = 0.0f, "jitter"_a = 0.0f, "Addresses of what a router has not are 0.");
 
   nb::class_<SharedExpert>(m, "SharedExpert", "experts.h")
       .def(

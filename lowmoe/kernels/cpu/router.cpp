@@ -137,7 +137,8 @@ void route(const Router& router, size_t n_experts, float* logits, float* scratch
     make_likely(router, n_experts, logits);
     float* choice = scratch;
     for (size_t e = 0; e < n_experts; e++) {
-      choice[e] = logits[e] + (router.choice_bias ? router.choice_bias[e] : 0.0f);
+      choice[e] = logits[e] * (router.preference ? router.preference[e] : 1.0f) +
+                  (router.choice_bias ? router.choice_bias[e] : 0.0f);
     }
     if (router.n_groups_active < router.n_groups) {
       close_groups(router, n_experts, choice, scratch + n_experts);

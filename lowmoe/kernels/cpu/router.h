@@ -25,14 +25,17 @@ struct Router {
   int n_active;
   size_t n_groups, n_groups_active;  // see SigmoidRouter in lowmoe/spec/feed_forward.py
   float scale;                       // of the weights
+  // How many times as likely as it is an expert counts for the choice, [n_experts], or null. Its
+  // owner may change it between calls.
+  const float* preference;
   float spread;  // the deviation that logits are brought to before a softmax; 0 to leave them
   float jitter;  // above 0 for a sparse mixer of two, see SparseMixerRouter in that file
 
-  bool is_plain() const { return !sigmoid && !bias && !choice_bias && jitter == 0; }
+  bool is_plain() const { return !sigmoid && !bias && !choice_bias && !preference && jitter == 0; }
 };
 
-// The same by any router. Experts come in the order they are chosen in, which with a choice_bias is
-// not that of their weights.
+// The same by any router. Experts come in the order they are chosen in, which with a choice_bias or
+// a preference is not that of their weights.
 //   logits   [n_experts], overwritten
 //   scratch  [2 * n_experts]
 // Requires n_groups to divide n_experts and 1 <= n_groups_active <= n_groups, n_active of them to
