@@ -77,6 +77,21 @@ def fp8(*shape: int, block: tuple[int, int] | None, scales: torch.dtype = torch.
     return Packed(config=config, tensors={NAME: codes, NAME + "_scale_inv": scale}, numbers=numbers)
 
 
+def autofp8(n_out: int, n_in: int) -> Packed:
+    """AutoFP8's: as FP8 with one scale, by another name.
+
+    Source: neuralmagic/AutoFP8, auto_fp8/quantize.py, per_tensor_quantize and FP8StaticLinear.
+    """
+    like = fp8(n_out, n_in, block=None)
+    tensors = {
+        NAME: like.tensors[NAME],
+        NAME + "_scale": like.tensors[NAME + "_scale_inv"],
+        "layer.input_scale": torch.ones(1),
+    }
+    config = {"quant_method": "fp8", "activation_scheme": "static"}
+    return Packed(config=config, tensors=tensors, numbers=like.numbers)
+
+
 def fbgemm(*shape: int) -> Packed:
     """fbgemm_fp8's: a scale for each row of [n, k], for each column of experts' [E, k, n].
 
@@ -204,6 +219,7 @@ KINDS: Mapping[str, Callable[[], Packed]] = {
     "fp8, one scale": lambda: fp8(30, 50, block=None),
     "fp8, bfloat16 scales": lambda: fp8(64, 96, block=(32, 32), scales=torch.bfloat16),
     "fp8, powers of two": lambda: fp8(64, 96, block=(32, 32), scales=torch.float8_e8m0fnu),
+    "autofp8": lambda: autofp8(30, 50),
     "fbgemm": lambda: fbgemm(30, 50),
     "fbgemm, a stack": lambda: fbgemm(3, 40, 64),
     "mxfp4": lambda: mxfp4(3, 64, 40),

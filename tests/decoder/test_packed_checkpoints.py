@@ -13,6 +13,7 @@ from tiny_models import VOCABULARY, decoder_over, in_chunks, reference, referenc
 
 from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.decoder.weights import CheckpointTensors
+from lowmoe.experts.source import CheckpointExperts
 from lowmoe.families import read_config
 from lowmoe.spec import Piece
 from tests.checkpoint.tiny_mixtral import Options, contents, convert
@@ -106,6 +107,18 @@ def test_logits_of_gptqmodels_files_are_transformers(kind: str) -> None:
     kept = load_file(KEPT / kind / "logits.safetensors")
     found = our_logits(KEPT / kind, kept["ids"])
     torch.testing.assert_close(found, kept["logits"], rtol=0, atol=TOLERANCE)
+
+
+# Paged
+
+
+def test_an_expert_takes_as_many_bytes_of_the_disk_as_it_is_stored_in() -> None:
+    checkpoint = Checkpoint(KEPT / "gptq-4bit-reordered")
+    source = CheckpointExperts(checkpoint, read_config(checkpoint.config), torch.float32)
+    buffers = [torch.empty(n, dtype=torch.uint8) for n in source.buffer_bytes]
+    weights = load_file(KEPT / "gptq-4bit-reordered" / "model.safetensors")
+    of_expert = [t.nbytes for n, t in weights.items() if ".experts.2." in n]
+    assert source.read(0, 2, buffers) == sum(of_expert)
 
 
 # Into a model folder

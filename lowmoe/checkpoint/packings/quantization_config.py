@@ -89,10 +89,12 @@ def read_packings(config: Mapping[str, Any]) -> Packings:
 
 
 def _fp8(hf: HfConfig) -> Packings:
-    hf.require("fmt", "e4m3", None)
+    hf.require("fmt", "e4m3", "float8_e4m3fn", None)
     hf.require("scale_fmt", "ue8m0", "float", None)
-    block = _pair(hf, "weight_block_size")
-    return Packings(of=(ScaledPacking(blocks=(block or (None, None),), suffix="_scale_inv"),))
+    blocks: tuple[Block, ...] = (_pair(hf, "weight_block_size") or (None, None),)
+    # AutoFP8, which has no blocks, calls scales what they are.
+    suffixes = ("_scale_inv",) if blocks != ((None, None),) else ("_scale_inv", "_scale")
+    return Packings(of=tuple(ScaledPacking(blocks=blocks, suffix=suffix) for suffix in suffixes))
 
 
 def _fbgemm(_: HfConfig) -> Packings:
