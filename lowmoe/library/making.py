@@ -53,10 +53,6 @@ def prepare(located: Located, settings: Settings, options: MakeOptions, report: 
     if (folder / MANIFEST).is_file():
         return folder
     if isinstance(located, LocalCheckpoint):
-        report.note(
-            f"{located.path}: quantized once, {recipe_words(options.recipe())}, into {folder}; "
-            "from then on it starts at once"
-        )
         quantize_checkpoint(located.path, folder, options, report)
     else:
         pull(located.repo_id, folder, settings, options, report)
@@ -142,7 +138,17 @@ def _convert(
     if options.recipe().dense_dtype is None and not options.calibrate:
         report.note(NO_CALIBRATION)
 
+    begun = False
+
     def coded(p: Progress) -> None:
+        # Said once work began, as whatever is wrong before that is told in one line.
+        nonlocal begun
+        if not begun:
+            report.note(
+                f"{source.name}: quantized once, {recipe_words(options.recipe())}, into {folder}; "
+                "from then on it starts at once"
+            )
+        begun = True
         report.step("quantize", p.done, p.total, "weights")
 
     calibration = None
