@@ -114,6 +114,10 @@ class GgufFiles:
         """Of every tensor, rows first."""
         return {name: part.header.tensors[name].shape for name, part in self.part_of.items()}
 
+    def n_bytes(self, name: str) -> int:
+        """Of a whole tensor, as it lies in its file."""
+        return self.part_of[name].header.tensors[name].n_bytes
+
     def read_rows(self, name: str, shape: tuple[int, ...], first: int, count: int) -> Tensor:
         """What GgufFile.read_rows gives, from whichever file has it."""
         return self.part_of[name].read_rows(name, shape, first, count)

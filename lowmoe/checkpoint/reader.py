@@ -103,6 +103,11 @@ class Checkpoint:
         rows = file.read_rows(piece.name, piece.first, piece.count)
         return cut_out(require_finite(rows, piece.name, self._shard_of[piece.name]), piece)
 
+    def stored_bytes(self, piece: Piece) -> int:
+        """How many bytes of the files reading a piece takes."""
+        n_bytes = self._holding(piece.name, piece.shape).tensors[piece.name].n_bytes
+        return n_bytes * piece.count // piece.shape[0]
+
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Hold tensors against these shapes before work begins, as far as their files are here.
 

@@ -30,6 +30,9 @@ class CheckpointFiles(Protocol):
     def read_piece(self, piece: Piece) -> Tensor:
         """A role's tensor, rows out and columns in, of finite numbers."""
 
+    def stored_bytes(self, piece: Piece) -> int:
+        """How many bytes of the files reading a piece takes."""
+
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Hold tensors against these shapes before work begins."""
 

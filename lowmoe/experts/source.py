@@ -13,7 +13,7 @@ from lowmoe.checkpoint.files import ALIGNMENT
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.tensors import CheckpointFiles
 from lowmoe.families import Family
-from lowmoe.spec import Role
+from lowmoe.spec import Piece, Role
 from quant.expert import PlainFormat
 from quant.layout import round_up
 
@@ -54,14 +54,14 @@ class CheckpointExperts:
 
     def read_matrices(self, layer_id: int, expert_id: int) -> tuple[Tensor, Tensor, Tensor]:
         """gate [I, H], up [I, H] and down [H, I], in the dtype of the file."""
-        gate, up, down = (
-            self._checkpoint.read_piece(self._family.piece(Role(name, layer_id, expert_id)))
-            for name in ("gate", "up", "down")
-        )
+        gate, up, down = map(self._checkpoint.read_piece, self._pieces(layer_id, expert_id))
         return gate, up, down
+
+    def _pieces(self, layer_id: int, expert_id: int) -> list[Piece]:
+        roles = (Role(name, layer_id, expert_id) for name in ("gate", "up", "down"))
+        return [self._family.piece(role) for role in roles]
 
     def read(self, layer_id: int, expert_id: int, buffers: list[Tensor]) -> int:
         """Fill the one buffer."""
-        matrices = self.read_matrices(layer_id, expert_id)
-        self.format.fill(buffers[0], *matrices)
-        return sum(m.numel() * m.itemsize for m in matrices)
+        self.format.fill(buffers[0], *self.read_matrices(layer_id, expert_id))
+        return sum(self._checkpoint.stored_bytes(p) for p in self._pieces(layer_id, expert_id))
