@@ -76,13 +76,6 @@ class GgufCheckpoint:
         """None: a tensor that nobody asks for may change what a model computes."""
         return False
 
-    def stored_bytes(self, piece: Piece) -> int:
-        """How many bytes of the files reading a piece takes; of what is in halves, all of both."""
-        layer = piece.name.removesuffix(_WHOLE)
-        if layer in self._halved:
-            return sum(self._files.n_bytes(layer + half) for half in (_KEYS, _VALUES))
-        return self._files.n_bytes(piece.name) * piece.count // piece.shape[0]
-
     def _put_together(self, layer: str) -> Tensor:
         shapes = self._files.shapes()
         keys, values = (
@@ -91,6 +84,13 @@ class GgufCheckpoint:
         )
         whole = torch.cat([keys.float().transpose(1, 2), values.float()], dim=1)
         return whole.flatten(0, 1)  # [heads * (key size + value size), rank]
+
+    def stored_bytes(self, piece: Piece) -> int:
+        """How many bytes of the files reading a piece takes."""
+        layer = piece.name.removesuffix(_WHOLE)
+        if layer in self._halved:
+            return sum(self._files.n_bytes(layer + half) for half in (_KEYS, _VALUES))
+        return self._files.n_bytes(piece.name) * piece.count // piece.shape[0]
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Hold tensors against these shapes before work begins."""

@@ -15,7 +15,7 @@ from lowmoe.decoder.open_checkpoint import OpenCheckpoint, in_folder, open_check
 from lowmoe.decoder.weights import CheckpointTensors
 from lowmoe.engine.load_options import TORCH
 from lowmoe.engine.machine import physical_cores
-from lowmoe.engine.report import Reporter
+from lowmoe.engine.report import OnceUnderWay, Reporter
 from lowmoe.engine.text_parts import SMALL_FILES
 from lowmoe.errors import UsageError
 from lowmoe.families import read_config
@@ -60,10 +60,6 @@ def prepare(located: Located, settings: Settings, options: MakeOptions, report: 
     assert not isinstance(located, LocalFolder)
     folder = models_home(settings) / located.home_name
     if isinstance(located, LocalCheckpoint):
-        report.note(
-            f"{located.path}: quantized once, {recipe_words(options.recipe())}, into {folder}; "
-            "from then on it starts at once"
-        )
         quantize_checkpoint(located.path, folder, options, report)
     else:
         pull(located.repo_id, folder, settings, options, report)
@@ -145,8 +141,15 @@ def _convert(
     if options.recipe().dense_dtype is None and not options.calibrate:
         report.note(NO_CALIBRATION)
 
+    # Said once work began, as whatever is wrong before that is told in one line.
+    told = OnceUnderWay(
+        report,
+        f"{source.name}: quantized once, {recipe_words(options.recipe())}, into {folder}; "
+        "from then on it starts at once",
+    )
+
     def coded(p: Progress) -> None:
-        report.step("quantize", p.done, p.total, "weights")
+        told.step("quantize", p.done, p.total, "weights")
 
     calibration = None
     if options.calibrates:

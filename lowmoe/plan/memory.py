@@ -105,9 +105,7 @@ def _on_card(
     )
     gpu = PlannedGpu(machine.card_name, machine.card, machine.vram_bytes)
     try:
-        division = needs.divided(
-            gpu, [sizes.n_planes], machine.ram_bytes, gpu.available_bytes()
-        )
+        division = needs.divided(gpu, [sizes.n_planes], machine.ram_bytes, gpu.available_bytes())
     except GpuRefusal as refusal:
         return refusal.reason
     if division.n_slots is None:

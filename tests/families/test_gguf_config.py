@@ -67,6 +67,16 @@ def test_a_value_for_each_layer_is_one_if_all_are_alike() -> None:
         ({"rope__freq_base": "x"}, r"freq_base is 'x', but must be a number"),
         ({"rope__scaling__type": 5}, r"scaling\.type is '5', but must be a word"),
         ({"rope__scaling__type": "ntk"}, r"scaling\.type is 'ntk', but implemented are none"),
+        ({"rope__dimension_count": 17}, r"17 of 16 channels turn"),
+        ({"rope__freq_base": 0.0}, r"at a base of 0\.0"),
+        (
+            {
+                "rope__scaling__type": "yarn",
+                "rope__scaling__original_context_length": 512,
+                "rope__scaling__yarn_log_multiplier": 1e300,
+            },
+            r"yarn_log_multiplier makes an mscale of 1e\+301",
+        ),
         ({"block_count": 3}, r"block_count promises 3 layers, but the last"),
         ({"expert_count": 2**31 - 1}, r"expert_count is 2147483647, but must be from 1 to 4096"),
         ({"attention__value_length": 8}, r"keys of 16 channels and values of 8"),

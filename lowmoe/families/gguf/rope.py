@@ -65,6 +65,11 @@ def _yarn(m: GgufModel, factor: float) -> dict[str, Any]:
         # The converter keeps mscale_all_dim, and of it a tenth; every published model has the same
         # mscale, which it does not keep.
         share = round(m.number("rope.scaling.yarn_log_multiplier") / 0.1, 6)
+        if not 0 <= share <= 100:
+            raise CheckpointError(
+                f"GGUF: {m.key('rope.scaling.yarn_log_multiplier')} makes an mscale of {share}, "
+                "but it must be from 0 to 100. The file is damaged; download it again."
+            )
         found |= {"mscale": share, "mscale_all_dim": share}
     return found
 
