@@ -111,6 +111,35 @@ def test_attention_is_torchs(
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@settings(deadline=None, max_examples=60)
+@given(
+    form=st.sampled_from(FORMATS),
+    size=SIZES,
+    n_queries=st.integers(1, 9),
+    n=st.integers(1, 150),
+    cap=st.sampled_from([0.5, 3.0, 30.0]),
+    seed=SEEDS,
+)
+def test_capped_scores_are_those_of_tanh(
+    isa: str, form: int, size: int, n_queries: int, n: int, cap: float, seed: int
+) -> None:
+    q = 3 * random(n_queries, size, seed=seed) / size**0.5
+    caches = [stored(form, random(n, size, seed=seed + i)) for i in (1, 2)]
+    part, block = Found.nothing(n_queries, size), Found.nothing(1, n_queries, size)
+    _native.attend_part(isa, form, q, *caches, 0, n, part.top, part.total, part.out, cap)
+    _native.attend_block(
+        isa, form, q[None], *caches, 0, n, n, NO_WINDOW, block.top, block.total, block.out, cap
+    )
+    k, v = (read(form, cache, size) for cache in caches)
+    wanted = torch.softmax(cap * torch.tanh(q.double() @ k.T / cap), 1) @ v
+    # tanh never widens an error; of its own, power, two sums and two quotients of numbers up to 2
+    # round by some 6 units of cap.
+    bound = error_bound(q, k, v) + 2 * 12 * HALF_ULP * cap * float(v.abs().max())
+    for found in (part.divided(), block.divided()[0]):
+        assert (found - wanted).abs().max() <= bound
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("lowest", [-0.01, -1.0, -20.0, -87.3])
 def test_weights_are_powers_within_a_unit_in_the_last_place(isa: str, lowest: float) -> None:
     n = 512
