@@ -8,6 +8,7 @@ Ignorant of:  terminals, HTTP.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,19 +18,26 @@ from lowmoe.engine.generate import Session, Token, check_ids
 from lowmoe.engine.load import load_checkpoint, load_folder
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingOptions, sampling_options
-from lowmoe.engine.report import Reporter, SilentReporter
+from lowmoe.engine.report import OnceUnderWay, Reporter, SilentReporter
 from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.statistics import RunStatistics
 from lowmoe.errors import PromptError, UsageError
+from lowmoe.families import read_config
 from lowmoe.families.aliases import DEMO
 from lowmoe.library import (
     LocalCheckpoint,
+    Located,
     MakeOptions,
     locate,
+    made_folder,
     prepare,
     quantize_checkpoint,
 )
-from lowmoe.settings import read_settings
+from lowmoe.library.configs import config_of
+from lowmoe.plan.advice import advise
+from lowmoe.plan.here import card_here
+from lowmoe.plan.of_run import keep_run, predictor
+from lowmoe.settings import Settings, read_settings
 
 # A string to go on with, or chat messages, each with a "role" and a "content".
 Prompt = str | Sequence[Mapping[str, str]]
@@ -176,6 +184,10 @@ class Model:
         """How the last stream or generate went."""
         return self._open_session().statistics()
 
+    def keep_run(self) -> None:
+        """Let the last run correct what is predicted on this machine from now on."""
+        keep_run(self.runtime, self.statistics(), read_settings())
+
 
 def load(
     model: str | Path = DEMO,
@@ -226,10 +238,23 @@ def open_model(name: str, options: LoadOptions, report: Reporter) -> Model:
                 "Give the checkpoint's folder, or leave dtype out."
             )
         return Model(load_checkpoint(located.path, options))
-    bits = MakeOptions().bits if isinstance(options.bits, str) else options.bits
-    making = MakeOptions(bits=bits, threads=options.threads)
-    folder = prepare(located, settings, making, report)
-    return Model(load_folder(folder, options, report))
+    folder = _prepared(name, located, options, settings, report)
+    runtime = load_folder(folder, options, report)
+    card = None if runtime.gpu is None else card_here(options.gpu)
+    predict = predictor(runtime, options.kv_format, card, settings)
+    return Model(replace(runtime, predict=predict))
+
+
+def _prepared(
+    name: str, located: Located, options: LoadOptions, settings: Settings, report: Reporter
+) -> Path:
+    """The model folder, made now if need be, at what is asked for or advised."""
+    if made := made_folder(located, settings):
+        return made
+    spec = read_config(config_of(name, settings)).spec
+    advice = advise(name, spec, options, settings)
+    making = MakeOptions(bits=advice.bits, threads=options.threads)
+    return prepare(located, settings, making, OnceUnderWay(report, advice.words))
 
 
 def quantize(

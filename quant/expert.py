@@ -1,7 +1,8 @@
 """One expert as bytes: gate, up and down, in each of the formats a folder can hold.
 
-An expert is y = down (act(gate x) * (up x)), gate and up [I, H], down [H, I]. Its bytes come in
-parts, one for each plane; a format without planes has one part. Parts are what the store moves:
+An expert is y = down (act(gate x) * (up x)), gate and up [I, H], down [H, I], or without a gate
+y = down act(up x): then there is only up wherever gate and up are named. Its bytes come in parts,
+one for each plane; a format without planes has one part. Parts are what the store moves:
 
     trellis  part p = plane p of gate|up, then plane p of down
     nf4      gate, up, down
@@ -31,16 +32,22 @@ from quant.trellis import TrellisCode
 class Expert:
     """An expert ready for use. gate_up: [2 * gate rows, H], see `blocked`; down: [H, I].
 
-    blocked: gate_up's 64-row blocks alternate gate, up; else its first half is gate.
+    blocked: gate_up's 64-row blocks alternate gate, up; else its first half is gate; gated: else
+    gate_up is up alone, in either case the first I of its rows.
     """
 
     gate_up: Matrix
     down: Matrix
     n_inner: int
     blocked: bool
+    gated: bool = True
 
-    def split(self, both: Tensor) -> tuple[Tensor, Tensor]:
-        """gate x and up x out of gate_up x.  both: [T, gate_up rows].  Returns [T, I] each."""
+    def split(self, both: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is activated, and what multiplies it, None where nothing does: gate x and up x, or
+        up x alone, out of gate_up x.  both: [T, gate_up rows].  Returns [T, I] each.
+        """
+        if not self.gated:
+            return both[:, : self.n_inner], None
         if not self.blocked:
             return both[:, : self.n_inner], both[:, self.n_inner :]
         halves = both.view(both.shape[0], -1, 2, BLOCK_ROWS)
@@ -68,7 +75,7 @@ class ExpertFormat(Protocol):
 
     def pack(
         self,
-        gate: Tensor,
+        gate: Tensor | None,
         up: Tensor,
         down: Tensor,
         d_in: Tensor,
@@ -77,7 +84,10 @@ class ExpertFormat(Protocol):
         encode: Encode = encode_planes,
         inputs: InputCovariances = NO_COVARIANCES,
     ) -> list[Tensor]:
-        """The parts of an expert, uint8 each.  d_in [H], d_inner [I]: its input transforms."""
+        """The parts of an expert, uint8 each.  d_in [H], d_inner [I]: its input transforms.
+
+        gate: None for an expert without one, which the format must be for.
+        """
 
     def open(self, parts: tuple[Tensor, ...], d_in: Tensor, d_inner: Tensor) -> Expert:
         """An expert over its parts, nothing copied; fewer parts than written mean fewer planes."""
@@ -91,10 +101,12 @@ class TrellisFormat:
     n_inner: int
     n_planes: int
     code: TrellisCode
+    gated: bool = True
 
     @property
     def gate_up(self) -> PlaneLayout:
-        return PlaneLayout(2 * round_up(self.n_inner, BLOCK_ROWS), self.n_hidden)
+        n_rows = round_up(self.n_inner, BLOCK_ROWS)
+        return PlaneLayout(n_rows * (2 if self.gated else 1), self.n_hidden)
 
     @property
     def down(self) -> PlaneLayout:
@@ -106,7 +118,7 @@ class TrellisFormat:
 
     def pack(
         self,
-        gate: Tensor,
+        gate: Tensor | None,
         up: Tensor,
         down: Tensor,
         d_in: Tensor,
@@ -115,9 +127,12 @@ class TrellisFormat:
         encode: Encode = encode_planes,
         inputs: InputCovariances = NO_COVARIANCES,
     ) -> list[Tensor]:
-        both = torch.zeros(2, self.gate_up.n_out // 2, self.n_hidden, dtype=gate.dtype)
-        both[0, : self.n_inner], both[1, : self.n_inner] = gate, up
-        blocks = both.view(2, -1, BLOCK_ROWS, self.n_hidden).transpose(0, 1)
+        wide = _wide(gate, up, gated=self.gated)
+        n_rows = self.gate_up.n_out // len(wide)
+        both = torch.zeros(len(wide), n_rows, self.n_hidden, dtype=up.dtype)
+        for half, weights in zip(both, wide, strict=True):
+            half[: self.n_inner] = weights
+        blocks = both.view(len(wide), -1, BLOCK_ROWS, self.n_hidden).transpose(0, 1)
         blocks = blocks.reshape(self.gate_up.n_out, self.n_hidden)
         stacks = [
             encode(blocks, d_in, self.gate_up, self.code, self.n_planes, inputs.gate_up),
@@ -133,6 +148,7 @@ class TrellisFormat:
             TrellisMatrix(self.down, self.code, tuple(p[cut:end] for p in parts), d_inner),
             self.n_inner,
             blocked=True,
+            gated=self.gated,
         )
 
 
@@ -142,10 +158,11 @@ class Nf4Format:
 
     n_hidden: int
     n_inner: int
+    gated: bool = True
 
     @property
     def gate_up(self) -> nf4.Nf4Layout:
-        return nf4.Nf4Layout(2 * self.n_inner, self.n_hidden)
+        return nf4.Nf4Layout(self.n_inner * (2 if self.gated else 1), self.n_hidden)
 
     @property
     def down(self) -> nf4.Nf4Layout:
@@ -157,7 +174,7 @@ class Nf4Format:
 
     def pack(
         self,
-        gate: Tensor,
+        gate: Tensor | None,
         up: Tensor,
         down: Tensor,
         d_in: Tensor,
@@ -166,7 +183,8 @@ class Nf4Format:
         encode: Encode = encode_planes,
         inputs: InputCovariances = NO_COVARIANCES,
     ) -> list[Tensor]:
-        return [torch.cat([nf4.encode(torch.cat([gate, up])), nf4.encode(down)])]
+        wide = torch.cat(_wide(gate, up, gated=self.gated))
+        return [torch.cat([nf4.encode(wide), nf4.encode(down)])]
 
     def open(self, parts: tuple[Tensor, ...], d_in: Tensor, d_inner: Tensor) -> Expert:
         cut = self.gate_up.matrix_bytes
@@ -176,6 +194,7 @@ class Nf4Format:
             Nf4Matrix(self.down, parts[0][cut:end]),
             self.n_inner,
             blocked=False,
+            gated=self.gated,
         )
 
 
@@ -186,10 +205,16 @@ class PlainFormat:
     n_hidden: int
     n_inner: int
     dtype: torch.dtype
+    gated: bool = True
+
+    @property
+    def _gate_up_rows(self) -> int:
+        return self.n_inner * (2 if self.gated else 1)
 
     @property
     def _gate_up_bytes(self) -> int:
-        return round_up(2 * self.n_inner * self.n_hidden * self.dtype.itemsize, REGION_ALIGNMENT)
+        n_weights = self._gate_up_rows * self.n_hidden
+        return round_up(n_weights * self.dtype.itemsize, REGION_ALIGNMENT)
 
     @property
     def part_bytes(self) -> tuple[int, ...]:
@@ -197,7 +222,7 @@ class PlainFormat:
 
     def pack(
         self,
-        gate: Tensor,
+        gate: Tensor | None,
         up: Tensor,
         down: Tensor,
         d_in: Tensor,
@@ -210,19 +235,27 @@ class PlainFormat:
         self.fill(buffer, gate, up, down)
         return [buffer]
 
-    def fill(self, buffer: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> None:
+    def fill(self, buffer: Tensor, gate: Tensor | None, up: Tensor, down: Tensor) -> None:
         """Write an expert into a buffer of at least part_bytes, converting to the dtype."""
         gate_up, to = self._views(buffer)
-        gate_up[: self.n_inner] = gate
-        gate_up[self.n_inner :] = up
+        wide = _wide(gate, up, gated=self.gated)
+        for rows, weights in zip(gate_up.split(self.n_inner), wide, strict=True):
+            rows[:] = weights
         to[:] = down
 
     def _views(self, buffer: Tensor) -> tuple[Tensor, Tensor]:
-        size = self.n_inner * self.n_hidden * self.dtype.itemsize
-        gate_up = buffer[: 2 * size].view(self.dtype)
-        down = buffer[self._gate_up_bytes : self._gate_up_bytes + size].view(self.dtype)
-        return gate_up.view(2 * self.n_inner, self.n_hidden), down.view(self.n_hidden, self.n_inner)
+        row_bytes = self.n_hidden * self.dtype.itemsize
+        gate_up = buffer[: self._gate_up_rows * row_bytes].view(self.dtype)
+        end = self._gate_up_bytes + self.n_inner * row_bytes
+        down = buffer[self._gate_up_bytes : end].view(self.dtype)
+        return gate_up.view(-1, self.n_hidden), down.view(self.n_hidden, self.n_inner)
 
     def open(self, parts: tuple[Tensor, ...], d_in: Tensor, d_inner: Tensor) -> Expert:
         gate_up, down = self._views(parts[0])
-        return Expert(gate_up, down, self.n_inner, blocked=False)
+        return Expert(gate_up, down, self.n_inner, blocked=False, gated=self.gated)
+
+
+def _wide(gate: Tensor | None, up: Tensor, *, gated: bool) -> list[Tensor]:
+    """What is multiplied by an expert's input, [I, H] each."""
+    assert (gate is not None) == gated
+    return [up] if gate is None else [gate, up]

@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def small_machine() -> Iterator[None]:
+def small_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tiny models are thousands of tiny operations: threads would only wait for each other."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lowmoe.engine.load.physical_cores", lambda: 1)
@@ -42,6 +42,11 @@ def small_machine() -> Iterator[None]:
         patch.setattr("lowmoe.engine.machine.PROBE_BYTES", 2**20)
         # With one, "auto" would compute everything there.
         patch.setattr("lowmoe.engine.gpu.look", lambda: NO_GPU)
+        patch.setattr("lowmoe.plan.here.look", lambda: NO_GPU)
+        patch.setattr("lowmoe.plan.probe.DISK_BLOCK", 2**20)
+        patch.setattr("lowmoe.plan.probe.DISK_BLOCKS", 4)
+        # What is measured of the machine is kept there; nobody's own home is written to.
+        patch.setenv("LOWMOE_HOME", str(tmp_path_factory.mktemp("home")))
         torch.set_num_threads(1)
         yield
 

@@ -101,7 +101,7 @@ def test_a_checkpoint_is_quantized_into_the_home_once(talking_checkpoint: Path, 
         answer = greedy(model)
     with lowmoe.load(talking_checkpoint, bits=2, threads=1, report=second) as model:
         assert greedy(model) == answer
-    assert set(first.stages) == {"quantize"}
+    assert {stage for stage in first.stages if "tokens/s are expected" not in stage} == {"quantize"}
     assert second.stages == []
 
 

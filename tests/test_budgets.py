@@ -9,9 +9,11 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from safetensors.torch import load_file, save
 
 from lowmoe.checkpoint import files
+from lowmoe.checkpoint.packings.quantization_config import Packings, read_packings
 from lowmoe.engine.report import SilentReporter
 from lowmoe.errors import DiskSpaceError, MemoryBudgetError
 from lowmoe.families import Family, read_config
@@ -101,7 +103,43 @@ def test_no_more_shards_lie_on_the_disk_than_was_reckoned(
     hub.add_commit(laid_out)
     pull(hub.repo_id, models_home(settings) / "new", settings, QUICK, SilentReporter())
     sizes = {name: len(data) for name, data in laid_out.items() if name.endswith(".safetensors")}
-    assert most_shard_bytes(shard_of, sizes, family) == Watched.most
+    assert most_shard_bytes(shard_of, sizes, family, Packings()) == Watched.most
+
+
+def scales_last(name: str) -> str:
+    return f"scales-{by_layer(name)}" if name.endswith("scale_inv") else by_layer(name)
+
+
+def scales_together(name: str) -> str:
+    return "scales" if name.endswith("scale_inv") else by_layer(name)
+
+
+@pytest.mark.parametrize("shard", [scales_last, scales_together, each_for_itself])
+def test_so_it_is_where_weights_lie_apart_from_their_scales(
+    hub: FakeHub, settings: Settings, talking_checkpoint: Path, family: Family, shard: object
+) -> None:
+    assert callable(shard)
+    tensors = {}
+    for name, weight in load_file(talking_checkpoint / "model.safetensors").items():
+        tensors[name] = weight
+        if re.search(r"(_proj|w\d)\.weight$", name):
+            tensors[name] = weight.to(torch.float8_e4m3fn)
+            tensors[name + "_scale_inv"] = torch.ones(1)
+    shard_of = {name: f"{shard(name)}.safetensors" for name in tensors}
+    laid_out = {
+        file: save({n: t for n, t in tensors.items() if shard_of[n] == file})
+        for file in set(shard_of.values())
+    }
+    config = json.loads((talking_checkpoint / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": None}
+    small = {
+        p.name: p.read_bytes() for p in talking_checkpoint.iterdir() if p.suffix != ".safetensors"
+    }
+    index = json.dumps({"weight_map": shard_of}).encode()
+    hub.add_commit(small | laid_out | {INDEX: index, "config.json": json.dumps(config).encode()})
+    pull(hub.repo_id, models_home(settings) / "new", settings, QUICK, SilentReporter())
+    sizes = {name: len(data) for name, data in laid_out.items()}
+    assert most_shard_bytes(shard_of, sizes, family, read_packings(config)) == Watched.most
 
 
 def bytes_needed(hub: FakeHub, settings: Settings, options: MakeOptions) -> int:

@@ -24,6 +24,7 @@ FLOORS = {
     "engine": 5,
     "loader": 5,
     "library": 6,
+    "plan": 6,
     "api": 7,
     "cli": 8,
     "server": 8,

@@ -70,12 +70,13 @@ class Recipe:
     def expert_format(self, spec: ModelSpec, *, n_planes: int | None = None) -> ExpertFormat:
         """How experts are packed; n_planes: fewer planes than are in the folder."""
         experts = spec.uniform_experts()
+        sizes = spec.n_hidden, experts.n_inner
         if self.format == "trellis":
             planes = self.expert_planes if n_planes is None else n_planes
-            return TrellisFormat(spec.n_hidden, experts.n_inner, planes, self.code)
+            return TrellisFormat(*sizes, planes, self.code, gated=experts.gated)
         if self.format == "nf4":
-            return Nf4Format(spec.n_hidden, experts.n_inner)
-        return PlainFormat(spec.n_hidden, experts.n_inner, PLAIN_DTYPES[self.format])
+            return Nf4Format(*sizes, gated=experts.gated)
+        return PlainFormat(*sizes, PLAIN_DTYPES[self.format], gated=experts.gated)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """A Hugging Face checkpoint: config.json, an index, shards of tensors.
 
-Knows:        which shard holds which tensor, and when a shard is no longer needed.
-Ignorant of:  what the tensors mean; where shards come from (a folder, a hub).
+Knows:        which shard holds which tensor, which are packed, when a shard is no longer needed.
+Ignorant of:  what the tensors mean; how they are packed; where shards come from (a folder, a hub).
 """
 
 import json
@@ -14,7 +14,9 @@ import xxhash
 from torch import Tensor
 
 from lowmoe.checkpoint import files
-from lowmoe.checkpoint.safetensors_file import SafetensorsFile
+from lowmoe.checkpoint.packings.packing import Weight
+from lowmoe.checkpoint.packings.quantization_config import read_packings
+from lowmoe.checkpoint.safetensors_file import SafetensorsFile, TensorEntry
 from lowmoe.errors import CheckpointError, FolderError
 from lowmoe.spec import Piece
 
@@ -22,6 +24,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 CONFIG = "config.json"
 MAX_JSON_BYTES = 64 * 2**20
+PLAIN_DTYPES = ("BF16", "F16", "F32")
 
 
 class Shards(Protocol):
@@ -57,12 +60,15 @@ class Checkpoint:
     def __init__(self, folder: Path, shards: Shards | None = None) -> None:
         """folder: holds config.json and, beside several shards, the index.
 
-        Raises CheckpointError for files that are missing, malformed or point elsewhere.
+        Raises CheckpointError for files that are missing, malformed or point elsewhere;
+        UnsupportedModelError for weights packed in a way that is not implemented.
         """
         self.folder = folder
         self.config = read_json(folder / CONFIG)
+        self._packings = read_packings(self.config)
         self._shards = LocalShards(folder) if shards is None else shards
         self._open: dict[str, SafetensorsFile] = {}
+        self._zeros: dict[str, list[str]] = {}
         self._shard_of = self._read_index()
         self._needed: dict[str, set[str]] = {}
         for name, shard in self._shard_of.items():
@@ -84,24 +90,56 @@ class Checkpoint:
             if shard == SINGLE and isinstance(self._shards, LocalShards):
                 _require_weights(self.folder)
             self._open[shard] = SafetensorsFile.open(self._shards.fetch(shard))
+            self._require_zeros(shard)
         return self._open[shard]
+
+    def _require_zeros(self, shard: str) -> None:
+        """Hold what was ignored as zeros of an open shard to being zeros."""
+        for name in self._zeros.pop(shard, ()):
+            if name in self._open[shard].tensors and self._open[shard].read(name).any():
+                raise CheckpointError(
+                    f"{shard}: {name} is not zero, but the model that config.json describes has no "
+                    "such bias. The weights and config.json look like different models; download "
+                    "both again."
+                )
 
     def names(self) -> set[str]:
         """Every tensor's name."""
         return set(self._shard_of)
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """One tensor.  Raises CheckpointError if it is missing, not of this shape or not finite."""
-        return _require_finite(self._holding(name, shape).read(name), name, self._shard_of[name])
+    def stored(self, name: str) -> tuple[str, ...]:
+        """The tensors in the files that a weight is made of: itself, or what it is packed into."""
+        return self._packings.stored(name, self._shard_of) or (name,)
+
+    def ignores(self, name: str) -> bool:
+        """Whether a tensor beside packed weights is of no use to them.
+
+        Biases that are zeros are; they are held to that when their shard is read, or now.
+        """
+        if self._packings.of_activations(name):
+            return True
+        if not (name.endswith(".bias") and self._packings.zero_bias(name, self._shard_of)):
+            return False
+        shard = self._shard_of[name]
+        self._zeros.setdefault(shard, []).append(name)
+        if shard in self._open:
+            self._require_zeros(shard)
+        return True
 
     def read_piece(self, piece: Piece) -> Tensor:
-        """A role's tensor, rows out and columns in; only as much of the file is read as holds it.
+        """A role's tensor, rows out and columns in, float32 where it was packed; only as much of
+        the files is read as holds it.
 
-        Raises CheckpointError as `read` does.
+        Raises CheckpointError if it is missing, not of this shape or not finite.
         """
-        file = self._holding(piece.name, piece.shape)
-        rows = file.read_rows(piece.name, piece.first, piece.count)
-        return _cut_out(_require_finite(rows, piece.name, self._shard_of[piece.name]), piece)
+        packed = self._packings.open(Weight(name=piece.name, shape=piece.shape, files=self))
+        if packed is None:
+            self._require_plain(piece.name, piece.shape)
+            rows = self.read_stored(piece.name, piece.first, piece.count)
+        else:
+            rows = packed.rows(piece.first, piece.count)
+        shard = self._shard_of[self.stored(piece.name)[0]]
+        return _cut_out(_require_finite(rows, piece.name, shard), piece)
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Hold tensors against these shapes before work begins, as far as their files are here.
@@ -110,24 +148,50 @@ class Checkpoint:
         """
         if isinstance(self._shards, LocalShards):
             for name, shape in shapes.items():
-                self._holding(name, shape)
+                if self._packings.open(Weight(name=name, shape=shape, files=self)) is None:
+                    self._require_plain(name, shape)
 
-    def _holding(self, name: str, shape: tuple[int, ...]) -> SafetensorsFile:
+    def _require_plain(self, name: str, shape: tuple[int, ...]) -> None:
+        entry, file = self.entry(name), self._shard_of[name]
+        if entry.shape != shape:
+            raise CheckpointError(
+                f"{file}: {name} is {list(entry.shape)}, but config.json needs {list(shape)}. "
+                "The weights and config.json look like different models; download both again."
+            )
+        if entry.dtype not in PLAIN_DTYPES:
+            raise CheckpointError(
+                f"{file}: {name} has dtype {entry.dtype} and nothing beside it that config.json "
+                f"says it is packed with, but {', '.join(PLAIN_DTYPES)} are implemented for plain "
+                "weights. Look for a checkpoint in bfloat16."
+            )
+
+    # --- stored tensors, see StoredTensors
+
+    def __contains__(self, name: object) -> bool:
+        """Whether any file holds a tensor of this name."""
+        return name in self._shard_of
+
+    def entry(self, name: str) -> TensorEntry:
+        """Dtype and shape of a stored tensor.  Raises CheckpointError if it is missing."""
+        return self._file_of(name).tensors[name]
+
+    def read_stored(self, name: str, first: int, count: int) -> Tensor:
+        """Some of a stored tensor's first axis, in the dtype of the file."""
+        return self._file_of(name).read_rows(name, first, count)
+
+    def read_whole(self, name: str) -> Tensor:
+        """A stored tensor, in the dtype of the file."""
+        return self._file_of(name).read(name)
+
+    def _file_of(self, name: str) -> SafetensorsFile:
         if name not in self._shard_of:
             raise CheckpointError(
                 f"{self.folder}: has no tensor {name}, which config.json promises. The weights and "
                 "config.json look like different models; download both again."
             )
-        shard = self._shard_of[name]
-        file = self._file(shard)
+        file = self._file(self._shard_of[name])
         if name not in file.tensors:
             raise CheckpointError(f"{file.path}: has no tensor {name}, but {INDEX} says so.")
-        found = file.tensors[name].shape
-        if found != shape:
-            raise CheckpointError(
-                f"{file.path.name}: {name} is {list(found)}, but config.json needs {list(shape)}. "
-                "The weights and config.json look like different models; download both again."
-            )
         return file
 
     def sample_hash(self) -> str:
@@ -143,8 +207,8 @@ class Checkpoint:
         return digest.hexdigest()
 
     def forget(self, names: Iterable[str]) -> None:
-        """Say that these tensors will not be read again; a shard without others is released."""
-        for name in names:
+        """Say that these weights will not be read again; a shard without others is released."""
+        for name in (stored for weight in names for stored in self.stored(weight)):
             shard = self._shard_of.get(name)
             if shard is None or name not in self._needed[shard]:
                 continue

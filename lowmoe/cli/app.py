@@ -162,15 +162,14 @@ def _load_options(
     context: int | None,
     kv: str | None,
     misses: str,
-    cache_aware_routing: float | None,
-    miss_planes: int | None,
+    cache_aware_routing: float | None = None,
+    miss_planes: int | None = None,
 ) -> "LoadOptions":
     from lowmoe.engine.load_options import LoadOptions
 
-    number: int | str = int(bits) if bits in ("2", "4", "6") else bits  # LoadOptions refuses others
     return LoadOptions(
         gpu=gpu,
-        bits=number,
+        bits=_bits_of(bits),
         ram=ram,
         vram=vram,
         threads=threads,
@@ -182,11 +181,23 @@ def _load_options(
     )
 
 
+def _bits_of(text: str) -> int | str:
+    """As a number where it is one of those there are; other words are refused by who is told."""
+    return int(text) if text in ("2", "4", "6") else text
+
+
 def _make_options(
-    bits: int, format: str, calibration: Path | None, no_calibration: bool, threads: int | None
+    bits: int | str,
+    format: str,
+    calibration: Path | None,
+    no_calibration: bool,
+    threads: int | None,
 ) -> "MakeOptions":
+    from lowmoe.errors import UsageError
     from lowmoe.library import MakeOptions
 
+    if isinstance(bits, str):
+        raise UsageError(f"--bits is {bits!r}, but must be 2, 4, 6 or auto.")
     return MakeOptions(
         bits=bits,
         format=format,
@@ -216,16 +227,19 @@ def quantize(
 @app.command()
 def pull(
     model: Annotated[str, typer.Argument(help="An alias or a hub repository (owner/name).")],
-    bits: MakeBits = 4,
+    bits: Annotated[
+        str, typer.Option(help="Bits a weight of experts: 2, 4, 6, or auto: what runs best here.")
+    ] = "auto",
     format: Format = "trellis",
     calibration: Calibration = None,
     no_calibration: NoCalibration = False,
     threads: Threads = None,
 ) -> None:
     """Download shard by shard, verify, quantize, delete the shard; an interrupted run goes on."""
-    from lowmoe.cli.make import pull_command
+    from lowmoe.cli.make import advised_bits, pull_command
 
-    options = _make_options(bits, format, calibration, no_calibration, threads)
+    number = advised_bits(model, format) if bits == "auto" else _bits_of(bits)
+    options = _make_options(number, format, calibration, no_calibration, threads)
     pull_command(model, options)
 
 
@@ -269,6 +283,121 @@ def bench(
         gpu, bits, ram, vram, threads, context, kv, misses, cache_aware_routing, miss_planes
     )
     bench_command(model, options, load, synthetic=synthetic, json=json, timeline=trace_timeline)
+
+
+@app.command(name="plan")
+def plan_(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="An alias, a hub repository, a model folder, a checkpoint, a config.json or its "
+            "address."
+        ),
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every model with an alias.")] = False,
+    gpu: Gpu = "auto",
+    bits: Bits = "auto",
+    ram: Ram = None,
+    vram: Vram = None,
+    disk: Annotated[str | None, typer.Option(help="What the disk reads, such as 7GB/s.")] = None,
+    ram_speed: Annotated[
+        str | None, typer.Option(help="What all threads read of RAM, such as 80GB/s.")
+    ] = None,
+    threads: Threads = None,
+    context: Context = None,
+    kv: Kv = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="A picture to write: tokens/s against VRAM and RAM.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Will it run, at which width, how fast: before a byte is downloaded."""
+    from lowmoe.cli.plan import Asked, plan_all_command, plan_command
+    from lowmoe.errors import UsageError
+    from lowmoe.plan.here import Described
+
+    # Refuses bits, a context or a format of the cache that cannot be; a card need not be here.
+    _load_options("none", bits, ram, None, threads, context, kv, "auto")
+    asked = Asked(
+        machine=Described(
+            gpu=gpu, ram=ram, vram=vram, disk=disk, ram_speed=ram_speed, threads=threads
+        ),
+        bits=bits,
+        context=context,
+        kv=kv,
+        plot=plot,
+        json=json,
+    )
+    if all_ == (model is not None) or (all_ and plot is not None):
+        raise UsageError("plan takes a model, or --all without --plot. Give one of them.")
+    if model is None:
+        plan_all_command(asked)
+    else:
+        plan_command(model, asked)
+
+
+@app.command()
+def trace(
+    model: Annotated[
+        str, typer.Argument(help="A model; or with --synthetic, one of a few shapes.")
+    ],
+    file: Annotated[Path | None, typer.Argument(help="A text file.")] = None,
+    out: Annotated[Path, typer.Option(help="The trace to write.")] = Path("trace.npz"),
+    tokens: Annotated[int, typer.Option(help="Tokens at most.")] = 4096,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="Drawn from what is published of a model's routing.")
+    ] = False,
+    ram: Ram = None,
+    threads: Threads = None,
+) -> None:
+    """Record which experts the tokens of a text go to."""
+    from lowmoe.cli.simulate import trace_command
+
+    load = _load_options("none", "auto", ram, None, threads, None, None, "auto")
+    trace_command(model, file, out, tokens, load, synthetic=synthetic)
+
+
+@app.command()
+def simulate(
+    trace: Annotated[Path, typer.Argument(help="What `lowmoe trace` wrote.")],
+    policy: Annotated[
+        str, typer.Option(help="decayed, lru, static, belady, or all of them.")
+    ] = "all",
+    gpu: Gpu = "auto",
+    bits: Annotated[int, typer.Option(help="Bits a weight of experts: 2, 4 or 6.")] = 4,
+    ram: Ram = None,
+    vram: Vram = None,
+    disk: Annotated[str | None, typer.Option(help="What the disk reads, such as 7GB/s.")] = None,
+    ram_speed: Annotated[
+        str | None, typer.Option(help="What all threads read of RAM, such as 80GB/s.")
+    ] = None,
+    threads: Threads = None,
+    context: Context = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="A picture to write: hit rate against slots.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Replay a trace through the tiers of a machine: hit rates and tokens/s by policy."""
+    from lowmoe.cli.simulate import Asked, simulate_command
+    from lowmoe.plan.here import Described
+
+    machine = Described(
+        gpu=gpu, ram=ram, vram=vram, disk=disk, ram_speed=ram_speed, threads=threads
+    )
+    asked = Asked(machine=machine, policy=policy, bits=bits, context=context, plot=plot, json=json)
+    simulate_command(trace, asked)
+
+
+@app.command()
+def optimize(
+    folder: Annotated[Path, typer.Argument(help="A model folder.")],
+    trace: Annotated[Path, typer.Option(help="What `lowmoe trace` wrote of this model.")],
+) -> None:
+    """Let a folder begin with the experts that a trace used most."""
+    from lowmoe.cli.simulate import optimize_command
+
+    optimize_command(folder, trace)
 
 
 @app.command(name="eval")

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from lowmoe.checkpoint.manifest import MANIFEST, read_manifest
 from lowmoe.cli.render import TerminalReporter, err, size
+from lowmoe.engine.load_options import LoadOptions
 from lowmoe.errors import UsageError
+from lowmoe.families import read_config
 from lowmoe.library import (
     HubModel,
     LocalFolder,
@@ -19,7 +21,10 @@ from lowmoe.library import (
     recipe_words,
     require_recipe,
 )
+from lowmoe.library.configs import config_of
+from lowmoe.plan.advice import advise
 from lowmoe.settings import read_settings
+from quant.layout import SYMBOL_BITS
 
 
 def quantize_command(source: Path, folder: Path, options: MakeOptions) -> None:
@@ -36,6 +41,23 @@ def quantize_command(source: Path, folder: Path, options: MakeOptions) -> None:
     with TerminalReporter() as report:
         quantize_checkpoint(source, folder, options, report)
     _done(folder)
+
+
+def advised_bits(name: str, format: str) -> int:
+    """The width at which a model runs best here, which is said.
+
+    Raises as `locate`, and MemoryBudgetError where none would run.
+    """
+    settings, default = read_settings(), MakeOptions().bits
+    located = locate(name, settings)
+    if isinstance(located, LocalFolder):
+        return read_manifest(located.path).recipe.expert_planes * SYMBOL_BITS
+    if not isinstance(located, HubModel) or format != "trellis":
+        return default  # the first is refused, other formats have widths of their own
+    spec = read_config(config_of(name, settings)).spec
+    advice = advise(name, spec, LoadOptions(), settings)
+    err.print(advice.words, style="dim", markup=False, soft_wrap=True)
+    return advice.bits
 
 
 def pull_command(name: str, options: MakeOptions) -> None:

@@ -17,7 +17,7 @@ from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.cli.render import TerminalReporter, err, out, print_json, size
 from lowmoe.engine.load_options import TORCH
-from lowmoe.engine.machine import machine_line, new_pool, ram_read_bandwidth
+from lowmoe.engine.machine import machine_line, new_pool
 from lowmoe.engine.memory import available_ram_bytes, total_ram_bytes
 from lowmoe.errors import FolderError, UsageError
 from lowmoe.families import read_config
@@ -34,6 +34,9 @@ from lowmoe.library import (
     remove,
     verify,
 )
+from lowmoe.plan.here import measured_again
+from lowmoe.plan.memo import Memo
+from lowmoe.plan.shortfall import reasons
 from lowmoe.settings import read_settings
 from lowmoe.spec import Attention, LatentAttention, ModelSpec
 
@@ -170,6 +173,7 @@ def doctor_command(*, json: bool) -> None:
     """What this machine offers."""
     settings = read_settings()
     home, direct = settings.home, _direct_reads(settings.home)
+    memo = measured_again(settings)
     pool, isa = new_pool(), settings.isa
     if isa != TORCH:
         isa = cpu.choose_isa(isa)
@@ -182,11 +186,13 @@ def doctor_command(*, json: bool) -> None:
         "instruction_sets": cpu.isas(),
         "ram_bytes": total_ram_bytes(),
         "ram_available_bytes": available_ram_bytes(),
-        "ram_read_bytes_per_s": ram_read_bandwidth(pool),
+        "ram_read_bytes_per_s": memo.ram_bytes_per_s,
+        "disk_read_bytes_per_s": memo.disk_bytes_per_s,
         "home": str(home),
         "disk_free_bytes": files.free_bytes(home),
         "direct_reads": direct,
         "gpu": card.in_a_line(card.look()),
+        **_of_runs(memo),
     }
     if json:
         print_json(values)
@@ -215,12 +221,28 @@ def doctor_command(*, json: bool) -> None:
         )
 
 
+def _of_runs(memo: Memo) -> dict[str, Any]:
+    """How far the last runs came, and what may keep them from coming further."""
+    ratio = memo.ratio if memo.runs else None
+    return {
+        "runs": len(memo.runs),
+        "achieved_of_predicted": ratio,
+        "shortfall": reasons(memo),
+    }
+
+
 def _doctors_word(key: str, value: Any) -> str:
+    if value is None:
+        return "not known"
     if key.endswith("bytes_per_s"):
         return f"{size(value)}/s"
+    if isinstance(value, float):
+        return f"{value:.2f}"
     if "bytes" in key:
         return size(value)
-    return ", ".join(value) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return (" " if key == "shortfall" else ", ").join(value) or "none"
+    return str(value)
 
 
 def _direct_reads(home: Path) -> bool:

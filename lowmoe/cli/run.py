@@ -132,6 +132,7 @@ def answer(model: Model, prompt: Prompt, sampling: SamplingOptions, *, json: boo
         print_json(model.statistics().to_json())
     else:
         print_statistics(model.statistics())
+    model.keep_run()
     if interrupted:
         raise KeyboardInterrupt
 

@@ -27,6 +27,8 @@ from lowmoe.spec import (
 _OF_MODELS: Mapping[str, Callable[[ModelSpec], bool]] = {
     "layer norms": lambda s: s.norm == "layer",
     "biases of norms": lambda s: s.norm_bias,
+    "norms behind layers": lambda s: s.norm_after,
+    "learned positions": lambda s: s.learned_positions,
     "a bias of the head": lambda s: s.head_bias,
     "scaled embeddings": lambda s: s.embedding_scale != 1,
     "scaled layers": lambda s: s.residual_scale != 1,
@@ -46,6 +48,7 @@ _OF_ATTENTION: Mapping[str, Callable[[GroupedQueryAttention], bool]] = {
     "chunks": lambda a: a.chunk is not None,
     "clamped queries, keys and values": lambda a: a.clamp is not None,
     "another scale of scores": lambda a: a.score_scale is not None,
+    "capped scores": lambda a: a.score_cap is not None,
     "temperatures of queries": lambda a: a.temperature is not None,
     "attention sinks": lambda a: a.sinks,
 }
@@ -54,12 +57,17 @@ _OF_FEED_FORWARDS: Mapping[str, Callable[[ExpertsFeedForward], bool]] = {
     "routers by sigmoid": lambda f: isinstance(f.router, SigmoidRouter),
     "sparse mixers": lambda f: isinstance(f.router, SparseMixerRouter),
     "biases of routers": lambda f: isinstance(f.router, SoftmaxRouter) and f.router.bias,
+    "routers of a given spread": lambda f: (
+        isinstance(f.router, SoftmaxRouter) and f.router.spread is not None
+    ),
     "biases of the choice": lambda f: (
         isinstance(f.router, SoftmaxRouter | SigmoidRouter) and f.router.choice_bias
     ),
     "shared experts": lambda f: f.shared is not None and f.n_experts > 0,
     "layers without experts": lambda f: f.n_experts == 0,
     "another activation": lambda f: f.activation != SILU,
+    "activations with a cubic term": lambda f: f.activation.cubic != 0,
+    "experts without a gate": lambda f: not f.gated,
     "biases of experts": lambda f: f.bias,
     "weights on what experts are given": lambda f: f.weigh_input,
 }

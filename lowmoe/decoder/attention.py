@@ -115,8 +115,8 @@ def _weighed(
 
     q: [T, A, D], keys, values: [S, B, D].
     """
-    if sinks is not None:
-        return _weighed_with_sinks(q, keys, values, mask, spec, sinks)
+    if sinks is not None or spec.score_cap is not None:
+        return _weighed_step_by_step(q, keys, values, mask, spec, sinks)
     out = F.scaled_dot_product_attention(
         q.transpose(0, 1)[None],
         keys.transpose(0, 1)[None],
@@ -128,24 +128,50 @@ def _weighed(
     return out[0].transpose(0, 1)
 
 
-def _weighed_with_sinks(
+def _weighed_step_by_step(
     q: Tensor,
     keys: Tensor,
     values: Tensor,
     mask: Tensor | None,
     spec: GroupedQueryAttention,
-    sinks: Tensor,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """A sink's score takes part in the softmax, and weighs nothing.  sinks: [A] float32."""
-    groups = spec.n_heads // spec.n_kv_heads
-    grouped = q.view(q.shape[0], spec.n_kv_heads, groups, -1)
+    """The same with scores that are capped, or sinks, whose scores take part in the softmax and
+    weigh nothing.  sinks: [A] float32.
+
+    The heads of one key-value head at a time: scores of all at once would take many times more
+    memory than anything else does.
+    """
+    out, groups = torch.empty_like(q), spec.n_heads // spec.n_kv_heads
+    for b in range(spec.n_kv_heads):
+        heads = slice(b * groups, (b + 1) * groups)
+        own = None if sinks is None else sinks[heads]
+        out[:, heads] = _weighed_of_one(q[:, heads], keys[:, b], values[:, b], mask, spec, own)
+    return out
+
+
+def _weighed_of_one(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    spec: GroupedQueryAttention,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Of the heads that share one key-value head, [T, g, D].  q: [T, g, D]; keys, values: [S, D];
+    sinks: [g].
+    """
     scale = spec.score_scale or spec.head_size**-0.5
-    scores = torch.einsum("tbgd,sbd->bgts", grouped, keys).float() * scale
+    scores = torch.einsum("tgd,sd->gts", q, keys).float() * scale
+    if spec.score_cap is not None:
+        scores = spec.score_cap * torch.tanh(scores / spec.score_cap)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    sink = sinks.view(spec.n_kv_heads, groups, 1, 1).expand(*scores.shape[:3], 1)
-    chances = torch.softmax(torch.cat([scores, sink], -1), -1)[..., :-1].to(q.dtype)
-    return torch.einsum("bgts,sbd->tbgd", chances, values).reshape(q.shape)
+    if sinks is not None:
+        sink = sinks.view(-1, 1, 1).expand(*scores.shape[:2], 1)
+        scores = torch.cat([scores, sink], -1)
+    chances = torch.softmax(scores, -1)[..., : keys.shape[0]].to(q.dtype)
+    return torch.einsum("gts,sd->tgd", chances, values)
 
 
 def plus_bias(x: Tensor, bias: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from cuda_ext.launches import attention, products, routing, vectors
 from cuda_ext.ops import MOST_DECODED
 from lowmoe.decoder import prompt_attention
 from lowmoe.decoder.abilities import lacking
-from lowmoe.kernels.gpu import Gpu
+from lowmoe.kernels.gpu import Gpu, GpuSizes
 from lowmoe.spec import ModelSpec, grouped
 from quant.activations import SCALE_COLUMNS
 from quant.layout import BLOCK_COLUMNS, round_up
@@ -63,7 +63,7 @@ class Buffers:
         return _make(spec, gpu.n_multiprocessors, n_tokens, gpu.place)
 
     @staticmethod
-    def working_bytes(spec: ModelSpec, gpu: Gpu, n_tokens: int, n_context: int) -> int:
+    def working_bytes(spec: ModelSpec, gpu: GpuSizes, n_tokens: int, n_context: int) -> int:
         """All of it, what comes out of a pass, and what torch takes for a prompt's attention."""
         b = _make(spec, gpu.n_multiprocessors, n_tokens, _NOWHERE)
         kept = sum(tensor.nbytes for tensor in b._tensors().values()) + b.x.nbytes

@@ -249,11 +249,16 @@ class HybridComputation:
         if not passing:
             self._run_here(layer_id, staying, counts, 0)
             return
+        begin = self._clock()
         with self._experts.passing(passing) as passage:
+            seconds = self._clock() - begin
             if staying:
                 self._run_here(layer_id, staying, counts, len(passing))
             for table in passage.tables():
+                begin = self._clock()
                 self._parts.mix(layer_id, b, table, n_parts)
+                seconds += self._clock() - begin
+        self._split.brought(seconds)
 
     def _run_here(
         self,

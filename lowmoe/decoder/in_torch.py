@@ -13,7 +13,7 @@ from lowmoe.decoder.attention import attend, plus_bias
 from lowmoe.decoder.computation import Cache, layer_by_layer
 from lowmoe.decoder.kv_cache import KvCache, cache_bytes
 from lowmoe.decoder.moe import Routing, mix_experts, shared_output
-from lowmoe.decoder.norm import norm
+from lowmoe.decoder.norm import norm, normed_output
 from lowmoe.decoder.preference import Preference
 from lowmoe.decoder.weights import DenseWeights
 from lowmoe.decoder.working import working_bytes
@@ -51,6 +51,10 @@ class TorchComputation:
         return _scaled(x, self.spec.embedding_scale)
 
     def run_layers(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
+        if self.spec.learned_positions:
+            assert self.weights.positions is not None
+            first = cache.n_tokens
+            x = x + self.weights.positions[first : first + x.shape[0]].to(x.dtype)
         return layer_by_layer(self, len(self.spec.layers), x, cache, store)
 
     def attend(self, x: Tensor, layer_id: int, cache: Cache) -> Tensor:
@@ -59,6 +63,7 @@ class TorchComputation:
         bias = weights.optional("attention_norm_bias")
         normed = norm(x, weights.attention_norm, bias, self.spec)
         out = attend(normed, weights, spec, cache.layers[layer_id], cache.n_tokens, self.kernels)
+        out = normed_output(out, "attention_out_norm", weights, self.spec)
         return x + _scaled(out, self.spec.residual_scale)
 
     def route(self, x: Tensor, layer_id: int) -> Routing:
@@ -84,7 +89,9 @@ class TorchComputation:
             kernels=self.kernels,
         )
         shared = shared_output(routing.given, spec, weights, self.kernels)
-        return x + _scaled(mixed if shared is None else mixed + shared, self.spec.residual_scale)
+        out = mixed if shared is None else mixed + shared
+        out = normed_output(out, "experts_out_norm", weights, self.spec)
+        return x + _scaled(out, self.spec.residual_scale)
 
     def logits(self, x: Tensor) -> Tensor:
         x = norm(x, self.weights.final_norm, self.weights.final_norm_bias, self.spec)

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from lowmoe.decoder.abilities import lacking
+from lowmoe.decoder.abilities import LATENT, lacking
 from lowmoe.decoder.computation import Cache, layer_by_layer
 from lowmoe.decoder.moe import Routing
 from lowmoe.decoder.preference import Preference
@@ -23,12 +23,13 @@ from lowmoe.kernels import cpu
 from lowmoe.spec import (
     GroupedQueryAttention,
     HeadNorm,
+    LatentAttention,
     ModelSpec,
     Rope,
     Router,
     SigmoidRouter,
     SoftmaxRouter,
-    grouped,
+    SparseMixerRouter,
 )
 from quant.matrix import Matrix, TrellisMatrix
 from quant.trellis import TrellisCode
@@ -37,26 +38,38 @@ from quant.trellis import TrellisCode
 ABLE = frozenset(
     {
         "a bias behind attention",
+        "a bias of the head",
         "another activation",
         "another scale of scores",
         "attention sinks",
         "biases of experts",
+        "biases of norms",
         "biases of queries, keys and values",
         "biases of routers",
         "biases of the choice",
+        "chunks",
         "clamped queries, keys and values",
         "experts without a choice",
+        LATENT,
+        "layer norms",
         "layers without experts",
+        "layers without rope",
         "norms after rope",
         "norms of all heads together",
         "norms of single heads",
+        "norms without weights",
+        "rope by length",
         "rope of a part of a head",
         "rope that lengthens",
         "routers by sigmoid",
+        "routers of a given spread",
         "scaled embeddings",
         "scaled layers",
         "scaled logits",
         "shared experts",
+        "sparse mixers",
+        "temperatures of queries",
+        "weights on what experts are given",
     }
 )
 _Route: TypeAlias = Callable[[int, int, int, int, int], None]
@@ -97,7 +110,7 @@ class NativeComputation:
         self._no_choice = torch.zeros(1, spec.n_hidden)
         # Layers that add r times what they compute to x are layers that add all of it to x / r.
         # Norms divide r out again, but for their epsilon.
-        self._norm_epsilon = norm_epsilon(spec)
+        self._ones = torch.ones(spec.n_hidden)
         self._n_context = n_context
         self._attention = cpu.Attention(
             self._engine,
@@ -110,8 +123,7 @@ class NativeComputation:
         self._ends = cpu.Ends(
             engine=self._engine,
             embedding=self._linear(weights.embedding),
-            final_norm=weights.final_norm.data_ptr(),
-            norm_epsilon=self._norm_epsilon,
+            final_norm=_norm(spec, weights.final_norm, weights.final_norm_bias),
             head=self._linear(weights.head),
         )
         self._layers: tuple[ExpertStore, cpu.Layers] | None = None
@@ -125,20 +137,31 @@ class NativeComputation:
         return self._scratch_bytes + per_token * self.max_tokens + 4 * self._spec.n_vocab
 
     def new_cache(self, capacity: int) -> NativeCache:
-        attention = grouped(self._spec.layers[0].attention)
+        n_heads, size, keys_only = self._cached
         pages = cpu.KvPages(
             n_layers=len(self._spec.layers),
-            n_kv_heads=attention.n_kv_heads,
-            head_size=attention.head_size,
+            n_kv_heads=n_heads,
+            head_size=size,
             format=self._kv,
+            keys_only=keys_only,
         )
         return NativeCache(pages=pages, capacity=capacity)
 
+    @property
+    def _cached(self) -> tuple[int, int, bool]:
+        """Heads, their size, and whether keys are all that is kept: of a latent both parts as one
+        head, whose first channels serve as its value.
+        """
+        attention = self._spec.layers[0].attention
+        if isinstance(attention, LatentAttention):
+            return 1, attention.kv_rank + attention.rope_size, True
+        return attention.n_kv_heads, attention.head_size, False
+
     def cache_bytes(self, n_tokens: int) -> int:
-        attention = grouped(self._spec.layers[0].attention)
+        n_heads, size, keys_only = self._cached
         pages = -(-n_tokens // cpu.PAGE_TOKENS) * cpu.PAGE_TOKENS
-        per_head = cpu.kv_head_bytes(self._kv, attention.head_size)
-        return 2 * per_head * attention.n_kv_heads * len(self._spec.layers) * pages
+        per_token = cpu.kv_head_bytes(self._kv, size) * n_heads * (1 if keys_only else 2)
+        return per_token * len(self._spec.layers) * pages
 
     def embed(self, ids: Tensor) -> Tensor:
         x = torch.empty(ids.shape[0], self._spec.n_hidden)
@@ -186,7 +209,7 @@ class NativeComputation:
         for group in store.portions():
             with store.borrow(layer_id, group) as experts:
                 given = [(e, [p.data_ptr() for p in parts]) for e, parts in experts.items()]
-                self._experts.run(layer_id, ids, n_tokens, given)
+                self._experts.run(layer_id, ids, n_tokens, given, routing.weights.data_ptr())
         self._experts.add(layer_id, routing.weights.data_ptr(), n_tokens, x.data_ptr())
         return x
 
@@ -194,6 +217,8 @@ class NativeComputation:
         scores = torch.empty(x.shape[0], self._spec.n_vocab)
         for first, part in self._chunks(x.contiguous()):
             self._ends.logits(part.data_ptr(), part.shape[0], scores[first:].data_ptr())
+        if self.weights.head_bias is not None:
+            scores += self.weights.head_bias
         return _scaled(scores, self._spec.logit_scale)
 
     @staticmethod
@@ -224,42 +249,89 @@ class NativeComputation:
         return cpu.Linear(self._engine, layout.n_out, layout.n_in, planes, matrix.d.data_ptr())
 
     def _attention_layer(self, layer_id: int) -> cpu.AttentionLayer:
-        weights, spec = (
-            self.weights.layers[layer_id],
-            grouped(self._spec.layers[layer_id].attention),
-        )
-        rope, head_norm = spec.rope, spec.norm
-        assert rope is not None
+        weights, spec = self.weights.layers[layer_id], self._spec.layers[layer_id].attention
+        if isinstance(spec, LatentAttention):
+            return self._latent_layer(weights, spec)
+        rope, head_norm, temperature = spec.rope, spec.norm, spec.temperature
         return cpu.AttentionLayer(
-            norm=weights.attention_norm.data_ptr(),
-            norm_epsilon=self._norm_epsilon,
+            norm=_norm(self._spec, weights.attention_norm, weights.optional("attention_norm_bias")),
             qkv=self._linear(weights.qkv),
             out=self._linear(weights.attention_out),
-            frequencies=self._frequencies_of(rope, spec).data_ptr(),
+            frequencies=0 if rope is None else self._frequencies_of(rope, spec.head_size),
             n_heads=spec.n_heads,
             n_kv_heads=spec.n_kv_heads,
             head_size=spec.head_size,
             window=spec.window or 0,
-            rope_size=rope.size or spec.head_size,
-            rope_length=rope_length(rope, self._n_context),
+            chunk=spec.chunk or 0,
+            rope_size=0 if rope is None else rope.size or spec.head_size,
+            rope_length=1.0 if rope is None else rope_length(rope, self._n_context),
             score_scale=spec.score_scale or spec.head_size**-0.5,
             qkv_bias=_address(weights.optional("qkv_bias")),
             out_bias=_address(weights.optional("attention_out_bias")),
             head_norm=_kind_of(head_norm),
-            q_norm=_address(weights.optional("q_norm")),
-            k_norm=_address(weights.optional("k_norm")),
+            q_norm=self._head_norm(weights, spec, "q_norm"),
+            k_norm=self._head_norm(weights, spec, "k_norm"),
             head_norm_epsilon=1.0 if head_norm is None else head_norm.epsilon,
             clamp=math.inf if spec.clamp is None else spec.clamp,
             sinks=_address(weights.optional("sinks")),
+            temperature_step=0 if temperature is None else temperature.step,
+            temperature_scale=0.0 if temperature is None else temperature.scale,
         )
 
-    def _frequencies_of(self, rope: Rope, spec: GroupedQueryAttention) -> Tensor:
-        """Shared by layers that turn alike, which native code knows by the address."""
-        key = (rope, spec.head_size)
+    def _head_norm(self, weights: LayerWeights, spec: GroupedQueryAttention, name: str) -> int:
+        """Where its weights are; ones, where it is one without."""
+        if spec.norm is None or spec.norm.weighted:
+            return _address(weights.optional(name))
+        assert spec.head_size <= self._ones.shape[0]
+        return self._ones.data_ptr()
+
+    def _latent_layer(self, weights: LayerWeights, spec: LatentAttention) -> cpu.AttentionLayer:
+        """A single key-value head of what is kept; see lowmoe/kernels/cpu/latent.h."""
+        down = None if spec.q_rank is None else self._linear(weights.parts["q_down"])
+        latent = cpu.LatentProjection(
+            engine=self._engine,
+            q_down=down,
+            q_norm=_address(weights.optional("q_latent_norm")),
+            q_up=self._linear(weights.parts["q" if down is None else "q_up"]),
+            kv_down=self._linear(weights.parts["kv_down"]),
+            kv_norm=weights.vector("kv_latent_norm").data_ptr(),
+            norm_epsilon=spec.norm_epsilon,
+            kv_up=self._linear(weights.parts["kv_up"]),
+            n_heads=spec.n_heads,
+            plain_size=spec.plain_size,
+            rope_size=spec.rope_size,
+            value_size=spec.value_size,
+        )
+        return cpu.AttentionLayer(
+            norm=_norm(self._spec, weights.attention_norm, weights.optional("attention_norm_bias")),
+            qkv=None,
+            out=self._linear(weights.attention_out),
+            frequencies=self._frequencies_of(spec.rope, spec.rope_size),
+            n_heads=spec.n_heads,
+            n_kv_heads=1,
+            head_size=spec.kv_rank + spec.rope_size,
+            window=0,
+            rope_size=spec.rope_size,
+            rope_length=rope_length(spec.rope, self._n_context),
+            score_scale=spec.score_scale,
+            qkv_bias=0,
+            out_bias=0,
+            head_norm=0,
+            q_norm=0,
+            k_norm=0,
+            head_norm_epsilon=1.0,
+            clamp=math.inf,
+            sinks=0,
+            latent=latent,
+        )
+
+    def _frequencies_of(self, rope: Rope, head_size: int) -> int:
+        """Their address, by which native code knows that layers turn alike."""
+        key = (rope, head_size)
         if key not in self._frequencies:
-            found = rope_frequencies(rope, spec.head_size, self._n_context)
+            found = rope_frequencies(rope, head_size, self._n_context)
             self._frequencies[key] = found.contiguous()
-        return self._frequencies[key]
+        return self._frequencies[key].data_ptr()
 
     def _experts_layer(self, layer_id: int) -> cpu.ExpertsLayer:
         weights = self.weights.layers[layer_id]
@@ -290,8 +362,7 @@ def experts_layer(
     """
     of = spec.layers[layer_id].feed_forward
     return cpu.ExpertsLayer(
-        norm=weights.experts_norm.data_ptr(),
-        norm_epsilon=norm_epsilon(spec),
+        norm=_norm(spec, weights.experts_norm, weights.optional("experts_norm_bias")),
         router=_router(weights, of.router, no_choice, preference),
         d_in=weights.transforms.d_in.data_ptr(),
         d_inner=weights.transforms.d_inner.data_ptr(),
@@ -304,6 +375,7 @@ def experts_layer(
         gate_up_bias=_address(weights.optional("gate_up_bias")),
         down_bias=_address(weights.optional("down_bias")),
         shared=shared,
+        weigh_input=of.weigh_input,
     )
 
 
@@ -324,12 +396,19 @@ def _router(
         n_groups_active=1 if sigmoid is None else sigmoid.n_groups_active,
         scale=1.0 if sigmoid is None else sigmoid.scale,
         preference=_address(preference),
+        spread=(kind.spread or 0.0) if isinstance(kind, SoftmaxRouter) else 0.0,
+        jitter=kind.jitter if isinstance(kind, SparseMixerRouter) else 0.0,
     )
 
 
-def norm_epsilon(spec: ModelSpec) -> float:
-    """Of norms over x / r, where layers add r times what they compute; see NativeComputation."""
-    return spec.norm_epsilon / spec.residual_scale**2
+def _norm(spec: ModelSpec, weight: Tensor, bias: Tensor | None) -> cpu.Norm:
+    """Of x / r, where layers add r times what they compute; see NativeComputation."""
+    return cpu.Norm(
+        weight=weight.data_ptr(),
+        epsilon=spec.norm_epsilon / spec.residual_scale**2,
+        bias=_address(bias),
+        centred=spec.norm == "layer",
+    )
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:

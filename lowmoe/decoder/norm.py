@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lowmoe.decoder.weights import LayerWeights
 from lowmoe.spec import ModelSpec
 
 
@@ -25,3 +26,10 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ModelSpec) -> Ten
         normed = rms_norm(x, weight, spec.norm_epsilon)
         return normed if bias is None else normed + bias.to(x.dtype)
     return F.layer_norm(x.float(), weight.shape, weight, bias, spec.norm_epsilon).to(x.dtype)
+
+
+def normed_output(out: Tensor, name: str, weights: LayerWeights, spec: ModelSpec) -> Tensor:
+    """What attention or feed-forward return as it is to be added, [T, H].  name: of its norm."""
+    if not spec.norm_after:
+        return out
+    return norm(out, weights.vector(name), weights.optional(f"{name}_bias"), spec)

@@ -48,7 +48,10 @@ def route_softmax(
     or a preference.
     Source: Mixtral, arXiv 2401.04088, section 2.1 (renormalize=True).
     """
-    probabilities = torch.softmax(logits.float(), -1)
+    scores = logits.float()
+    if router.spread is not None:
+        scores = scores / (scores.std(-1, keepdim=True) / router.spread)
+    probabilities = torch.softmax(scores, -1)
     choice = _counted(probabilities, choice_bias, preference)
     expert_ids = choice.topk(router.n_active, dim=-1).indices
     weights = probabilities.gather(1, expert_ids)

@@ -82,7 +82,7 @@ class LayerWeights:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseWeights:
     """embedding and head: [V, H], the same object where they are tied; final_norm: [H] and its
-    bias; head_bias: [V].
+    bias; head_bias: [V]; positions: [context, H], where they are learned.
     """
 
     embedding: Matrix
@@ -91,6 +91,7 @@ class DenseWeights:
     head: Matrix
     final_norm_bias: Tensor | None = None
     head_bias: Tensor | None = None
+    positions: Tensor | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -116,11 +117,13 @@ class DenseWeights:
             head=embedding if tied else _matrix_at(self.head, place),
             final_norm_bias=_vector_at(self.final_norm_bias, place),
             head_bias=_vector_at(self.head_bias, place),
+            positions=_vector_at(self.positions, place),
         )
 
     def _tensors(self) -> list[Tensor]:
         found = [self.final_norm, *_matrix_tensors(self.embedding), *_matrix_tensors(self.head)]
-        found += [t for t in (self.final_norm_bias, self.head_bias) if t is not None]
+        others = (self.final_norm_bias, self.head_bias, self.positions)
+        found += [t for t in others if t is not None]
         for layer in self.layers:
             found += [layer.transforms.d_in, layer.transforms.d_inner]
             found += [t for part in layer.parts.values() for t in _matrix_tensors(part)]
@@ -221,6 +224,7 @@ def _dense(
         final_norm_bias=vectors.get("final_norm_bias"),
         head=embedding if spec.tied_head else ends["head"],
         head_bias=vectors.get("head_bias"),
+        positions=vectors.get("positions"),
     )
 
 
@@ -251,8 +255,8 @@ class CheckpointTensors:
         checkpoint.check_shapes({piece.name: piece.shape for piece in pieces})
 
     def _check_names(self) -> None:
-        wanted = {self.family.tensor_name(role) for role in self.family.shapes}
-        found = self.checkpoint.names()
+        stored, found = self.checkpoint.stored, self.checkpoint.names()
+        wanted = {n for role in self.family.shapes for n in stored(self.family.tensor_name(role))}
         if missing := sorted(wanted - found):
             raise CheckpointError(
                 f"{self.checkpoint.folder}: {len(missing)} tensors that config.json promises are "
@@ -260,11 +264,13 @@ class CheckpointTensors:
                 "different models; download both again."
             )
         # A tied head may be stored all the same; older conversions stored rope's constants.
-        harmless = {self.family.tensor_name(Role("head"))}
+        harmless = set(stored(self.family.tensor_name(Role("head"))))
         extra = sorted(
             n
             for n in found - wanted - harmless
-            if not n.endswith(HARMLESS_SUFFIX) and not n.startswith(self.family.ignored)
+            if not n.endswith(HARMLESS_SUFFIX)
+            and not n.startswith(self.family.ignored)
+            and not self.checkpoint.ignores(n)
         )
         if extra:
             model_type = self.family.spec.model_type
@@ -276,6 +282,11 @@ class CheckpointTensors:
     def read(self, name: str) -> Tensor:
         """The tensor of a role that is no layer's, in the dtype of the file."""
         return self._read(Role(name))
+
+    def positions(self) -> Tensor:
+        """Those that are learned, [context, H] float32."""
+        (part,) = (p for p in end_parts(self.family.spec) if p.name == "positions")
+        return self.part(part, None, torch.float32)
 
     def _read(self, role: Role) -> Tensor:
         return self.checkpoint.read_piece(self.family.piece(role))

@@ -20,7 +20,8 @@ def working_bytes(spec: ModelSpec, max_tokens: int, n_context: int, kernels: Ker
     floats = max(_floats_of_a_token(spec.n_hidden, layer) for layer in spec.layers)
     unfolded = n_context * max(_floats_of_a_cached_token(layer) for layer in spec.layers)
     mask = n_tokens * n_context * (1 + 2 * FLOAT_BYTES)  # which token sees which, also as numbers
-    activations = FLOAT_BYTES * (n_tokens * floats + unfolded)
+    scores = n_tokens * n_context * max(_floats_of_a_score(layer) for layer in spec.layers)
+    activations = FLOAT_BYTES * (n_tokens * floats + unfolded + scores)
     return decoding + activations + mask + FLOAT_BYTES * spec.n_vocab
 
 
@@ -42,6 +43,16 @@ def _floats_of_a_cached_token(layer: LayerSpec) -> int:
         return 0
     of_head = 2 * attention.plain_size + 2 * attention.value_size + attention.rope_size
     return 2 * attention.n_heads * of_head
+
+
+def _floats_of_a_score(layer: LayerSpec) -> int:
+    """Of the heads of one key-value head: as it was, capped, hidden or not, and its chance."""
+    attention = layer.attention
+    if isinstance(attention, LatentAttention):
+        return 0
+    if attention.score_cap is None and not attention.sinks:
+        return 0
+    return 4 * attention.n_heads // attention.n_kv_heads
 
 
 def _floats_of_a_token(n_hidden: int, layer: LayerSpec) -> int:

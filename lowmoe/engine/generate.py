@@ -22,10 +22,9 @@ from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.sampling import Sampler
 from lowmoe.engine.statistics import (
     Bandwidths,
+    Moved,
     PerTier,
     RunStatistics,
-    bound_tokens_per_s,
-    bytes_per_token,
     coarse_rate,
     hit_rate,
 )
@@ -292,14 +291,11 @@ class _Run:
         bound = None
         if n_steps > 0:
             dense = PerTier(**{self._runtime.store.tier: self._runtime.dense_bytes_per_token})
-            per_token = bytes_per_token(decode, n_steps, dense)
+            moved = Moved(traffic=decode, n_tokens=n_steps, dense=dense)
+            per_token = moved.per_token
             disk = whole.disk_bytes / whole.disk_busy_s if whole.disk_busy_s else None
             bus = whole.copied_bytes / whole.copied_s if whole.copied_s else None
-            bound = bound_tokens_per_s(
-                per_token,
-                replace(bandwidths, disk=disk, bus=bus),
-                bus_bytes=decode.copied_bytes / n_steps,
-            )
+            bound = moved.bound_tokens_per_s(replace(bandwidths, disk=disk, bus=bus))
         return RunStatistics(
             prompt_tokens=self._n_prompt,
             new_tokens=self._n_new,
@@ -311,12 +307,17 @@ class _Run:
             hit_rate=hit_rate(whole),
             bytes_per_token=per_token,
             bound_tokens_per_s=bound,
-            predicted_tokens_per_s=None,
+            predicted_tokens_per_s=self._predicted(),
             to_gpu_bytes=whole.copied_bytes,
             promoted=whole.promoted,
             trades=self._runtime.trades,
             coarse_rate=coarse_rate(whole),
         )
+
+    def _predicted(self) -> float | None:
+        """For the token in the middle of the answer."""
+        predict = self._runtime.predict
+        return None if predict is None else predict(self._n_prompt + self._n_new // 2)
 
 
 def placement(runtime: Runtime) -> PerTier:

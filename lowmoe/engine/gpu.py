@@ -25,7 +25,7 @@ from lowmoe.experts.resident import ResidentExperts
 from lowmoe.experts.staging import Staging
 from lowmoe.kernels import cpu
 from lowmoe.kernels.cuda import kernels_home, open_card
-from lowmoe.kernels.gpu import Gpu
+from lowmoe.kernels.gpu import Gpu, GpuSizes
 from lowmoe.settings import read_settings
 from lowmoe.spec import ModelSpec
 from quant.layout import SYMBOL_BITS, round_up
@@ -178,12 +178,12 @@ class GpuNeeds:
     n_context: int
     kv: cpu.KvFormat
 
-    def n_bytes(self, gpu: Gpu, n_planes: int, max_tokens: int) -> int:
+    def n_bytes(self, gpu: GpuSizes, n_planes: int, max_tokens: int) -> int:
         """All of it."""
         experts = ResidentExperts.needed_bytes(self._parts(n_planes), self._n_experts)
         return self._beside_experts(gpu, max_tokens) + experts
 
-    def divided_bytes(self, gpu: Gpu, division: GpuDivision) -> int:
+    def divided_bytes(self, gpu: GpuSizes, division: GpuDivision) -> int:
         """What a division takes."""
         n_planes, max_tokens = division.n_planes, division.max_tokens
         if division.n_slots is None:
@@ -191,13 +191,13 @@ class GpuNeeds:
         slots = division.n_slots * GpuSlots.slot_bytes(self._parts(n_planes))
         return self._beside_slots(gpu, n_planes, max_tokens) + slots
 
-    def least_bytes(self, gpu: Gpu, n_planes: int, max_tokens: int) -> int:
+    def least_bytes(self, gpu: GpuSizes, n_planes: int, max_tokens: int) -> int:
         """All of it, or where that is less, all of it with as few experts as can be."""
         few = GpuDivision(n_planes=n_planes, max_tokens=max_tokens, n_slots=MIN_GPU_SLOTS)
         return min(self.divided_bytes(gpu, few), self.n_bytes(gpu, n_planes, max_tokens))
 
     def divided(
-        self, gpu: Gpu, planes: Sequence[int], ram_bytes: int, available: int
+        self, gpu: GpuSizes, planes: Sequence[int], ram_bytes: int, available: int
     ) -> GpuDivision:
         """The first of the numbers of planes that fits, with the most tokens at once that do; if
         none does, the first that fits in GPU and RAM together, or the last.
@@ -218,7 +218,7 @@ class GpuNeeds:
         return next(in_memory, possible[-1])
 
     def _in_part(
-        self, gpu: Gpu, n_planes: int, chunks: list[int], available: int
+        self, gpu: GpuSizes, n_planes: int, chunks: list[int], available: int
     ) -> GpuDivision | None:
         """As many experts as there is room for beside the rest, and beside a chunk that is modest
         or the smallest.
@@ -245,14 +245,14 @@ class GpuNeeds:
     def _parts(self, n_planes: int) -> tuple[int, ...]:
         return (self.part_bytes,) * n_planes
 
-    def _working_bytes(self, gpu: Gpu, max_tokens: int) -> int:
+    def _working_bytes(self, gpu: GpuSizes, max_tokens: int) -> int:
         return Buffers.working_bytes(self.spec, gpu, max_tokens, self.n_context)
 
-    def _beside_experts(self, gpu: Gpu, max_tokens: int) -> int:
+    def _beside_experts(self, gpu: GpuSizes, max_tokens: int) -> int:
         cache = cache_bytes(self.spec, self.n_context, self.kv)
         return self.dense_bytes + cache + self._working_bytes(gpu, max_tokens)
 
-    def _beside_slots(self, gpu: Gpu, n_planes: int, max_tokens: int) -> int:
+    def _beside_slots(self, gpu: GpuSizes, n_planes: int, max_tokens: int) -> int:
         parts, n_experts = self._parts(n_planes), self._n_experts
         return (
             self._beside_experts(gpu, max_tokens)
@@ -261,7 +261,7 @@ class GpuNeeds:
             + Staging.needed_bytes(parts, max(n_experts))
         )
 
-    def _misfit(self, gpu: Gpu, planes: Sequence[int], max_tokens: int, available: int) -> str:
+    def _misfit(self, gpu: GpuSizes, planes: Sequence[int], max_tokens: int, available: int) -> str:
         """What it needs, what there is, what would fit."""
         fewest = planes[-1]
         found = (

@@ -91,7 +91,7 @@ def load_checkpoint(path: Path, options: LoadOptions) -> Runtime:
         )
     dtype = DTYPES[options.dtype]
     checkpoint = Checkpoint(path)
-    family = read_config(checkpoint.config)
+    family = read_config(checkpoint.config).as_named_in(checkpoint.names())
     source = CheckpointExperts(checkpoint, family, dtype)
     with ExitStack() as closing:
         loading = Loading(
@@ -285,7 +285,7 @@ def _context(spec: ModelSpec, options: LoadOptions) -> int:
     if options.context > spec.context_length:
         raise UsageError(
             f"context is {options.context} tokens, but this model was made for "
-            f"{spec.context_length}."
+            f"{spec.context_length}, or only so many are implemented. Give at most that."
         )
     return options.context
 

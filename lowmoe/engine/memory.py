@@ -59,5 +59,9 @@ def available_ram_bytes() -> int:
     """RAM that can be taken now without swapping, a margin already taken off."""
     available: int = psutil.virtual_memory().available
     rooms = [group.limit_bytes - group.used_bytes for group in memory_limits()]
-    margin = max(MIN_MARGIN_BYTES, int(total_ram_bytes() * MARGIN_SHARE))
-    return max(0, min([available, *rooms]) - margin)
+    return max(0, min([available, *rooms]) - margin_bytes(total_ram_bytes()))
+
+
+def margin_bytes(total: int) -> int:
+    """What is left to others of so much RAM."""
+    return max(MIN_MARGIN_BYTES, int(total * MARGIN_SHARE))

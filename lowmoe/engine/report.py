@@ -17,6 +17,24 @@ class Reporter(Protocol):
         """One line worth knowing."""
 
 
+class OnceUnderWay:
+    """Passes on what it hears, and a line of its own once work begins, if it does."""
+
+    def __init__(self, report: Reporter, text: str) -> None:
+        self._report, self._text = report, text
+
+    def step(self, stage: str, done: int, total: int, unit: str) -> None:
+        """Work has begun."""
+        if self._text:
+            self._report.note(self._text)
+            self._text = ""
+        self._report.step(stage, done, total, unit)
+
+    def note(self, text: str) -> None:
+        """As it is."""
+        self._report.note(text)
+
+
 class SilentReporter:
     """Tells nobody."""
 

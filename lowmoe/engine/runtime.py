@@ -4,6 +4,7 @@ Knows:        the parts of a running model, who gives what back.
 Ignorant of:  how the parts are chosen and made.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -34,7 +35,8 @@ class Runtime:
     which a given budget has no more; dense_bytes_per_token: read for every token; isa: of the
     native code that computes, or torch or cuda; pool: its threads; gpu: which has all of it, or
     with a pool beside it, all but some of the experts, None where nothing is on one; folder: None
-    for a checkpoint; trades: quality for speed, in words.
+    for a checkpoint; trades: quality for speed, in words; predict: tokens/s of decode after so many
+    tokens, as planned, None where that is not known.
     """
 
     spec: ModelSpec
@@ -52,6 +54,7 @@ class Runtime:
     folder: ModelFolder | None
     trades: tuple[str, ...]
     _closing: ExitStack
+    predict: Callable[[int], float] | None = None
 
     def close(self) -> None:
         """Give memory, files and threads back."""

@@ -7,7 +7,7 @@ Ignorant of:  how they are shown.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lowmoe.experts.ledger import Traffic
+from lowmoe.experts.ledger import LayerBytes, Traffic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,31 +84,51 @@ def coarse_rate(traffic: Traffic) -> float:
     return traffic.coarse / requests if requests else 0.0
 
 
-def bytes_per_token(traffic: Traffic, n_tokens: int, dense: PerTier) -> PerTier:
-    """What each tier moved for a token.  traffic: of n_tokens; dense: weights that each one reads.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """What some tokens moved.  dense: bytes that each of them reads beside experts."""
 
-    What is sent to the GPU is read from RAM like what the CPU computes with.
-    """
-    to_stay = traffic.copied_bytes - traffic.passed_bytes  # the others were lent by RAM as well
-    return PerTier(
-        gpu=dense.gpu + (traffic.gpu_bytes + traffic.passed_bytes) / n_tokens,
-        ram=dense.ram + (traffic.ram_bytes + to_stay) / n_tokens,
-        disk=dense.disk + traffic.disk_bytes / n_tokens,
-    )
+    traffic: Traffic
+    n_tokens: int
+    dense: PerTier
+
+    @property
+    def per_token(self) -> PerTier:
+        """Bytes of each tier for a token.
+
+        What is sent to the GPU is read from RAM, like what the CPU computes with.
+        """
+        of, n_tokens, dense = self.traffic, self.n_tokens, self.dense
+        to_stay = of.copied_bytes - of.passed_bytes  # what passed through was lent by RAM as well
+        return PerTier(
+            gpu=dense.gpu + (of.gpu_bytes + of.passed_bytes) / n_tokens,
+            ram=dense.ram + (of.ram_bytes + to_stay) / n_tokens,
+            disk=dense.disk + of.disk_bytes / n_tokens,
+        )
+
+    def bound_tokens_per_s(self, bandwidths: Bandwidths) -> float | None:
+        """Tokens a second if everything moved at full speed, at the same time where it may.
+
+        Copies, reads from disk and a layer's experts in different places go on at the same time;
+        layers, and what a layer reads before its experts, follow one another.
+        """
+        moved, layers = self.per_token, self.traffic.layers
+        everywhere = [
+            _seconds(moved.gpu, bandwidths.gpu),
+            _seconds(moved.ram, bandwidths.ram),
+            _seconds(moved.disk, bandwidths.disk),
+            _seconds(self.traffic.copied_bytes / self.n_tokens, bandwidths.bus),
+        ]
+        dense = _seconds(self.dense.gpu, bandwidths.gpu) + _seconds(self.dense.ram, bandwidths.ram)
+        experts = sum(n * _layer_seconds(of, bandwidths) for of, n in layers.items())
+        slowest = max(*everywhere, dense + experts / self.n_tokens)
+        return 1 / slowest if slowest > 0 else None
 
 
-def bound_tokens_per_s(
-    bytes_per_token: PerTier, bandwidths: Bandwidths, bus_bytes: float = 0
-) -> float | None:
-    """Tokens a second if every tier moved its bytes at full speed, all at the same time.
+def _layer_seconds(of: LayerBytes, bandwidths: Bandwidths) -> float:
+    speeds = (bandwidths.gpu, bandwidths.ram, bandwidths.bus)
+    return max(_seconds(n_bytes, speed) for n_bytes, speed in zip(of, speeds, strict=True))
 
-    bus_bytes: sent to the GPU for a token.
-    """
-    tiers = [
-        (bytes_per_token.gpu, bandwidths.gpu),
-        (bytes_per_token.ram, bandwidths.ram),
-        (bytes_per_token.disk, bandwidths.disk),
-        (bus_bytes, bandwidths.bus),
-    ]
-    slowest = max((n_bytes / speed for n_bytes, speed in tiers if speed), default=0.0)
-    return 1 / slowest if slowest > 0 else None
+
+def _seconds(n_bytes: float, speed: float | None) -> float:
+    return n_bytes / speed if speed else 0.0

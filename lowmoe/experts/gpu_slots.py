@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lowmoe.errors import MemoryBudgetError
 from lowmoe.experts.pinned_ring import PinnedRing, Sending
-from lowmoe.experts.policy import UNKNOWN, Key, Popularity, UsePolicy
+from lowmoe.experts.policy import UNKNOWN, Key, Policy, Popularity, UsePolicy
 from lowmoe.experts.source import ExpertSource
 from lowmoe.experts.to_gpu import ADDRESS_BYTES, ExpertPlaces, Progress, read_to_gpu
 from lowmoe.kernels.gpu import Gpu
@@ -59,8 +59,12 @@ class GpuSlots:
         *,
         n_slots: int,
         popularity: Popularity = UNKNOWN,
+        policy: Policy | None = None,
     ) -> None:
-        """n_experts: of each layer.  Raises MemoryBudgetError for too few slots."""
+        """n_experts: of each layer; policy: None for the one that has proved best.
+
+        Raises MemoryBudgetError for too few slots.
+        """
         if n_slots < MIN_GPU_SLOTS:
             raise MemoryBudgetError(
                 f"{n_slots} experts fit on the GPU, but {MIN_GPU_SLOTS} must. Give more vram or "
@@ -69,7 +73,7 @@ class GpuSlots:
         self.n_parts, self.expert_bytes = len(part_bytes), sum(part_bytes)
         self._n_experts, self._gpu, self._ring = tuple(n_experts), gpu, ring
         self._places, self._popularity = ExpertPlaces(part_bytes), popularity
-        self._policy = UsePolicy(start=popularity)
+        self._policy: Policy = policy or UsePolicy(start=popularity)
         n_slots = min(n_slots, sum(n_experts))
         stride, in_piece = self._places.stride, -(-n_slots // N_PIECES)
         sizes = [min(in_piece, n_slots - first) for first in range(0, n_slots, in_piece)]
@@ -162,11 +166,19 @@ class GpuSlots:
     # --- promotion, between passes
 
     def welcome(self) -> Key | None:
-        """Let the expert that was on its way take its place; returns it, if there is one."""
+        """Let the expert that was on its way take its place; returns it, if there is one.
+
+        Raises what sending it raised.
+        """
         if self._arrival is None:
             return None
         arrival, self._arrival = self._arrival, None
-        self._gpu.wait_for(arrival.sending.event())
+        try:
+            arrived = arrival.sending.event()
+        except BaseException:
+            self._free.append(arrival.slot)
+            raise
+        self._gpu.wait_for(arrived)
         self._settle(arrival.key, arrival.slot)
         self._copy_row(arrival.key)
         return arrival.key
@@ -188,10 +200,9 @@ class GpuSlots:
         return None
 
     def promote(self, key: Key, parts: Iterable[Tensor]) -> tuple[Key | None, Sending]:
-        """Begin to copy an expert, named by `candidate`, from its parts in RAM, which may change
-        when this returns.
+        """Begin to copy an expert, named by `candidate`, from its parts in RAM.
 
-        Returns the one that leaves for it, and the copy.
+        Returns the one that leaves for it, and the copy, which reads these parts for a while.
         """
         assert self._arrival is None
         leaving = None if self._free else self._worth_least(key[0])
@@ -199,11 +210,6 @@ class GpuSlots:
         # Whatever may still read from the slot was asked for before now.
         send = partial(self._ring.send, self._places.of(self._memory(slot)), parts)
         sending = self._ring.begin(send, after=self._gpu.event())
-        try:
-            sending.event()
-        except BaseException:
-            self._free.append(slot)
-            raise
         self._arrival = _Arrival(key, slot, sending)
         return leaving, sending
 

@@ -4,15 +4,15 @@ Knows:        the tiers and their order.
 Ignorant of:  tokens, routing, what the bits mean, how slots and buffers are kept.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from lowmoe.experts.gpu_slots import GpuSlots
-from lowmoe.experts.ledger import Traffic
+from lowmoe.experts.ledger import LayerBytes, Traffic
 from lowmoe.experts.lender import Tier
 from lowmoe.experts.pinned_ring import PinnedRing, Sending
 from lowmoe.experts.policy import Key
@@ -38,8 +38,11 @@ class HybridExperts:
     _n_copied: int = 0
     _n_passed: int = 0
     _copied_s: float = 0.0
+    _layers: Counter[LayerBytes] = field(default_factory=Counter)  # but for the one that is on
+    _layer: list[int] = field(default_factory=lambda: [0, 0, 0])  # its experts, where they count
     _sent: deque[tuple[Sending, int]] = field(default_factory=deque)  # with numbers of experts
     _left: Key | None = None  # for the one that is on its way to the GPU
+    _lent: ExitStack = field(default_factory=ExitStack)  # that one, by RAM
 
     @property
     def tier(self) -> Tier:
@@ -94,6 +97,7 @@ class HybridExperts:
             copied_s=self._copied_s,
             promoted=self._n_copied - self._n_passed,
             coarse=self._n_coarse,
+            layers=self._layers + self._layer_now(),
         )
 
     def ask(self, layer_id: int, expert_ids: list[int]) -> list[int]:
@@ -102,6 +106,8 @@ class HybridExperts:
         """
         self.slots.record(layer_id, expert_ids)
         missing = self.missing(layer_id, expert_ids)
+        self._layers += self._layer_now()
+        self._layer = [len(expert_ids) - len(missing), len(missing), 0]
         self._n_hits += len(expert_ids) - len(missing)
         if self.staging.n_parts < self.slots.n_parts:
             self._n_coarse += len(missing)
@@ -118,6 +124,8 @@ class HybridExperts:
         with self.staging.passage(experts) as passage:
             yield passage
             self._n_passed += len(experts)
+            self._layer[0] += len(experts)
+            self._layer[2] += len(experts)
             self._note_sent(*passage.sendings)
 
     def copied(self) -> list[tuple[int, float]]:
@@ -128,12 +136,17 @@ class HybridExperts:
             self._copied_s += seconds
         return done
 
+    def _layer_now(self) -> Counter[LayerBytes]:
+        on_gpu, from_ram, sent = (n * self.expert_bytes for n in self._layer)
+        return Counter({(on_gpu, from_ram, sent): 1} if on_gpu + from_ram else {})
+
     def _note_sent(self, *sendings: tuple[Sending, int]) -> None:
         self._sent.extend(sendings)
         self._n_copied += sum(n_experts for _, n_experts in sendings)
 
     def move_up(self) -> None:
         """Between passes: let what is on its way to the GPU arrive, and send what deserves it."""
+        self._lent.close()
         arrived, left = self.slots.welcome(), self._left
         if arrived is not None and left is not None and self._have_room_for_all:
             self.ram.exchange(arrived, left)
@@ -142,9 +155,12 @@ class HybridExperts:
         key = self.slots.candidate(self._is_in_ram)
         if key is not None:
             layer_id, expert_id = key
-            with self.ram.borrow(layer_id, [expert_id]) as experts:
-                self._left, sending = self.slots.promote(key, experts[expert_id])
-                self._note_sent((sending, 1))
+            experts = self._lent.enter_context(self.ram.borrow(layer_id, [expert_id]))
+            self._left, sending = self.slots.promote(key, experts[expert_id])
+            self._lent.callback(sending.join)  # before RAM takes it back
+            self._note_sent((sending, 1))
+            if self.ram.n_slots <= self.slots.tables.shape[1] + 1:
+                self._lent.close()  # a layer may need all the room there is
 
     @property
     def _have_room_for_all(self) -> bool:

@@ -6,7 +6,11 @@ Ignorant of:  tokens and layers.
 
 import threading
 import time
-from dataclasses import dataclass, fields
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import TypeAlias
+
+LayerBytes: TypeAlias = tuple[int, int, int]  # on the GPU, from RAM, over the bus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +23,8 @@ class Traffic:
     least one read under way.
     copied_bytes: sent from RAM to the GPU, passed_bytes those of them that were computed with there
     and did not stay; copied_s: seconds that copies took, as far as they have come.
+    layers: of layers whose experts are in several places, how many had so many bytes of them
+    computed on the GPU, read from RAM and sent over the bus, at the same time.
     guessed, guessed_right: experts read ahead, and those of them that were then asked for.
     coarse: experts lent with their first parts only; promoted: experts sent from RAM to the GPU
     that were to stay.
@@ -34,6 +40,7 @@ class Traffic:
     copied_bytes: int = 0
     passed_bytes: int = 0
     copied_s: float = 0.0
+    layers: Counter[LayerBytes] = field(default_factory=Counter)
     guessed: int = 0
     guessed_right: int = 0
     coarse: int = 0

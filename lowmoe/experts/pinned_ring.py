@@ -26,7 +26,7 @@ COPIED_AT_ONCE = 2**20  # bytes at least that a thread is worth
 
 
 @dataclass(frozen=True, slots=True)
-class _Span:
+class Span:
     """Of copies: events before the first and after the last."""
 
     begin: Event
@@ -36,7 +36,7 @@ class _Span:
 class Sending:
     """Copies begun in the background."""
 
-    def __init__(self, span: "Future[_Span]") -> None:
+    def __init__(self, span: "Future[Span]") -> None:
         self._span = span
 
     def event(self) -> Event:
@@ -105,14 +105,14 @@ class PinnedRing:
                 event.wait()
         self._copiers.shutdown()
 
-    def _span_of(self, send: Callable[[], object], after: Event | None) -> _Span:
+    def _span_of(self, send: Callable[[], object], after: Event | None) -> Span:
         # What a thread may do to tensors made in inference mode, it must be in inference mode for.
         with torch.inference_mode():
             if after is not None:
                 self.copies.wait_for(after)
             begin = self.copies.event()
             send()
-            return _Span(begin, self.copies.event())
+            return Span(begin, self.copies.event())
 
     def _send_piece(self, target: Tensor, source: Tensor) -> None:
         which, self._next = self._next, (self._next + 1) % N_BUFFERS

@@ -10,7 +10,7 @@ Ignorant of:  bytes, tiers, what an expert is.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 # An expert of one layer.
 Key: TypeAlias = tuple[int, int]
@@ -35,6 +35,16 @@ class Popularity:
 
 
 UNKNOWN = Popularity()
+
+
+class Policy(Protocol):
+    """Who deserves a place most."""
+
+    def record(self, layer_id: int, expert_ids: list[int]) -> None:
+        """These experts of a layer were just used, once each."""
+
+    def worth(self, key: Key) -> tuple[float, int]:
+        """How much an expert deserves its place; compare with <."""
 
 
 class UsePolicy:

@@ -62,20 +62,24 @@ class CheckpointExperts:
 
     def __init__(self, checkpoint: Checkpoint, family: Family, dtype: torch.dtype) -> None:
         experts = family.spec.uniform_experts()
-        self.format = PlainFormat(family.spec.n_hidden, experts.n_inner, dtype)
+        self._gated = experts.gated
+        self.format = PlainFormat(family.spec.n_hidden, experts.n_inner, dtype, gated=experts.gated)
         self._checkpoint, self._family = checkpoint, family
         self.buffer_bytes = tuple(round_up(n, ALIGNMENT) for n in self.format.part_bytes)
 
-    def read_matrices(self, layer_id: int, expert_id: int) -> tuple[Tensor, Tensor, Tensor]:
-        """gate [I, H], up [I, H] and down [H, I], in the dtype of the file."""
-        gate, up, down = (
-            self._checkpoint.read_piece(self._family.piece(Role(name, layer_id, expert_id)))
-            for name in ("gate", "up", "down")
-        )
-        return gate, up, down
+    def read_matrices(self, layer_id: int, expert_id: int) -> tuple[Tensor | None, Tensor, Tensor]:
+        """gate [I, H], None where there is none, up [I, H] and down [H, I], in the dtype of the
+        file.
+        """
+
+        def matrix(name: str) -> Tensor:
+            role = Role(name, layer_id, expert_id)
+            return self._checkpoint.read_piece(self._family.piece(role))
+
+        return matrix("gate") if self._gated else None, matrix("up"), matrix("down")
 
     def read(self, layer_id: int, expert_id: int, buffers: list[Tensor]) -> int:
         """Fill the one buffer."""
         matrices = self.read_matrices(layer_id, expert_id)
         self.format.fill(buffers[0], *matrices)
-        return sum(m.numel() * m.itemsize for m in matrices)
+        return sum(m.nbytes for m in matrices if m is not None)

@@ -25,6 +25,9 @@ MORE_ON_CPU, MORE_ON_GPU = 1 / 3, 1 / 30
 # shares: so the latest five count most, and twice the cost is learned within ten layers.
 DRIFT, NOISE = 0.05, 0.1
 MOST_SURPRISE = 4.0  # times what was expected that one measurement may say: hosts have hiccups
+NOMINAL_BRING_S = 60e-6  # of the host's time: a thread told, a few launches
+# Less of a layer's time than this is not worth the bus; it is within what costs are off.
+WORTH_BRINGING = 0.02
 PROBE_SHARE = 0.01  # of the time, for trying the side that does nothing
 STALE = 32  # layers after which what a side costs may have changed
 
@@ -38,7 +41,7 @@ class Line:
 
     def __init__(self, *factors: float) -> None:
         """factors: to begin with, any of them may be as far off as the first is large."""
-        self.factors = list(factors)
+        self.factors, self._least = list(factors), 1e-4 * factors[0]
         n, doubt = len(factors), factors[0] ** 2
         self._doubt = [[doubt if i == j else 0.0 for j in range(n)] for i in range(n)]
 
@@ -56,19 +59,19 @@ class Line:
         along = [sum(d * x for d, x in zip(row, given, strict=True)) for row in doubt]
         variance = sum(a * x for a, x in zip(along, given, strict=True))
         whole = variance + (NOISE * expected) ** 2
-        least = 1e-3 * self.factors[0]
         for i, a in enumerate(along):
             self.factors[i] = max(0.0, self.factors[i] + a / whole * (found - expected))
             for j, other in enumerate(along):
                 doubt[i][j] -= a * other / whole
-        self.factors[0] = max(least, self.factors[0])
+        self.factors[0] = max(self._least, self.factors[0])
 
 
 class Costs:
     """Seconds, for experts that are all of one size.
 
     cpu: of an expert of one token, of each token more, of each expert that is copied meanwhile;
-    copy: of an expert; gpu: of an expert of one token and of each token more.
+    copy: of an expert; gpu: of an expert of one token and of each token more; bring: of the host,
+    to have any brought at all.
     """
 
     def __init__(self, expert_bytes: int, gpu_bandwidth: float) -> None:
@@ -78,6 +81,7 @@ class Costs:
         self.cpu = Line(cpu, cpu * MORE_ON_CPU, cpu)
         self.copy = Line(expert_bytes / NOMINAL_COPY)
         self.gpu = Line(gpu, gpu * MORE_ON_GPU)
+        self.bring = Line(NOMINAL_BRING_S)
 
     def here(self, n_experts: int, n_more: int, n_copied: int) -> float:
         """Of the CPU's side, while others are copied for as long as that takes."""
@@ -131,11 +135,13 @@ class MissSplit:
     def _seconds(self, n_tokens: Sequence[int]) -> list[float]:
         """That the layer takes if the CPU computes the first 0, 1, ... experts."""
         n, more, more_here = len(n_tokens), sum(n_tokens) - len(n_tokens), 0
-        seconds = [self.costs.there(n, more)]
+        bring = self.costs.bring.factors[0]
+        seconds = [bring + self.costs.there(n, more)]
         for n_here, count in enumerate(n_tokens, start=1):
             more_here += count - 1
             here = self.costs.here(n_here, more_here, n - n_here)
-            seconds.append(max(here, self.costs.there(n - n_here, more - more_here)))
+            there = self.costs.there(n - n_here, more - more_here)
+            seconds.append(bring + max(here, there) if there else here)
         return seconds
 
     def _or_probe(self, seconds: list[float], best: int) -> int:
@@ -160,6 +166,11 @@ class MissSplit:
             until_then = min(n_copied, seconds / self.costs.copy.factors[0])
             self.costs.cpu.learn((n_experts, n_more, until_then), seconds)
 
+    def brought(self, seconds: float) -> None:
+        """The host took so long to have some brought and computed with, waiting left out."""
+        if self.misses == "auto":
+            self.costs.bring.learn((1,), seconds)
+
     def copied(self, n_experts: int, seconds: float) -> None:
         """Copying took so long."""
         if self.misses == "auto":
@@ -172,5 +183,8 @@ class MissSplit:
 
 
 def _best(seconds: list[float]) -> int:
-    """The last of the least: what is not brought takes no bus."""
-    return min(range(len(seconds) - 1, -1, -1), key=seconds.__getitem__)
+    """Where the least is, or the end if that is little more: what is not brought takes no bus."""
+    least = min(seconds)
+    if seconds[-1] * (1 - WORTH_BRINGING) <= least:
+        return len(seconds) - 1
+    return seconds.index(least)

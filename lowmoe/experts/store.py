@@ -15,7 +15,7 @@ from lowmoe.errors import MemoryBudgetError
 from lowmoe.experts.foresight import Foresight
 from lowmoe.experts.ledger import Ledger, Traffic
 from lowmoe.experts.lender import Tier
-from lowmoe.experts.policy import UNKNOWN, Key, Popularity, UsePolicy
+from lowmoe.experts.policy import UNKNOWN, Key, Policy, Popularity, UsePolicy
 from lowmoe.experts.source import CoarseFirst, ExpertSource
 from lowmoe.experts.tier import RamTier, Slot
 
@@ -40,8 +40,10 @@ class ExpertStore:
         n_experts_total: int,
         popularity: Popularity = UNKNOWN,
         coarse: CoarseFirst | None = None,
+        policy: Policy | None = None,
     ) -> None:
-        """coarse: reads what is missed, whose other parts are read when it is wanted again.
+        """coarse: reads what is missed, whose other parts are read when it is wanted again; policy:
+        None for the one that has proved best (docs/plan.md).
 
         Raises MemoryBudgetError where the budget cannot hold two experts.
         """
@@ -56,7 +58,8 @@ class ExpertStore:
         self._n_experts_total = n_experts_total
         self._tier = RamTier(source.buffer_bytes, n_slots)
         self._source, self._coarse = source, coarse
-        self._policy, self._popularity = UsePolicy(start=popularity), popularity
+        self._policy: Policy = policy or UsePolicy(start=popularity)
+        self._popularity = popularity
         self._foresight = Foresight()
         self._guesses: list[tuple[int, Key]] = []  # of the latest prefetch, with their ranks
         self._ledger = Ledger()
@@ -344,7 +347,7 @@ class ExpertStore:
         """
         if key in self._tier.residents:
             return self._tier.residents[key]
-        slot = self._tier.take_free() or self._evict(keep)
+        slot = self._tier.take_free() or self._evict(key[0], keep)
         if slot is None:
             return None
         self._tier.settle(slot, key)
@@ -355,17 +358,25 @@ class ExpertStore:
         slot.filling = self._readers.submit(self._read, source, key, buffers)
         return slot
 
-    def _evict(self, keep: set[Key]) -> Slot | None:
-        """Empty the slot of the expert worth least that nobody needs now."""
-        idle = [
-            slot
-            for key, slot in self._tier.residents.items()
-            if slot.lent == 0 and key not in keep and slot.is_settled
-        ]
-        if not idle:
-            return None
-        self._tier.clear(min(idle, key=lambda slot: self._policy.worth(slot.key or (0, 0))))
-        return self._tier.take_free()
+    def _evict(self, layer_id: int, keep: set[Key]) -> Slot | None:
+        """Empty a slot for a layer: that of the expert worth least which nobody needs now, of that
+        layer where it has its share, else of the one that has most.
+
+        Layers are passed one after another, so what all of them used least lately is often what
+        the next one needs: a share for each finds more (docs/plan.md), and sooner.
+        """
+        residents, by_layer = self._tier.residents, self._tier.by_layer
+        if len(by_layer.get(layer_id, ())) * len(by_layer) >= self.n_slots:
+            first = [layer_id]
+        else:
+            first = [max(by_layer, key=lambda layer: len(by_layer[layer]))]
+        for layer in itertools.chain(first, by_layer):
+            slots = [residents[key] for key in by_layer[layer] if key not in keep]
+            idle = [slot for slot in slots if slot.lent == 0 and slot.is_settled]
+            if idle:
+                self._tier.clear(min(idle, key=lambda slot: self._policy.worth(slot.key or (0, 0))))
+                return self._tier.take_free()
+        return None
 
     def _read(self, source: ExpertSource, key: Key, buffers: list[Tensor]) -> None:
         self._ledger.read_begins()

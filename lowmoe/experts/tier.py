@@ -72,6 +72,7 @@ class RamTier:
     buffer_bytes: tuple[int, ...]
     n_slots: int
     residents: dict[Key, Slot] = field(default_factory=dict)
+    by_layer: dict[int, list[Key]] = field(default_factory=dict)  # the same, of every layer seen
     _n_made: int = 0
     _free: list[Slot] = field(default_factory=list)
     _arena: Arena | None = None
@@ -109,12 +110,14 @@ class RamTier:
         assert key not in self.residents
         slot.key = key
         self.residents[key] = slot
+        self.by_layer.setdefault(key[0], []).append(key)
 
     def clear(self, slot: Slot) -> None:
         """Drop what a slot holds; nothing is written back, the disk still has it."""
         assert slot.lent == 0
         assert slot.key is not None
         del self.residents[slot.key]
+        self.by_layer[slot.key[0]].remove(slot.key)
         slot.key, slot.filling, slot.guessed, slot._ready = None, None, False, False
         slot.coarse, slot.refining = False, None
         self._free.append(slot)

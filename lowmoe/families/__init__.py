@@ -4,8 +4,8 @@ Knows:        which model_type is which family, what each calls its tensors.
 Ignorant of:  what any of the tensors is for at run time.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -13,9 +13,12 @@ from lowmoe.errors import CheckpointError, UnsupportedModelError
 from lowmoe.families import (
     dbrx,
     deepseek_v3,
+    deepseek_v32,
     ernie4_5_moe,
+    gpt2,
     gpt_oss,
     granitemoe,
+    grok,
     grouped_sigmoid,
     hunyuan_v1_moe,
     llama,
@@ -29,6 +32,7 @@ from lowmoe.families import (
     qwen,
     qwen2,
     qwen_moe,
+    skywork,
 )
 from lowmoe.spec import (
     HfConfig,
@@ -43,12 +47,15 @@ from lowmoe.spec import (
 FAMILIES: Mapping[str, ModuleType] = {
     "dbrx": dbrx,
     "deepseek_v3": deepseek_v3,
+    "deepseek_v32": deepseek_v32,
     "dots1": grouped_sigmoid,
     "ernie4_5_moe": ernie4_5_moe,
     "glm4_moe": grouped_sigmoid,
     "glm4_moe_lite": deepseek_v3,
+    "gpt2": gpt2,
     "gpt_oss": gpt_oss,
     "granitemoe": granitemoe,
+    "grok-1": grok,
     "hunyuan_v1_moe": hunyuan_v1_moe,
     "kimi_k2": deepseek_v3,
     "llama": llama,
@@ -63,6 +70,8 @@ FAMILIES: Mapping[str, ModuleType] = {
     "qwen2": qwen2,
     "qwen2_moe": qwen_moe,
     "qwen3_moe": qwen_moe,
+    "skywork": skywork,
+    "skywork_moe": skywork,
 }
 
 # Classes of checkpoints' own code that compute what a family here does; ours runs instead.
@@ -70,24 +79,32 @@ _KNOWN_CODE: Mapping[str, str] = {
     "deepseek_v3": "DeepseekV3ForCausalLM",
     "dots1": "Dots1ForCausalLM",
     "ernie4_5_moe": "Ernie4_5_MoeForCausalLM",
+    "grok-1": "Grok1ModelForCausalLM",
     "hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM",
     "kimi_k2": "DeepseekV3ForCausalLM",
     "minimax_m2": "MiniMaxM2ForCausalLM",
     "phimoe": "PhiMoEForCausalLM",
     "qwen": "QWenLMHeadModel",
+    "skywork": "SkyworkForCausalLM",
+    "skywork_moe": "SkyworkForCausalLM",
 }
-# What tensors' names begin with that are no part of the decoder: parts that see, and layers that
-# guess further tokens.
+# What tensors' names begin with that are no part of the decoder: parts that see, layers that guess
+# further tokens, masks, and what chooses tokens that are too many to attend to all.
 _GUESSING = ("model.layers.{n_layers}.",)
 _IGNORED: Mapping[str, tuple[str, ...]] = {
     "deepseek_v3": _GUESSING,
+    "deepseek_v32": (*_GUESSING, "model.layers.{layer}.self_attn.indexer."),
     "dots1": _GUESSING,
     "ernie4_5_moe": ("model.mtp_",),
     "glm4_moe": _GUESSING,
     "glm4_moe_lite": _GUESSING,
+    "gpt2": ("transformer.h.{layer}.attn.bias", "transformer.h.{layer}.attn.masked_bias"),
     "kimi_k2": _GUESSING,
     "llama4": ("vision_model.", "multi_modal_projector."),
 }
+
+# How the names of tensors begin that some checkpoints of a family begin without.
+_PREFIXES: Mapping[str, str] = {"gpt2": "transformer."}
 
 # Keys by which a config asks for code of its own to be run, or reaches into transformers' loader.
 _DANGEROUS = ("auto_map", "trust_remote_code", "_attn_implementation_internal")
@@ -101,12 +118,22 @@ class Family:
     table: Mapping[str, str | Stored]
     shapes: Mapping[Role, tuple[int, ...]]
     ignored: tuple[str, ...]  # beginnings of names that no role needs
+    without: str = ""  # what names of this checkpoint begin without
+
+    def as_named_in(self, names: Set[str]) -> "Family":
+        """The same for a checkpoint of these names, which may begin without what others' do."""
+        prefix = _PREFIXES.get(self.spec.model_type, "")
+        if not prefix or any(name.startswith(prefix) for name in names):
+            return self
+        ignored = tuple(name.removeprefix(prefix) for name in self.ignored)
+        return replace(self, ignored=ignored, without=prefix)
 
     def tensor_name(self, role: Role) -> str:
         """The checkpoint's name for the tensor a role is in."""
         entry = self.table[role.name]
         template = entry if isinstance(entry, str) else entry.name
-        return template.format(layer=role.layer_id, expert=role.expert_id)
+        name = template.format(layer=role.layer_id, expert=role.expert_id)
+        return name.removeprefix(self.without)
 
     def piece(self, role: Role) -> Piece:
         """Which part of which tensor a role is."""
@@ -190,8 +217,13 @@ def read_config(config: Mapping[str, Any]) -> Family:
     module = FAMILIES[model_type]
     spec: ModelSpec = module.spec(HfConfig(config))
     shapes = dict(checkpoint_tensors(spec))
-    ignored = (name.format(n_layers=len(spec.layers)) for name in _IGNORED.get(model_type, ()))
-    return Family(spec, module.NAMES, shapes, tuple(ignored))
+    return Family(spec, module.NAMES, shapes, tuple(_ignored(model_type, len(spec.layers))))
+
+
+def _ignored(model_type: str, n_layers: int) -> Iterator[str]:
+    for name in _IGNORED.get(model_type, ()):
+        for layer_id in range(n_layers) if "{layer}" in name else (0,):
+            yield name.format(n_layers=n_layers, layer=layer_id)
 
 
 def _refuse_code(config: Mapping[str, Any], known: str | None) -> None:

@@ -35,7 +35,6 @@ NAMES = {
 
 def spec(hf: HfConfig) -> ModelSpec:
     """The model that a DBRX's config.json describes."""
-    hf.require("quantization_config", None)
     attn, ffn = _table(hf, "attn_config"), _table(hf, "ffn_config")
     HfConfig({"act": ffn.values.get("ffn_act_fn")}).require("act", {"name": "silu"}, None)
     power = ffn.values.get(_POWER, 1)  # which sum of the weights is made 1

@@ -255,6 +255,7 @@ _DEEPSEEK = _latent(
     moe_intermediate_size=2048, n_routed_experts=256, num_experts_per_tok=8, n_group=8,
     topk_group=4, first_k_dense_replace=3, routed_scaling_factor=2.5, rope_scaling=_yarn(40, 32),
 )  # fmt: skip
+_DEEPSEEK_V32: Config = {**_DEEPSEEK, "model_type": "deepseek_v32", "index_topk": 2048}
 _KIMI = _latent(
     "kimi_k2", layers=61, hidden=7168, inner=18432, heads=64, ranks=(1536, 512),
     head=(128, 64, 128), vocab=163840, context=131072, theta=5e4, epsilon=1e-6,
@@ -268,11 +269,39 @@ _GLM_FLASH = _latent(
     topk_group=1, first_k_dense_replace=1, routed_scaling_factor=1.8,
 )  # fmt: skip
 
+
+def _gpt2(layers: int, hidden: int, heads: int) -> Config:
+    return {
+        "model_type": "gpt2",
+        "n_embd": hidden,
+        "n_layer": layers,
+        "n_head": heads,
+        "n_positions": 1024,
+        "vocab_size": 50257,
+    }
+
+
+_GROK = {
+    **_decoder(
+        "grok-1", layers=64, hidden=6144, inner=32768, heads=(48, 8, 128), vocab=131072,
+        context=8192, theta=1e4, tied=True, num_experts=8, num_experts_per_tok=2,
+        attn_output_multiplier=0.08838834764831845, max_attn_value=30.0,
+        embedding_multiplier_scale=78.38367176906169, output_multiplier_scale=0.5773502691896257,
+    ),
+    "hidden_act": "gelu",
+}  # fmt: skip
+_SKYWORK = _decoder(
+    "skywork", layers=52, hidden=4608, inner=12288, heads=(36, 36, 128), vocab=65532, context=8192,
+    theta=1e4, epsilon=1e-6, num_experts=[16], moe_2layer_gate=False, moe_use_logits_norm=True,
+    moe_gate_norm_std=1.0, moe_feature_no_mul_topk=True,
+)  # fmt: skip
+
 HUB_MODELS: Mapping[str, tuple[str, Config]] = {
     "apus-xdan-4.0": ("xDAN2099/APUS-xDAN-4.0-MoE-v2", _APUS),
     "dbrx": ("databricks/dbrx-instruct", _DBRX),
     "deepseek-r1": ("deepseek-ai/DeepSeek-R1", _DEEPSEEK),
     "deepseek-v3": ("deepseek-ai/DeepSeek-V3-0324", _DEEPSEEK),
+    "deepseek-v3.2": ("deepseek-ai/DeepSeek-V3.2", _DEEPSEEK_V32),
     "dots.llm1": ("rednote-hilab/dots.llm1.inst", _DOTS),
     "ernie-4.5-21b-a3b": ("baidu/ERNIE-4.5-21B-A3B-PT", _ERNIE_21B),
     "ernie-4.5-300b-a47b": ("baidu/ERNIE-4.5-300B-A47B-PT", _ERNIE_300B),
@@ -283,7 +312,12 @@ HUB_MODELS: Mapping[str, tuple[str, Config]] = {
     "glm-4.7-flash": ("zai-org/GLM-4.7-Flash", _GLM_FLASH),
     "gpt-oss-120b": ("openai/gpt-oss-120b", _gpt_oss(36, 128)),
     "gpt-oss-20b": ("openai/gpt-oss-20b", _gpt_oss(24, 32)),
+    "gpt2": ("openai-community/gpt2", _gpt2(12, 768, 12)),
+    "gpt2-large": ("openai-community/gpt2-large", _gpt2(36, 1280, 20)),
+    "gpt2-medium": ("openai-community/gpt2-medium", _gpt2(24, 1024, 16)),
+    "gpt2-xl": ("openai-community/gpt2-xl", _gpt2(48, 1600, 25)),
     "granite-3.1-3b-a800m": ("ibm-granite/granite-3.1-3b-a800m-instruct", _GRANITE_3B),
+    "grok-1": ("hpcai-tech/grok-1", _GROK),
     "hunyuan-a13b": ("tencent/Hunyuan-A13B-Instruct", _HUNYUAN),
     "kimi-k2": ("moonshotai/Kimi-K2-Instruct-0905", _KIMI),
     "llama-2-70b": ("meta-llama/Llama-2-70b-chat-hf", _LLAMA2_70B),
@@ -306,4 +340,9 @@ HUB_MODELS: Mapping[str, tuple[str, Config]] = {
     "qwen3-235b-a22b": ("Qwen/Qwen3-235B-A22B", _QWEN3_235B),
     "qwen3-30b-a3b": ("Qwen/Qwen3-30B-A3B", _QWEN3_30B),
     "qwen3-coder-480b-a35b": ("Qwen/Qwen3-Coder-480B-A35B-Instruct", _QWEN3_CODER),
+    "skywork-moe": ("Skywork/Skywork-MoE-Base", _SKYWORK),
+    "skywork-moe-fp8": (
+        "Skywork/Skywork-MoE-Base-FP8",
+        {**_SKYWORK, "model_type": "skywork_moe"},
+    ),
 }

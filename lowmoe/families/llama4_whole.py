@@ -21,5 +21,4 @@ def spec(hf: HfConfig) -> ModelSpec:
     text = hf.values.get("text_config")
     if not isinstance(text, dict):
         raise CheckpointError(f"config.json: text_config is {text!r}, but must be a table.")
-    hf.require("quantization_config", None)
     return llama4.spec(HfConfig({**text, "model_type": hf.values["model_type"]}))

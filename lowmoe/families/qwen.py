@@ -30,7 +30,6 @@ NAMES = {
 
 def spec(hf: HfConfig) -> ModelSpec:
     """The model that a first Qwen's config.json describes."""
-    hf.require("quantization_config", None)
     hf.require("no_bias", True, None)
     hf.require("rotary_pct", 1.0, None)
     # Both change nothing within the length a model was trained on, beyond which it is not run.

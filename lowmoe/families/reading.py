@@ -25,9 +25,8 @@ MAX_LAYERS = 10_000
 
 
 def require_plain(hf: HfConfig) -> None:
-    """Refuse other activations and weights that are quantized already."""
+    """Refuse other activations."""
     hf.require("hidden_act", "silu", None)
-    hf.require("quantization_config", None)
 
 
 def n_layers(hf: HfConfig) -> int:

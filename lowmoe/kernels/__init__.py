@@ -33,7 +33,8 @@ class Kernels(Protocol):
     ) -> Tensor:
         """y = down act(gate x, up x), silu(gate x) * (up x) for one.  x: [T, H].  Returns [T, H].
 
-        gate_up_bias: [2 I], gate's first; down_bias: [H]; what is added to the linear maps.
+        gate_up_bias: [2 I], gate's first, or [I] without a gate; down_bias: [H]; what is added to
+        the linear maps.
         """
 
     def working_bytes(self, n_out: int, n_in: int) -> int:

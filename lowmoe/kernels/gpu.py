@@ -43,16 +43,12 @@ class Copies(Protocol):
         """The moment in which all copies asked for so far are done."""
 
 
-class Gpu(Protocol):
-    """One GPU, opened.  Work is done in the order it is asked for; reading a result waits."""
+class GpuSizes(Protocol):
+    """What of a GPU decides how its memory is divided, whether or not there is one."""
 
     @property
     def name(self) -> str:
         """For people."""
-
-    @property
-    def place(self) -> torch.device:
-        """Where a tensor is made that is to be in its memory."""
 
     @property
     def n_multiprocessors(self) -> int:
@@ -62,12 +58,20 @@ class Gpu(Protocol):
     def memory_bytes(self) -> int:
         """Of which shares are counted: all of it, or what it is limited to."""
 
+    def available_bytes(self) -> int:
+        """Memory that may be taken now, what is left to others already taken off."""
+
+
+class Gpu(GpuSizes, Protocol):
+    """One GPU, opened.  Work is done in the order it is asked for; reading a result waits."""
+
+    @property
+    def place(self) -> torch.device:
+        """Where a tensor is made that is to be in its memory."""
+
     @property
     def operations(self) -> Any:
         """Those of cuda_ext/ops.py by their names, for tensors at `place`."""
-
-    def available_bytes(self) -> int:
-        """Memory that may be taken now, what is left to others already taken off."""
 
     def staging(self, n_bytes: int) -> Tensor:
         """Memory of the host to copy from and to, [n_bytes] uint8, beginning where a page does.

@@ -59,7 +59,7 @@ class ReferenceKernels:
         if gate_up_bias is not None:
             n_inner = expert.n_inner
             gate = gate + gate_up_bias[:n_inner].to(x.dtype)
-            up = up + gate_up_bias[n_inner:].to(x.dtype)
+            up = None if up is None else up + gate_up_bias[n_inner:].to(x.dtype)
         out = self.linear(_activated(gate, up, activation), expert.down)
         return out if down_bias is None else out + down_bias.to(x.dtype)
 
@@ -68,13 +68,18 @@ class ReferenceKernels:
         return DECODING_BYTES * most_chunk_weights(n_out, n_in)
 
 
-def _activated(gate: Tensor, up: Tensor, kind: Activation) -> Tensor:
-    """What down multiplies, [T, I]."""
-    if kind == SILU:
-        return F.silu(gate) * up
+def _activated(gate: Tensor, up: Tensor | None, kind: Activation) -> Tensor:
+    """What down multiplies, [T, I].  gate: what is activated; up: None for an expert without."""
     if kind.limit is not None:
-        gate, up = gate.clamp(max=kind.limit), up.clamp(-kind.limit, kind.limit)
-    return gate * torch.sigmoid(kind.steepness * gate) * (up + kind.shift)
+        gate = gate.clamp(max=kind.limit)
+        up = None if up is None else up.clamp(-kind.limit, kind.limit)
+    curve = F.silu(gate) if kind.steepness == 1 and kind.cubic == 0 else _curve(gate, kind)
+    return curve if up is None else curve * (up + kind.shift if kind.shift else up)
+
+
+def _curve(x: Tensor, kind: Activation) -> Tensor:
+    bent = x if kind.cubic == 0 else x + kind.cubic * x**3
+    return x * torch.sigmoid(kind.steepness * bent)
 
 
 def _decoded(matrix: Matrix, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ the text of `calibration`.
 
 from lowmoe.library.calibration import section_tokens
 from lowmoe.library.making import (
+    made_folder,
     prepare,
     pull,
     quantize_checkpoint,
@@ -42,6 +43,7 @@ __all__ = [
     "find_installed",
     "installed",
     "locate",
+    "made_folder",
     "models_home",
     "prepare",
     "pull",

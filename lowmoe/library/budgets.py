@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lowmoe.checkpoint import files
 from lowmoe.checkpoint.layout import folder_layout
-from lowmoe.checkpoint.reader import INDEX, SINGLE, read_json
+from lowmoe.checkpoint.packings.quantization_config import Packings, read_packings
+from lowmoe.checkpoint.reader import CONFIG, INDEX, SINGLE, read_json
 from lowmoe.checkpoint.writer import SPARE_BYTES
 from lowmoe.engine.machine import physical_cores
 from lowmoe.engine.memory import available_ram_bytes
@@ -45,8 +46,8 @@ def _conversion_bytes(spec: ModelSpec, options: MakeOptions) -> int:
     """An expert twice in float32, hidden states, one layer: what a conversion holds at once."""
     parts = [list(layer_parts(layer, spec)) for layer in spec.layers]
     dense = 4 * max(sum(math.prod(part.shape) for part in of) for of in parts)
-    n_inner = spec.uniform_experts().n_inner
-    expert = 3 * spec.n_hidden * n_inner
+    experts = spec.uniform_experts()
+    n_inner, expert = experts.n_inner, experts.n_matrices * spec.n_hidden * experts.n_inner
     embedding = spec.n_vocab * spec.n_hidden
     states = 4 * _state_bytes(spec, options)
     widest = max(spec.n_hidden, n_inner, *(part.n_columns or 0 for of in parts for part in of))
@@ -75,7 +76,9 @@ def check_pull_disk(
     """
     layout = folder_layout(family.spec, options.recipe())
     made = [folder / name for name in layout.sizes if (folder / name).is_file()]
-    shards = most_shard_bytes(_shard_of(small_files, family), repository.shard_bytes(), family)
+    packings = read_packings(read_json(small_files / CONFIG))
+    shard_of = _shard_of(small_files, family)
+    shards = most_shard_bytes(shard_of, repository.shard_bytes(), family, packings)
     needed = layout.total_bytes - sum(path.stat().st_size for path in made)
     needed += max(0, shards - repository.shard_bytes_here())
     # A state is whole on the disk before the one before it goes.
@@ -101,7 +104,10 @@ def _shard_of(folder: Path, family: Family) -> Mapping[str, str]:
 
 
 def most_shard_bytes(
-    shard_of: Mapping[str, str], shard_bytes: Mapping[str, int], family: Family
+    shard_of: Mapping[str, str],
+    shard_bytes: Mapping[str, int],
+    family: Family,
+    packings: Packings,
 ) -> int:
     """The most bytes of shards that a conversion keeps on the disk at once.
 
@@ -111,9 +117,11 @@ def most_shard_bytes(
     steps: dict[str, list[int]] = {}
     for role in family.shapes:
         # A tensor or shard that is missing is complained of where tensors are read.
-        shard = shard_of.get(family.tensor_name(role))
-        if shard is not None and shard in shard_bytes:
-            steps.setdefault(shard, []).append(_step(role, family.spec))
+        name = family.tensor_name(role)
+        for stored in packings.stored(name, shard_of) or (name,):
+            shard = shard_of.get(stored)
+            if shard is not None and shard in shard_bytes:
+                steps.setdefault(shard, []).append(_step(role, family.spec))
     return max(
         sum(shard_bytes[name] for name, of in steps.items() if min(of) <= step <= max(of))
         for step in range(len(family.spec.layers) + 3)

@@ -44,13 +44,20 @@ NO_CALIBRATION = (
 )
 
 
-def prepare(located: Located, settings: Settings, options: MakeOptions, report: Reporter) -> Path:
-    """The model folder of what was located, made now if need be."""
+def made_folder(located: Located, settings: Settings) -> Path | None:
+    """The finished model folder of what was located, if there is one."""
     if isinstance(located, LocalFolder):
         return located.path
     folder = models_home(settings) / located.home_name
-    if (folder / MANIFEST).is_file():
-        return folder
+    return folder if (folder / MANIFEST).is_file() else None
+
+
+def prepare(located: Located, settings: Settings, options: MakeOptions, report: Reporter) -> Path:
+    """The model folder of what was located, made now if need be."""
+    if made := made_folder(located, settings):
+        return made
+    assert not isinstance(located, LocalFolder)
+    folder = models_home(settings) / located.home_name
     if isinstance(located, LocalCheckpoint):
         quantize_checkpoint(located.path, folder, options, report)
     else:
@@ -141,7 +148,7 @@ def _convert(
     if options.calibrates:
         calibration = calibration_text(options.calibration, small_files, family)
     Conversion(
-        CheckpointTensors(checkpoint, family),
+        CheckpointTensors(checkpoint, family.as_named_in(checkpoint.names())),
         folder,
         options.recipe(),
         source=source,

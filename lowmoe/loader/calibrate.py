@@ -17,7 +17,7 @@ from torch import Tensor
 from lowmoe.decoder.attention import attend
 from lowmoe.decoder.kv_cache import LayerCache
 from lowmoe.decoder.moe import Routing, expert_output, shared_output
-from lowmoe.decoder.norm import norm
+from lowmoe.decoder.norm import norm, normed_output
 from lowmoe.decoder.weights import LayerWeights
 from lowmoe.kernels.reference import ReferenceKernels
 from lowmoe.spec import ExpertsFeedForward, LayerSpec, ModelSpec, layer_parts
@@ -80,8 +80,8 @@ class ListeningKernels(ReferenceKernels):
 class LayerExperts(Protocol):
     """The original experts of a layer, read one at a time."""
 
-    def matrices(self, expert_id: int) -> tuple[Tensor, Tensor, Tensor]:
-        """gate [I, H], up [I, H] and down [H, I], any float dtype."""
+    def matrices(self, expert_id: int) -> tuple[Tensor | None, Tensor, Tensor]:
+        """gate [I, H], None where there is none, up [I, H] and down [H, I], any float dtype."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +124,8 @@ class CalibrationRun:
         Raises ValueError where activations overflow, before anything is made from them.
         """
         model, spec = self._spec, self._spec.layers[layer_id]
-        hidden = self.hidden + model.residual_scale * self._attention(spec, weights)
+        out = normed_output(self._attention(spec, weights), "attention_out_norm", weights, model)
+        hidden = self.hidden + model.residual_scale * out
         bias = weights.optional("experts_norm_bias")
         normed = norm(hidden, weights.experts_norm, bias, model)
         routing = Routing.of(normed, weights, spec.feed_forward.router)
@@ -134,6 +135,7 @@ class CalibrationRun:
         shared = shared_output(normed, spec.feed_forward, weights, self._kernels)
         if shared is not None:
             mixed += shared
+        mixed = normed_output(mixed, "experts_out_norm", weights, model)
         self.hidden = hidden + model.residual_scale * mixed
         layer_inner = Moments(spec.feed_forward.n_inner)
         for moments in inner:
@@ -206,10 +208,10 @@ class CalibrationRun:
         A function of its own, so that no two experts are in memory at once.
         """
         gate, up, down = experts.matrices(expert_id)
-        columns.add(gate, up, down)
-        n_inner = gate.shape[0]
-        whole = Expert(torch.cat([gate, up]), down, n_inner, blocked=False)
-        del gate, up
+        n_inner, wide = up.shape[0], [up] if gate is None else [gate, up]
+        columns.add(wide, down)
+        whole = Expert(torch.cat(wide), down, n_inner, blocked=False, gated=gate is not None)
+        del gate, up, wide
         token, rank = torch.where(routing.expert_ids == expert_id)
         if token.numel() and routing.given is not None:
             heard = routing.weights[token, rank][:, None]
@@ -229,9 +231,10 @@ class _Columns:
     n_rows: int
     down: list[Tensor]
 
-    def add(self, gate: Tensor, up: Tensor, down: Tensor) -> None:
-        self.gate_up += column_squares(gate) + column_squares(up)
-        self.n_rows += gate.shape[0] + up.shape[0]
+    def add(self, wide: list[Tensor], down: Tensor) -> None:
+        for weights in wide:
+            self.gate_up += column_squares(weights)
+            self.n_rows += weights.shape[0]
         self.down.append(column_rms(down))
 
     def gate_up_rms(self) -> Tensor:

@@ -31,7 +31,7 @@ from quant.expert import NO_COVARIANCES, InputCovariances
 from quant.layout import PlaneLayout
 from quant.transform import channel_factors
 
-ROUTERS = ("router", "shared_router")  # matrices that are kept in float32
+UNCODED = ("router", "shared_router", "positions")  # matrices that are kept in float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +162,9 @@ class Conversion:
             embedding = self._tensors.read("embedding")
             ids = torch.cat(list(self._calibration.sequences))
             hidden, first = embedding[ids].float() * self._spec.embedding_scale, 0
+            if self._spec.learned_positions:
+                positions = self._tensors.positions()
+                hidden += torch.cat([positions[:length] for length in lengths])
             self._save_state(0, hidden)  # the embedding's shard may go before layer 0 is done
         else:
             first, data = state
@@ -277,7 +280,8 @@ class Conversion:
                     *matrices, d_in, d_inner, encode=self._encode, inputs=inputs
                 )
             self._writer.commit(dict(zip(spans, parts, strict=True)))
-        self._tick(3 * self._spec.n_hidden * self._spec.uniform_experts().n_inner)
+        experts = self._spec.uniform_experts()
+        self._tick(experts.n_matrices * self._spec.n_hidden * experts.n_inner)
 
     def _ends(self) -> None:
         """What comes after the layers: the final norm, the head where it is not the embedding."""
@@ -343,8 +347,9 @@ class Conversion:
 
     def _forget_all_but_roles(self) -> None:
         """Tensors nobody reads, such as a tied head that is stored all the same."""
-        wanted = {self._family.tensor_name(role) for role in self._family.shapes}
-        self._tensors.checkpoint.forget(self._tensors.checkpoint.names() - wanted)
+        checkpoint, name = self._tensors.checkpoint, self._family.tensor_name
+        wanted = {n for role in self._family.shapes for n in checkpoint.stored(name(role))}
+        checkpoint.forget(checkpoint.names() - wanted)
 
     def _forget(self, roles: Iterable[Role]) -> None:
         self._tensors.checkpoint.forget(self._family.tensor_name(role) for role in roles)
@@ -361,13 +366,13 @@ class _Experts:
     source: CheckpointExperts
     layer_id: int
 
-    def matrices(self, expert_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    def matrices(self, expert_id: int) -> tuple[Tensor | None, Tensor, Tensor]:
         return self.source.read_matrices(self.layer_id, expert_id)
 
 
 def _coded_weights(shapes: Mapping[Role, tuple[int, ...]]) -> int:
-    """Weights of these tensors that are coded: those of matrices, but for routers."""
-    return sum(s[0] * s[1] for r, s in shapes.items() if len(s) == 2 and r.name not in ROUTERS)
+    """Weights of these tensors that are coded: those of matrices, but for some."""
+    return sum(s[0] * s[1] for r, s in shapes.items() if len(s) == 2 and r.name not in UNCODED)
 
 
 def _n_weights(matrices: Iterable[object]) -> int:

@@ -29,6 +29,7 @@ from lowmoe.spec.attention import (
     grouped,
 )
 from lowmoe.spec.feed_forward import (
+    GELU_TANH,
     SILU,
     Activation,
     EveryToken,
@@ -52,6 +53,7 @@ from lowmoe.spec.parts import Part, Role, expert_shapes
 from lowmoe.spec.stored import Piece, Stored
 
 __all__ = [
+    "GELU_TANH",
     "SILU",
     "Activation",
     "Attention",

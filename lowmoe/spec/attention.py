@@ -101,7 +101,8 @@ class GroupedQueryAttention:
     sees; chunk: it sees those of its own chunk of so many; None for all.
     qkv_bias, out_bias: of the linear maps; clamp: queries, keys and values, after norms of all
     heads, are kept within +-clamp; score_scale: what scores are multiplied by, None for
-    head_size ** -0.5; sinks: each head has a learned score of nothing.
+    head_size ** -0.5; score_cap: scores are then cap * tanh(scores / cap); sinks: each head has a
+    learned score of nothing.
     """
 
     n_heads: int
@@ -115,6 +116,7 @@ class GroupedQueryAttention:
     norm: HeadNorm | None = None
     clamp: float | None = None
     score_scale: float | None = None
+    score_cap: float | None = None
     temperature: QueryTemperature | None = None
     sinks: bool = False
 

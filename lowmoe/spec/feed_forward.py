@@ -1,5 +1,6 @@
 """The kinds of feed-forward, and of the routers that choose among experts."""
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -10,13 +11,15 @@ class SoftmaxRouter:
 
     renormalize: whether their weights are made to add up to 1, which is a softmax over them alone;
     bias: whether scores have one; choice_bias: one that is added to what the softmax gives, for the
-    choice only.
+    choice only; spread: the standard deviation, of E - 1 degrees of freedom, that a token's scores
+    are brought to before, None to leave them as they are, arXiv 2406.06563.
     """
 
     n_active: int
     renormalize: bool
     bias: bool = False
     choice_bias: bool = False
+    spread: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,17 +63,21 @@ Router: TypeAlias = SoftmaxRouter | SigmoidRouter | SparseMixerRouter | EveryTok
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activation:
-    """What is between gate and up, and down: gate * sigmoid(steepness * gate) * (up + shift).
+    """What is between gate and up, and down: curve(gate) * (up + shift), or of an expert without
+    a gate curve(up), where curve(x) = x * sigmoid(steepness * (x + cubic * x^3)).
 
     limit: gate is kept under it and up within +-limit before; None for no limit.
     """
 
     steepness: float = 1.0
+    cubic: float = 0.0
     shift: float = 0.0
     limit: float | None = None
 
 
 SILU = Activation()
+# arXiv 1606.08415 as it is approximated with tanh: (1 + tanh(x)) / 2 is sigmoid(2 x).
+GELU_TANH = Activation(steepness=2 * (2 / math.pi) ** 0.5, cubic=0.044715)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +90,12 @@ class SharedExpert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertsFeedForward:
-    """n_experts gated experts of n_inner channels, of which a router picks some for each token.
+    """n_experts experts of n_inner channels, of which a router picks some for each token.
 
     n_experts: 0 where the layer has its shared expert only, which is then a plain feed-forward of
     a model whose other layers have experts; where no layer has more than one, each pages as one.
-    shared: beside the others, always in RAM; bias: whether experts' three linear maps have one;
+    gated: whether an expert has a gate beside up and down; the shared one always has.
+    shared: beside the others, always in RAM; bias: whether experts' linear maps have one;
     weigh_input: whether weights multiply what experts are given, not what they return.
     """
 
@@ -98,3 +106,9 @@ class ExpertsFeedForward:
     shared: SharedExpert | None = None
     bias: bool = False
     weigh_input: bool = False
+    gated: bool = True
+
+    @property
+    def n_matrices(self) -> int:
+        """Of an expert."""
+        return 3 if self.gated else 2

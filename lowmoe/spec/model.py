@@ -24,7 +24,7 @@ NormKind: TypeAlias = Literal["rms", "layer"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
-    """One layer: x += attention(norm(x)); x += feed_forward(norm(x))."""
+    """One layer: x += attention(norm(x)); x += feed_forward(norm(x)).  See norm_after, too."""
 
     attention: Attention
     feed_forward: ExpertsFeedForward
@@ -34,7 +34,9 @@ class LayerSpec:
 class ModelSpec:
     """A whole model, unrolled layer by layer.
 
-    norm, norm_bias: of the norms before attention, feed-forward and head; head_bias: of the head.
+    norm, norm_bias: of the norms before attention, feed-forward and head; norm_after: what
+    attention and feed-forward return is normed too, before it is added; head_bias: of the head.
+    learned_positions: a vector of each of context_length positions is added to embeddings.
     embedding_scale, residual_scale, logit_scale: what embeddings, what layers add, and logits are
     multiplied by.
     """
@@ -49,6 +51,8 @@ class ModelSpec:
     end_ids: tuple[int, ...]
     norm: NormKind = "rms"
     norm_bias: bool = False
+    norm_after: bool = False
+    learned_positions: bool = False
     head_bias: bool = False
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
@@ -71,7 +75,7 @@ class ModelSpec:
     def n_active_parameters(self) -> int:
         """Parameters one token meets: everything but the experts it is not routed to."""
         idle = sum(
-            (f.n_experts - f.router.n_active) * 3 * f.n_inner * self.n_hidden
+            (f.n_experts - f.router.n_active) * f.n_matrices * f.n_inner * self.n_hidden
             for f in (layer.feed_forward for layer in self.layers)
         )
         return self.n_parameters - idle
@@ -88,12 +92,19 @@ def layer_parts(layer: LayerSpec, spec: ModelSpec) -> Iterator[Part]:
     """What one layer keeps in RAM, in the order of a folder."""
     yield from norm_parts("attention_norm", spec.n_hidden, bias=spec.norm_bias)
     yield from attention_parts(layer.attention, spec.n_hidden)
+    if spec.norm_after:
+        yield from norm_parts("attention_out_norm", spec.n_hidden, bias=spec.norm_bias)
     yield from norm_parts("experts_norm", spec.n_hidden, bias=spec.norm_bias)
     yield from feed_forward_parts(layer.feed_forward, spec.n_hidden)
+    if spec.norm_after:
+        yield from norm_parts("experts_out_norm", spec.n_hidden, bias=spec.norm_bias)
 
 
 def end_parts(spec: ModelSpec) -> Iterator[Part]:
-    """What comes after the layers; the embedding comes before them."""
+    """What is no layer's, but for the embedding."""
+    if spec.learned_positions:
+        rows = (("positions", spec.context_length),)
+        yield Part(name="positions", rows=rows, n_columns=spec.n_hidden)
     yield from norm_parts("final_norm", spec.n_hidden, bias=spec.norm_bias)
     if not spec.tied_head:
         yield matrix("head", spec.n_hidden, ("head", spec.n_vocab))

@@ -69,7 +69,7 @@ def matrix(name: str, n_columns: int, *rows: tuple[str, int]) -> Part:
 
 
 def norm_parts(name: str, n_hidden: int, *, bias: bool) -> Iterator[Part]:
-    """A norm before attention, feed-forward or head."""
+    """A norm before or after attention or feed-forward, or before the head."""
     yield vector(name, n_hidden)
     if bias:
         yield vector(f"{name}_bias", n_hidden)
@@ -145,12 +145,14 @@ def _shared(experts: ExpertsFeedForward, n_hidden: int) -> Iterator[Part]:
 
 def _expert_biases(experts: ExpertsFeedForward, n_hidden: int) -> Iterator[Part]:
     if experts.bias:
-        n, both = experts.n_experts, (("gate_bias", experts.n_inner), ("up_bias", experts.n_inner))
-        yield Part(name="gate_up_bias", rows=both, of_experts=n)
+        n, wide = experts.n_experts, ("gate_bias", "up_bias") if experts.gated else ("up_bias",)
+        rows = tuple((name, experts.n_inner) for name in wide)
+        yield Part(name="gate_up_bias", rows=rows, of_experts=n)
         yield Part(name="down_bias", rows=(("down_bias", n_hidden),), of_experts=n)
 
 
 def expert_shapes(experts: ExpertsFeedForward, n_hidden: int) -> dict[str, tuple[int, int]]:
     """An expert's own matrices."""
     wide = (experts.n_inner, n_hidden)
-    return {"gate": wide, "up": wide, "down": wide[::-1]}
+    gate = {"gate": wide} if experts.gated else {}
+    return {**gate, "up": wide, "down": wide[::-1]}

@@ -18,6 +18,7 @@ from lowmoe.errors import CheckpointError, FolderError, UnsupportedModelError
 from lowmoe.families import read_config
 from tests.checkpoint.faulty_os import FaultyOs
 from tests.checkpoint.tiny_mixtral import (
+    CountingShards,
     Options,
     config_with,
     contents,
@@ -61,10 +62,11 @@ def test_shards_and_a_single_file_hold_the_same(tmp_path: Path) -> None:
     write_tiny_mixtral(tmp_path / "many", shard_of=by_layer)
     assert len(list((tmp_path / "many").glob("*.safetensors"))) == 3
     for name in ("one", "many"):
-        checkpoint = Checkpoint(tmp_path / name)
-        assert checkpoint.names() == wanted.keys()
-        for tensor, weights in wanted.items():
-            assert torch.equal(checkpoint.read(tensor, tuple(weights.shape)), weights)
+        tensors = open_tensors(tmp_path / name)
+        assert tensors.checkpoint.names() == wanted.keys()
+        for role in tensors.family.shapes:
+            piece = tensors.family.piece(role)
+            assert torch.equal(tensors.checkpoint.read_piece(piece), wanted[piece.name])
 
 
 @pytest.mark.parametrize(
@@ -168,23 +170,6 @@ def test_a_config_that_is_none_is_refused(folder: Path, text: bytes | None, want
 
 
 # Shards come and go
-
-
-class CountingShards:
-    """A folder's shards that are counted, and gone when they are released."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.fetched: list[str] = []
-        self.released: list[str] = []
-
-    def fetch(self, name: str) -> Path:
-        assert name not in self.released
-        self.fetched.append(name)
-        return self.folder / name
-
-    def release(self, name: str) -> None:
-        self.released.append(name)
 
 
 SHARDINGS: Mapping[str, Callable[[str], str]] = {

@@ -15,7 +15,12 @@ from torch import Tensor
 
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.layout import Recipe
-from lowmoe.checkpoint.safetensors_file import MAX_HEADER_BYTES, SafetensorsFile, build_header
+from lowmoe.checkpoint.safetensors_file import (
+    DTYPES,
+    MAX_HEADER_BYTES,
+    SafetensorsFile,
+    build_header,
+)
 from lowmoe.errors import CheckpointError, LowMoeError
 from tests.checkpoint.tiny_mixtral import Options, config_with, convert, write_tiny_mixtral
 
@@ -62,11 +67,11 @@ def test_the_library_reads_what_we_write(
                 assert raw(tensor) == raw(folder.read(name)), name
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.uint8])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 def test_we_read_what_the_library_writes(tmp_path: Path, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = {
-        f"of shape {shape}": torch.randint(0, 255, shape, generator=generator).to(dtype)
+        f"of shape {shape}": torch.randint(0, 100, shape, generator=generator).to(dtype)
         for shape in [(3, 5), (7,), (2, 1, 2, 2), (), (0,), (4, 0, 3)]
     }
     save_file(tensors, tmp_path / "file", metadata={"format": "pt"})
@@ -74,7 +79,7 @@ def test_we_read_what_the_library_writes(tmp_path: Path, dtype: torch.dtype) -> 
     assert found.keys() == tensors.keys()
     for name, wanted in tensors.items():
         assert found[name].dtype == dtype
-        assert torch.equal(found[name], wanted), name
+        assert raw(found[name]) == raw(wanted), name
 
 
 def test_an_empty_tensor_may_stand_before_or_behind_its_neighbour(tmp_path: Path) -> None:
@@ -91,10 +96,12 @@ def test_an_empty_tensor_may_stand_before_or_behind_its_neighbour(tmp_path: Path
 
 
 def test_a_dtype_that_is_not_implemented_spoils_only_its_tensor(tmp_path: Path) -> None:
-    save_file({"a": torch.ones(3), "b": torch.ones(3, dtype=torch.int64)}, tmp_path / "file")
+    save_file({"a": torch.ones(3), "b": torch.ones(3, dtype=torch.bool)}, tmp_path / "file")
     file = SafetensorsFile.open(tmp_path / "file")
     assert file.read("a").tolist() == [1, 1, 1]
-    with pytest.raises(CheckpointError, match=r"b has dtype I64, but BF16, F16, F32, U8 are imple"):
+    with pytest.raises(
+        CheckpointError, match=r"b has dtype BOOL, but BF16, F16, F32, U8, .* are imple"
+    ):
         file.read("b")
 
 
@@ -149,7 +156,7 @@ HOSTILE = {
         "entry for a is malformed",
     ),
     "behind the end": (container({"a": entry("U8", [9], 0, 9)}, b"x"), r"describes \d+ bytes, but"),
-    "backwards": (container({"a": entry("I8", [1], 1, 0)}, b"x"), "begins at byte"),
+    "backwards": (container({"a": entry("I16", [1], 1, 0)}, b"x"), "begins at byte"),
     "overlap": (
         container({"a": entry("U8", [2], 0, 2), "b": entry("U8", [2], 1, 3)}, b"xyz"),
         r"b begins at byte \d+, but the one before it ends at",

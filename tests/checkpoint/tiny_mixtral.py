@@ -124,6 +124,23 @@ def convert(
     ).run()
 
 
+class CountingShards:
+    """A folder's shards that are counted, and gone when they are released."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.fetched: list[str] = []
+        self.released: list[str] = []
+
+    def fetch(self, name: str) -> Path:
+        assert name not in self.released
+        self.fetched.append(name)
+        return self.folder / name
+
+    def release(self, name: str) -> None:
+        self.released.append(name)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file's name and bytes."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}

@@ -120,6 +120,15 @@ GOLDENS: Mapping[str, Mapping[str, TinyModel]] = {
             config={"q_lora_rank": None, "first_k_dense_replace": 0, "norm_topk_prob": False}
         ),
     },
+    "deepseek_v32": {
+        "as far as all are seen": TinyModel(config={}),
+        "yarn": TinyModel(
+            config={"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}}
+        ),
+        "no groups, not renormalized, shards": TinyModel(
+            config={"n_group": 1, "topk_group": 1, "norm_topk_prob": False}, shard_size="30KB"
+        ),
+    },
     "dots1": {
         "one plain layer": TinyModel(config={}),
         "two shared, not renormalized": TinyModel(
@@ -182,10 +191,28 @@ GOLDENS: Mapping[str, Mapping[str, TinyModel]] = {
             config={"layer_types": ["full_attention"] * 3, "swiglu_limit": 0.5}, shard_size="30KB"
         ),
     },
+    "gpt2": {
+        "as published": TinyModel(config={}),
+        "a head of its own, narrow": TinyModel(
+            config={"tie_word_embeddings": False, "n_inner": 33, "n_head": 3}
+        ),
+        "another epsilon, fp16, shards": TinyModel(
+            config={"layer_norm_epsilon": 1e-3, "n_head": 6},
+            saved_dtype=torch.float16,
+            shard_size="30KB",
+        ),
+    },
     "granitemoe": {
         "top 2 of 6": TinyModel(config={}),
         "tied": TinyModel(config={"tie_word_embeddings": True, "num_experts_per_tok": 4}),
         "biases, odd sizes": TinyModel(config={"attention_bias": True, **_ODD}),
+    },
+    "grok-1": {
+        "tied": TinyModel(config={"tie_word_embeddings": True}),
+        "capped more, top 3, shards": TinyModel(
+            config={"max_attn_value": 0.7, "num_experts_per_tok": 3}, shard_size="30KB"
+        ),
+        "6 heads over 3, bf16": TinyModel(config=_SIX_HEADS, saved_dtype=torch.bfloat16),
     },
     "hunyuan_v1_moe": {
         "top 2 of 6": TinyModel(config={}),
@@ -296,6 +323,16 @@ GOLDENS: Mapping[str, Mapping[str, TinyModel]] = {
             }
         ),
     },
+    "skywork": {
+        "spread of 1": TinyModel(config={}),
+        "wider, of 4": TinyModel(config={"moe_gate_norm_std": 2.5, "num_local_experts": 4}),
+        "6 heads, bf16, shards": TinyModel(
+            config={"num_attention_heads": 6, "num_key_value_heads": 6, "moe_gate_norm_std": 0.6},
+            saved_dtype=torch.bfloat16,
+            shard_size="30KB",
+        ),
+    },
+    "skywork_moe": {"of the other name": TinyModel(config={"moe_gate_norm_std": 1.5})},
 }
 
 
@@ -375,8 +412,39 @@ def _as_the_first(folder: Path) -> None:
     _rewrite(folder, named, config)
 
 
+def _with_masks_and_without_a_beginning(folder: Path) -> None:
+    """As the first GPT-2 was published; those with a head of their own, as transformers saves."""
+    values = json.loads((folder / "config.json").read_text())
+    if not values["tie_word_embeddings"] or not (folder / "model.safetensors").is_file():
+        return
+    masks = {f"h.{i}.attn.bias": torch.ones(1, 1, 64, 64) for i in range(3)}
+    masks |= {f"h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(3)}
+    _rewrite(
+        folder,
+        lambda tensors: {n.removeprefix("transformer."): t for n, t in tensors.items()} | masks,
+        lambda values: values,
+    )
+
+
+def _as_skywork(name: str) -> Callable[[Path], None]:
+    """Keys of its own; tensors are called as a Mixtral's."""
+
+    def rewrite(folder: Path) -> None:
+        path = folder / "config.json"
+        values = json.loads(path.read_text())
+        values |= {"model_type": name, "num_experts": [values.pop("num_local_experts")]}
+        del values["num_experts_per_tok"]
+        values["auto_map"] = {"AutoModelForCausalLM": "modeling_skywork.SkyworkForCausalLM"}
+        path.write_text(json.dumps(values))
+
+    return rewrite
+
+
 SPELLINGS: Mapping[str, Callable[[Path], None]] = {
+    "gpt2": _with_masks_and_without_a_beginning,
     "kimi_k2": _under_its_own_name,
     "llama4": _within_a_model_that_sees,
     "qwen": _as_the_first,
+    "skywork": _as_skywork("skywork"),
+    "skywork_moe": _as_skywork("skywork_moe"),
 }

@@ -230,6 +230,9 @@ BREAKS: dict[str, Callable[[ModelSpec], ModelSpec | None]] = {
     "one expert too many": _router(lambda r: _fields(r, n_active=r.n_active + 1)),
     "no groups": _router(lambda r: _fields(r, n_groups=1, n_groups_active=1)),
     "other weights": _router(lambda r: _fields(r, scale=1.5)),
+    "scores as they are": _router(
+        lambda r: _fields(r, spread=None) if getattr(r, "spread", None) else r
+    ),
     "no jitter": _router(lambda r: _fields(r, jitter=r.jitter / 10) if hasattr(r, "jitter") else r),
     "weights elsewhere": _feed(_weighed_elsewhere),
     "no shared experts": _feed(lambda f: replace(f, shared=None)),
@@ -252,6 +255,9 @@ BREAKS: dict[str, Callable[[ModelSpec], ModelSpec | None]] = {
     "another norm": lambda spec: replace(spec, norm="layer" if spec.norm == "rms" else "rms"),
     "embeddings of another size": lambda spec: replace(spec, embedding_scale=1.5),
     "layers that add more": lambda spec: replace(spec, residual_scale=1.1),
+    "scores without a cap": _attention(lambda a: replace(a, score_cap=None)),
+    "no positions": lambda spec: replace(spec, learned_positions=False),
+    "no norms behind": lambda spec: replace(spec, norm_after=False),
     "logits of another size": lambda spec: replace(spec, logit_scale=1.1),
 }
 
@@ -271,10 +277,12 @@ VECTORS = [
     "attention_norm",
     "attention_norm_bias",
     "attention_out_bias",
+    "attention_out_norm",
     "choice_bias",
     "down_bias",
     "experts_norm",
     "experts_norm_bias",
+    "experts_out_norm",
     "gate_up_bias",
     "k_norm",
     "kv_latent_norm",

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from grok_reference import Grok
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -45,6 +47,9 @@ class TinyModel:
         model_type = SAME_MODEL.get(family, family)
         # transformers writes into the tables it is given.
         keys = copy.deepcopy(FAMILY_CONFIGS[family] | self.config)
+        if family == GROK:
+            self._save_grok(folder, keys)
+            return
         config = AutoConfig.for_model(model_type, **keys)
         model: Any = AutoModelForCausalLM.from_config(config)
         _weigh_vectors(model)
@@ -52,7 +57,15 @@ class TinyModel:
         if self.old_spelling:
             _spell_as_before(folder / "config.json")
 
+    def _save_grok(self, folder: Path, keys: dict[str, Any]) -> None:
+        model = Grok(keys)
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, std=keys["initializer_range"])
+        _weigh_vectors(model)
+        model.to(self.saved_dtype).save(folder, self.shard_size)
 
+
+GROK = "grok-1"
 USUAL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
@@ -117,6 +130,17 @@ FAMILY_CONFIGS: dict[str, dict[str, Any]] = {
     },
     "glm4_moe": {**USUAL, **ROUTED, "head_dim": 16, "use_qk_norm": True, "attention_bias": True},
     "glm4_moe_lite": {**USUAL, **ROUTED, **LATENT},
+    "gpt2": {
+        "vocab_size": VOCABULARY,
+        "n_embd": 48,
+        "n_layer": LAYERS,
+        "n_head": 4,
+        "n_positions": 64,
+        "initializer_range": 0.15,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
     "gpt_oss": {**USUAL, **LOCAL, "head_dim": 16, "sliding_window": 7},
     "granitemoe": {
         **USUAL,
@@ -125,6 +149,18 @@ FAMILY_CONFIGS: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.6,
         "attention_multiplier": 0.4,
         "logits_scaling": 0.7,
+    },
+    GROK: {
+        **USUAL,
+        "model_type": GROK,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        # Norms behind the experts divide the sum of their weights out again, but for this.
+        "rms_norm_eps": 0.05,
+        "embedding_multiplier_scale": 5.0,
+        "output_multiplier_scale": 0.7,
+        "attn_output_multiplier": 0.4,
+        "max_attn_value": 2.0,
     },
     "hunyuan_v1_moe": {**USUAL, "num_experts": 6, "moe_topk": 2, "head_dim": 16},
     "llama": USUAL,
@@ -150,9 +186,30 @@ FAMILY_CONFIGS: dict[str, dict[str, Any]] = {
 }
 FAMILY_CONFIGS["llama4_text"] = FAMILY_CONFIGS["llama4"]
 FAMILY_CONFIGS["kimi_k2"] = FAMILY_CONFIGS["deepseek_v3"] | {"n_group": 1, "topk_group": 1}
+FAMILY_CONFIGS["deepseek_v32"] = FAMILY_CONFIGS["deepseek_v3"] | {
+    "index_topk": 64,
+    "index_n_heads": 2,
+    "index_head_dim": 12,
+}
+FAMILY_CONFIGS["skywork"] = MIXTRAL | {
+    "num_local_experts": 6,
+    "num_key_value_heads": 4,
+    "moe_use_skywork_gating": False,
+    "moe_2layer_gate": False,
+    "moe_use_logits_norm": True,
+    "moe_gate_norm_std": 1.0,
+    "moe_feature_no_mul_topk": True,
+}
+FAMILY_CONFIGS["skywork_moe"] = FAMILY_CONFIGS["skywork"]
 FAMILY_CONFIGS["qwen"] = {**USUAL, "num_key_value_heads": 4}
 # What transformers calls the class that computes the same.
-SAME_MODEL = {"kimi_k2": "deepseek_v3", "llama4": "llama4_text", "qwen": "qwen2"}
+SAME_MODEL = {
+    "kimi_k2": "deepseek_v3",
+    "llama4": "llama4_text",
+    "qwen": "qwen2",
+    "skywork": "mixtral",
+    "skywork_moe": "mixtral",
+}
 
 
 @torch.no_grad()
@@ -165,7 +222,7 @@ def _weigh_vectors(model: torch.nn.Module) -> None:
             weight.uniform_(-0.15, 0.15)  # more would choose the same experts for all tokens
         elif name.endswith(("bias", "sinks")):
             weight.uniform_(-0.5, 0.5)
-        elif name.endswith("weight") and weight.dim() == 1:
+        elif name.endswith(("weight", "scale")) and weight.dim() == 1:
             weight.uniform_(0.5, 1.5)
         elif weight.dim() > 1 and not weight.any():
             weight.normal_(0, 0.15)
@@ -180,13 +237,38 @@ def _spell_as_before(path: Path) -> None:
 
 
 def reference(folder: Path) -> Any:
-    """The same checkpoint in transformers, computing in float32, experts in the plainest way."""
-    return AutoModelForCausalLM.from_pretrained(
+    """The same checkpoint in transformers, computing in float32, experts in the plainest way; or in
+    a reference of our own where that has no class for it.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    if config["model_type"] == GROK:
+        return Grok.load(folder)
+    model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.float32,
         attn_implementation="eager",
         experts_implementation="eager",
     )
+    if config.get("moe_use_logits_norm"):
+        for layer in model.model.layers:
+            layer.mlp.gate.forward = _SpreadRouter(layer.mlp.gate, config["moe_gate_norm_std"])
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class _SpreadRouter:
+    """A Mixtral's router as SkyworkAI/vllm's skywork_moe.py has it."""
+
+    router: Any
+    spread: float
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        scores = F.linear(x.reshape(-1, x.shape[-1]), self.router.weight)
+        deviations = scores - scores.mean(dim=1, keepdim=True)
+        variance = deviations.square().sum(dim=1, keepdim=True) / (scores.shape[1] - 1)
+        scores = scores * self.spread / variance.sqrt()
+        best, ids = scores.topk(2, dim=1)
+        return scores, torch.softmax(best, dim=1), ids
 
 
 @torch.no_grad()
@@ -205,7 +287,7 @@ def decoder_over(
     spec: computes as if the config had said this; the shapes must be the same.
     """
     checkpoint = Checkpoint(folder)
-    family = read_config(checkpoint.config)
+    family = read_config(checkpoint.config).as_named_in(checkpoint.names())
     source = CheckpointExperts(checkpoint, family, torch.float32)
     weights = from_checkpoint(CheckpointTensors(checkpoint, family), torch.float32)
     budget = n_slots * sum(source.buffer_bytes)

@@ -71,12 +71,26 @@ def planes(count: int) -> Recipe:
 
 
 SMALL_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+LATENTS = {
+    "q_lora_rank": 48,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+}
 WAVELENGTHS = {
     "rope_type": "llama3",
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
+}
+LONG = {
+    "type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3, 1.5, 1.7, 2.0, 2.5, 3.0],
+    "long_factor": [2.0] * 8,
+    "short_mscale": 1.2,
+    "original_max_position_embeddings": CONTEXT,
 }
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16}
 SHAPES = {
@@ -212,6 +226,93 @@ DEMANDING_SHAPES = {
         },
         recipe=planes(3),
     ),
+    "latents, sigmoids in groups, shared, lengthening rope": Shape(
+        config={
+            "model_type": "deepseek_v3",
+            **SMALL_EXPERTS,
+            **LATENTS,
+            "n_routed_experts": 8,
+            "n_shared_experts": 1,
+            "n_group": 4,
+            "topk_group": 2,
+            "first_k_dense_replace": 1,
+            "rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+        recipe=planes(3),
+    ),
+    "latents of keys alone, 12 heads, odd sizes": Shape(
+        config={
+            "model_type": "glm4_moe_lite",
+            **SMALL_EXPERTS,
+            **LATENTS,
+            "num_attention_heads": 12,
+            "q_lora_rank": None,
+            "kv_lora_rank": 37,
+            "qk_nope_head_dim": 21,
+            "v_head_dim": 27,
+            "n_routed_experts": 6,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 0,
+        }
+    ),
+    "layer norms with biases, a sparse mixer, a head with a bias, long rope": Shape(
+        config={
+            "model_type": "phimoe",
+            "num_local_experts": 6,
+            "attention_bias": True,
+            "lm_head_bias": True,
+            "router_jitter_noise": 0.3,
+            "rope_scaling": LONG,
+        },
+        recipe=planes(3),
+    ),
+    "layer norms without biases, clamped": Shape(
+        config={
+            "model_type": "dbrx",
+            "d_model": 64,
+            "n_heads": 4,
+            "n_layers": LAYERS,
+            "max_seq_len": CONTEXT,
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.9, "rope_theta": 5e4},
+            "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 6, "moe_top_k": 3},
+        }
+    ),
+    "chunks, no rope by turns, temperatures, what experts are given is weighed": Shape(
+        config={
+            "model_type": "llama4_text",
+            "head_dim": 16,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 1,
+            "intermediate_size_mlp": 80,
+            "interleave_moe_layer_step": 2,
+            "no_rope_layers": [1, 0, 1],
+            "attention_chunk_size": 8,
+            "floor_scale": 8,
+            "attn_scale": 0.5,
+        },
+        recipe=planes(3),
+    ),
+    "what two experts are given is weighed, all layers turn": Shape(
+        config={
+            "model_type": "llama4_text",
+            "head_dim": 16,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "no_rope_layers": [1, 1, 1],
+            "use_qk_norm": False,
+            "attention_chunk_size": 13,
+        }
+    ),
+    "a router of a given spread": Shape(
+        config={
+            "model_type": "skywork",
+            "num_experts": [6],
+            "moe_2layer_gate": False,
+            "moe_feature_no_mul_topk": True,
+            "moe_use_logits_norm": True,
+            "moe_gate_norm_std": 1.5,
+        }
+    ),
     "everything scaled": Shape(
         config={
             "model_type": "granitemoe",
@@ -307,6 +408,9 @@ def enliven(weights: DenseWeights) -> None:
         weight.uniform_(0.5, 1.5, generator=generator)
 
     norm(weights.final_norm)
+    for bias in (weights.final_norm_bias, weights.head_bias):
+        if bias is not None:
+            bias.uniform_(-0.2, 0.2, generator=generator)
     for matrix in {id(m): m for m in (weights.embedding, weights.head)}.values():
         assert isinstance(matrix, TrellisMatrix)
         transform(matrix.d)

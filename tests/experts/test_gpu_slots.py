@@ -163,7 +163,8 @@ def test_who_reads_a_slot_before_its_expert_has_arrived_reads_poison() -> None:
     use(slots, (1, 3), 9)
     place = slots._memory(slots._slot_of[1, 0])
     slots._policy.record(1, [1])
-    slots.promote((1, 3), parts_of((1, 3)))
+    _, sending = slots.promote((1, 3), parts_of((1, 3)))
+    sending.join()
     assert set(place[:100].tolist()) == {POISON}
 
 
@@ -199,9 +200,9 @@ def test_a_layer_that_has_no_slot_takes_none_from_others() -> None:
 def test_a_slot_whose_expert_could_not_be_sent_is_used_again() -> None:
     slots = filled(3)
     use(slots, (0, 2), 9)
+    slots.promote((0, 2), parts_of((0, 2))[:1])
     with pytest.raises(ValueError, match="zip"):
-        slots.promote((0, 2), parts_of((0, 2))[:1])
-    slots.welcome()
+        slots.welcome()
     assert not slots.has(0, 2)
     slots.promote((0, 2), parts_of((0, 2)))
     slots.welcome()

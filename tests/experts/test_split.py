@@ -75,6 +75,13 @@ def test_no_factor_is_ever_negative() -> None:
     assert line.factors[1] >= 0
 
 
+def test_what_takes_no_time_at_all_is_learned_as_next_to_none() -> None:
+    line = Line(1.0)
+    for _ in range(1000):
+        line.learn((1,), 0.0)
+    assert 0 < line.at(1) < 1e-3
+
+
 # --- the split
 
 

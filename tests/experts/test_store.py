@@ -324,8 +324,8 @@ def test_a_read_that_ends_while_a_borrower_looks_for_room_does_not_confuse_it(
         source.await_begin((1, 0))
         look = store._evict
 
-        def look_and_be_overtaken(keep: set[Key]) -> Slot | None:
-            found = look(keep)
+        def look_and_be_overtaken(layer_id: int, keep: set[Key]) -> Slot | None:
+            found = look(layer_id, keep)
             if found is None and (1, 0) in source._gates:
                 source.release((1, 0))
                 finish(store, (1, 0))

@@ -77,6 +77,7 @@ def test_every_family_has_a_place_for_every_tensor_and_no_two_alike(model_type: 
 SIZES = {
     "dbrx": (132, 36),
     "deepseek-v3": (671, 37),
+    "deepseek-v3.2": (671, 37),
     "dots.llm1": (142, 14),
     "ernie-4.5-21b-a3b": (21, 3),
     "ernie-4.5-300b-a47b": (300, 47),
@@ -85,6 +86,9 @@ SIZES = {
     "glm-4.7-flash": (30, 3.6),
     "gpt-oss-120b": (117, 5.1),
     "gpt-oss-20b": (21, 3.6),
+    "gpt2": (0.124, 0.124),
+    "gpt2-xl": (1.56, 1.56),
+    "grok-1": (314, 86),
     "hunyuan-a13b": (80, 13),
     "kimi-k2": (1026, 32),
     "llama-2-70b": (70, 70),
@@ -102,6 +106,7 @@ SIZES = {
     "qwen3-235b-a22b": (235, 22),
     "qwen3-30b-a3b": (30.5, 3.3),
     "qwen3-coder-480b-a35b": (480, 35),
+    "skywork-moe": (146, 22),
 }
 
 
@@ -128,7 +133,6 @@ def test_a_mixtrals_names_are_those_of_its_checkpoints() -> None:
     ("changes", "message"),
     [
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', but only 'silu' or None"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config is .* but only None"),
         ({"rope_scaling": {"type": "dynamic"}}, "rope_type is 'dynamic', but implemented are def"),
         ({"rope_parameters": {"rope_type": "proportional"}}, "rope_type is 'proportional', but"),
     ],
@@ -186,6 +190,44 @@ def test_both_spellings_of_rope_mean_the_same() -> None:
     new = read_config({**old, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}})
     assert new.spec == mixtral().spec
     assert read_config(old).spec.layers[0].attention.rope.theta == 1e6  # the family's default
+
+
+def test_names_without_their_beginning_are_found_where_a_family_allows_it() -> None:
+    family = read_config(ALIASES["gpt2"].config)
+    # The first names of openai-community/gpt2, and those that transformers saves.
+    short = family.as_named_in({"h.0.attn.bias", "h.0.ln_1.weight", "wte.weight"})
+    assert short.tensor_name(Role("embedding")) == "wte.weight"
+    assert short.tensor_name(Role("q", 3)) == "h.3.attn.c_attn.weight"
+    assert "h.11.attn.masked_bias" in short.ignored
+    assert family.as_named_in({"transformer.wte.weight"}) is family
+    assert mixtral().as_named_in({"embed_tokens.weight"}).without == ""
+
+
+def test_a_model_that_chooses_what_it_sees_runs_as_long_as_it_sees_all() -> None:
+    assert read_config(ALIASES["deepseek-v3.2"].config).spec.context_length == 2048
+    ignored = read_config(ALIASES["deepseek-v3.2"].config).ignored
+    assert "model.layers.60.self_attn.indexer." in ignored
+    assert "model.layers.61." in ignored
+
+
+@pytest.mark.parametrize(
+    ("alias", "changes", "message"),
+    [
+        ("skywork-moe", {"moe_2layer_gate": True}, "moe_2layer_gate is True, but only False"),
+        ("skywork-moe", {"moe_use_skywork_gating": True}, "moe_use_skywork_gating is True"),
+        ("skywork-moe", {"moe_feature_no_mul_topk": False}, "moe_feature_no_mul_topk is False"),
+        ("skywork-moe", {"num_experts": [16, 32]}, "only layers that are alike"),
+        ("skywork-moe", {"num_experts": [1]}, "num_experts is 1, but every token goes to 2"),
+        ("gpt2", {"activation_function": "gelu"}, "activation_function is 'gelu', but only 'gelu_"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx is True"),
+        ("grok-1", {"hidden_act": "silu"}, "hidden_act is 'silu', but only 'gelu'"),
+    ],
+)
+def test_variants_that_nobody_implemented_are_refused(
+    alias: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        read_config({**ALIASES[alias].config, **changes})
 
 
 def test_a_misspelled_alias_has_near_names() -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -38,6 +40,7 @@ def formats(n_hidden: int, n_inner: int) -> list[ExpertFormat]:
 
 def gate_up_down(expert: Expert) -> tuple[Tensor, Tensor, Tensor]:
     gate, up = expert.split(dequantize(expert.gate_up).T)
+    assert up is not None
     return gate.T, up.T, dequantize(expert.down)
 
 
@@ -65,6 +68,24 @@ def test_announced_bytes_are_those_of_the_matrices() -> None:
     assert Nf4Format(96, 130).part_bytes == (both + down,)
     # 2 * 3 * 5 numbers of 2 bytes end at 60, so down begins at 64.
     assert PlainFormat(5, 3, torch.bfloat16).part_bytes == (64 + 30,)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_an_expert_without_a_gate_is_one_whose_gate_takes_no_bytes(sizes: tuple[int, int]) -> None:
+    gate, up, down, d_in, d_inner = expert_weights(*sizes)
+    for form in formats(*sizes):
+        alone = replace(form, gated=False)
+        parts = alone.pack(None, up, down, d_in, d_inner)
+        assert tuple(part.numel() for part in parts) == alone.part_bytes
+        expert = alone.open(tuple(parts), d_in, d_inner)
+        whole = form.open(tuple(form.pack(gate, up, down, d_in, d_inner)), d_in, d_inner)
+        activated, factor = expert.split(dequantize(expert.gate_up).T)
+        assert factor is None
+        _, beside_gate, wanted_down = gate_up_down(whole)
+        # One scale of a whole matrix is another, nf4's blocks of 64 begin elsewhere.
+        alone_error = relative_squared_error(activated.T, up)
+        assert alone_error <= 1.2 * relative_squared_error(beside_gate, up) + 1e-12
+        assert torch.equal(dequantize(expert.down), wanted_down)
 
 
 @pytest.mark.parametrize("sizes", SIZES)

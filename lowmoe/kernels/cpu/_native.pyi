@@ -32,16 +32,38 @@ class Linear:
 
 class KvPages:
     n_reserved: int
-    def __init__(self, n_layers: int, n_kv_heads: int, head_size: int, format: str) -> None: ...
+    def __init__(
+        self, n_layers: int, n_kv_heads: int, head_size: int, format: str, keys_only: bool = False
+    ) -> None: ...
     def reserve(self, n_tokens: int) -> None: ...
+
+class Norm:
+    def __init__(self, *, weight: int, epsilon: float, bias: int, centred: bool) -> None: ...
+
+class LatentProjection:
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        q_down: Linear | None,
+        q_norm: int,
+        q_up: Linear,
+        kv_down: Linear,
+        kv_norm: int,
+        norm_epsilon: float,
+        kv_up: Linear,
+        n_heads: int,
+        plain_size: int,
+        rope_size: int,
+        value_size: int,
+    ) -> None: ...
 
 class AttentionLayer:
     def __init__(
         self,
         *,
-        norm: int,
-        norm_epsilon: float,
-        qkv: Linear,
+        norm: Norm,
+        qkv: Linear | None,
         out: Linear,
         frequencies: int,
         n_heads: int,
@@ -59,6 +81,10 @@ class AttentionLayer:
         head_norm_epsilon: float,
         clamp: float,
         sinks: int,
+        chunk: int = 0,
+        temperature_step: int = 0,
+        temperature_scale: float = 0.0,
+        latent: LatentProjection | None = None,
     ) -> None: ...
 
 class Attention:
@@ -80,7 +106,9 @@ class Router:
         n_groups: int,
         n_groups_active: int,
         scale: float,
-        preference: int,
+        spread: float = 0.0,
+        jitter: float = 0.0,
+        preference: int = 0,
     ) -> None: ...
 
 class SharedExpert:
@@ -90,8 +118,7 @@ class ExpertsLayer:
     def __init__(
         self,
         *,
-        norm: int,
-        norm_epsilon: float,
+        norm: Norm,
         router: Router,
         d_in: int,
         d_inner: int,
@@ -104,6 +131,7 @@ class ExpertsLayer:
         gate_up_bias: int,
         down_bias: int,
         shared: SharedExpert | None,
+        weigh_input: bool = False,
     ) -> None: ...
 
 class Experts:
@@ -112,7 +140,12 @@ class Experts:
     def foresee(self, layer_id: int, x: int, n: int, weights: int, ids: int) -> None: ...
     def take(self, layer_id: int, codes: int, scales: int, n: int) -> None: ...
     def run(
-        self, layer_id: int, ids: int, n: int, experts: Sequence[tuple[int, Sequence[int]]]
+        self,
+        layer_id: int,
+        ids: int,
+        n: int,
+        experts: Sequence[tuple[int, Sequence[int]]],
+        weights: int = 0,
     ) -> None: ...
     def add(self, layer_id: int, weights: int, n: int, x: int) -> None: ...
 
@@ -131,8 +164,7 @@ class Ends:
         *,
         engine: Engine,
         embedding: Linear,
-        final_norm: int,
-        norm_epsilon: float,
+        final_norm: Norm,
         head: Linear,
     ) -> None: ...
     def embed(self, ids: int, n: int, x: int) -> None: ...

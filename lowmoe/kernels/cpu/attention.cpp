@@ -15,24 +15,45 @@ size_t part_floats(size_t n_rows, size_t head_size) { return n_rows * (2 + head_
 
 // The first position that a token sees.
 size_t first_seen(const AttentionLayer& layer, size_t position) {
-  return layer.window == 0 || position < layer.window ? 0 : position + 1 - layer.window;
+  const size_t in_window =
+      layer.window == 0 || position < layer.window ? 0 : position + 1 - layer.window;
+  const size_t in_chunk = layer.chunk == 0 ? 0 : position / layer.chunk * layer.chunk;
+  return std::max(in_window, in_chunk);
 }
 
 }  // namespace
 
+float AttentionLayer::query_scale(size_t position) const {
+  if (temperature_step == 0) return score_scale;
+  const float passed = static_cast<float>((position + 1) / temperature_step);
+  return score_scale * (1.0f + temperature_scale * std::log1p(passed));
+}
+
+size_t AttentionLayer::group() const {
+  if (!latent) return n_heads / n_kv_heads;
+  // Few, so that there is work for many threads: a head reads what is cached either way, and what
+  // another has read just before comes from a cache of the processor.
+  size_t most = kMostLatentHeads;
+  while (n_heads % most != 0) most--;
+  return most;
+}
+
 Attention::Attention(Engine& engine, const AttentionLayer& like, size_t max_context)
     : engine_(engine),
-      n_qkv_(like.q_size() + 2 * like.kv_size()),
+      n_qkv_(like.q_size() + (like.latent ? 0 : 2 * like.kv_size())),
       q_size_(like.q_size()),
       head_size_(like.head_size),
       group_(like.group()),
+      n_groups_(like.n_heads / group_),
+      groups_of_kv_head_(n_groups_ / like.n_kv_heads),
       normed_(engine.max_tokens() * like.n_hidden),
       qkv_(engine.max_tokens() * n_qkv_),
       attended_(engine.max_tokens() * q_size_),
       angles_(engine.max_tokens() * like.head_size),
       rounded_in_(engine.max_tokens(), like.n_hidden),
-      rounded_out_(engine.max_tokens(), q_size_),
-      parts_(part_floats(group_, head_size_) * like.n_kv_heads * (max_context / kPartTokens + 2)) {
+      rounded_out_(engine.max_tokens(), like.out.w.shape.n_in),
+      parts_(part_floats(group_, head_size_) * n_groups_ * (max_context / kPartTokens + 2)) {
+  if (like.latent) latents_.emplace(engine, *like.latent);
   const size_t n_rows = tile_tokens() * group_;
   const size_t one = part_floats(group_, head_size_) + group_ * KvPages::kPageTokens;
   const size_t tile = part_floats(n_rows, head_size_) + block_scratch_floats(n_rows, head_size_);
@@ -44,17 +65,24 @@ void Attention::run(const AttentionLayer& layer, size_t layer_id, KvPages& cache
                     float* x, size_t n) {
   set_angles(layer, first, n);
   engine_.pool().run([&](Team& team) {
-    engine_.norm_and_round(team, x, n, layer.norm, layer.norm_epsilon, layer.qkv.d, normed_.data(),
-                           rounded_in_.tokens());
-    engine_.multiply(team, "q, k, v", layer.qkv.w, rounded_in_.tokens(), n, qkv_.data(), n_qkv_);
-    adjust(team, layer, n);
-    place(team, layer, layer_id, cache, first, n);
+    if (layer.latent) {
+      latents_->fold(team, layer, x, n, normed_.data(), rounded_in_.tokens(), angles_.data(),
+                     head_size_, cache, layer_id, first, qkv_.data(), n_qkv_);
+    } else {
+      engine_.norm_and_round(team, x, n, layer.norm, layer.qkv.d, normed_.data(),
+                             rounded_in_.tokens());
+      engine_.multiply(team, "q, k, v", layer.qkv.w, rounded_in_.tokens(), n, qkv_.data(), n_qkv_);
+      adjust(team, layer, n);
+      place(team, layer, layer_id, cache, first, n);
+    }
     if (n == 1) {
       attend_one(team, layer, layer_id, cache, first);
     } else {
       attend_many(team, layer, layer_id, cache, first, n);
     }
-    engine_.round(team, attended_.data(), n, layer.out.d, rounded_out_.tokens());
+    const float* found = attended_.data();
+    if (layer.latent) found = latents_->unfold(team, *layer.latent, found, n);
+    engine_.round(team, found, n, layer.out.d, rounded_out_.tokens());
     engine_.multiply_add(team, "attention's output", layer.out.w, rounded_out_.tokens(), n, x,
                          layer.n_hidden);
     if (!layer.out_bias) return;
@@ -119,11 +147,12 @@ void Attention::place(Team& team, const AttentionLayer& layer, size_t layer_id,
         v.rms_norm(head, weight, epsilon, head_size_, head);
       }
     };
+    const float scale = layer.query_scale(first + t);
     float* token = qkv_.data() + t * n_qkv_;
     for (size_t q = head * group_; q < (head + 1) * group_; q++) {
       float* query = token + q * head_size_;
       turn(query, layer.q_norm);
-      for (size_t i = 0; i < head_size_; i++) query[i] *= layer.score_scale;
+      for (size_t i = 0; i < head_size_; i++) query[i] *= scale;
     }
     float* key = token + q_size_ + head * head_size_;
     const float* value = key + layer.kv_size();
@@ -141,7 +170,7 @@ void Attention::attend_one(Team& team, const AttentionLayer& layer, size_t layer
   const size_t begin = first_seen(layer, position), end = position + 1;
   const size_t first_part = begin / kPartTokens;
   const size_t n_parts = (end - 1) / kPartTokens + 1 - first_part;
-  team.each("attention", layer.n_kv_heads * n_parts, [&](size_t unit) {
+  team.each("attention", n_groups_ * n_parts, [&](size_t unit) {
     const size_t head = unit / n_parts, at = (first_part + unit % n_parts) * kPartTokens;
     attend_pages(team.thread(), layer_id, cache, head, std::max(begin, at),
                  std::min(end, at + kPartTokens), part_of(unit));
@@ -149,7 +178,7 @@ void Attention::attend_one(Team& team, const AttentionLayer& layer, size_t layer
     divide(part_of(unit), sinks_of(layer, head), attended_.data() + head * group_ * head_size_);
   });
   if (n_parts == 1) return;
-  team.each("attention", layer.n_kv_heads, [&](size_t head) {
+  team.each("attention", n_groups_, [&](size_t head) {
     const Part whole = part_of(head * n_parts);
     for (size_t p = 1; p < n_parts; p++) merge(part_of(head * n_parts + p), whole);
     divide(whole, sinks_of(layer, head), attended_.data() + head * group_ * head_size_);
@@ -162,13 +191,14 @@ void Attention::attend_pages(int thread, size_t layer_id, const KvPages& cache, 
   float* own = thread_floats_.data() + thread * floats_of_thread_;
   const Part next = part_at(own, group_);
   float* scores = own + part_floats(group_, head_size_);
+  const size_t of = head / groups_of_kv_head_;
   for (size_t at = begin; at < end;) {
     const size_t page = at / KvPages::kPageTokens, base = page * KvPages::kPageTokens;
     const size_t stop = std::min(end, base + KvPages::kPageTokens);
     const Part& into = at == begin ? to : next;
     engine_.isa().vector->attend_part(
         cache.format(), qkv_.data() + head * group_ * head_size_, group_,
-        cache.keys(layer_id, head, page), cache.values(layer_id, head, page), cache.head_bytes(),
+        cache.keys(layer_id, of, page), cache.values(layer_id, of, page), cache.head_bytes(),
         head_size_, at - base, stop - base, into.top, into.total, into.out, scores);
     if (at != begin) merge(next, to);
     at = stop;
@@ -179,10 +209,16 @@ void Attention::attend_pages(int thread, size_t layer_id, const KvPages& cache, 
 void Attention::attend_many(Team& team, const AttentionLayer& layer, size_t layer_id,
                             const KvPages& cache, size_t first, size_t n) {
   const size_t step = tile_tokens(), n_tiles = (n + step - 1) / step;
-  team.each("attention", layer.n_kv_heads * n_tiles, [&](size_t unit) {
+  team.each("attention", n_groups_ * n_tiles, [&](size_t unit) {
     const size_t head = unit / n_tiles, token = unit % n_tiles * step;
-    attend_tile(team.thread(), layer, layer_id, cache, head, first, token,
-                std::min(step, n - token));
+    const size_t end = token + std::min(step, n - token);
+    // Those of one tile begin to see at the same token, unless a window says so.
+    for (size_t at = token; at < end;) {
+      const size_t left = layer.chunk == 0 ? n : layer.chunk - (first + at) % layer.chunk;
+      const size_t count = std::min(left, end - at);
+      attend_tile(team.thread(), layer, layer_id, cache, head, first, at, count);
+      at += count;
+    }
   });
 }
 
@@ -202,14 +238,14 @@ void Attention::attend_tile(int thread, const AttentionLayer& layer, size_t laye
                            group_,
                            first + token + 1,
                            layer.window == 0 ? SIZE_MAX : layer.window};
-  const size_t end = first + token + count;
+  const size_t end = first + token + count, of = head / groups_of_kv_head_;
   for (size_t at = first_seen(layer, first + token); at < end;) {
     const size_t page = at / KvPages::kPageTokens, base = page * KvPages::kPageTokens;
     const size_t stop = std::min(end, base + KvPages::kPageTokens);
     const size_t offset = (at - base) * cache.head_bytes();
     engine_.isa().vector->attend_block(
-        cache.format(), queries, cache.keys(layer_id, head, page) + offset,
-        cache.values(layer_id, head, page) + offset, cache.head_bytes(), head_size_, at, stop,
+        cache.format(), queries, cache.keys(layer_id, of, page) + offset,
+        cache.values(layer_id, of, page) + offset, cache.head_bytes(), head_size_, at, stop,
         found.top, found.total, found.out, scratch);
     at = stop;
   }

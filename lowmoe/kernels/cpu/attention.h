@@ -5,9 +5,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <optional>
 
 #include "lowmoe/kernels/cpu/engine.h"
 #include "lowmoe/kernels/cpu/kv_pages.h"
+#include "lowmoe/kernels/cpu/latent.h"
 
 namespace lowmoe {
 
@@ -15,16 +18,19 @@ namespace lowmoe {
 // turned, or of all heads together.
 enum class HeadNorm : int { kNone = 0, kBeforeRope = 1, kAfterRope = 2, kAllHeads = 3 };
 
+// Query heads of a latent that one thread attends with at a time, at most.
+inline constexpr size_t kMostLatentHeads = 8;
+
 struct AttentionLayer {
-  const float* norm;  // [n_hidden]
-  float norm_epsilon;
+  Norm norm;
   Linear qkv;                // rows: all heads of q, then of k, then of v
   Linear out;                // [n_hidden, q_size]
   const float* frequencies;  // [rope_size / 2], of rotary positions, radians a token
   size_t n_hidden, n_heads, n_kv_heads, head_size;
   size_t window;  // the latest tokens that a token sees, itself included; 0 for all
+  size_t chunk;   // it sees those of its own chunk of so many; 0 for all
 
-  size_t rope_size;       // channels that turn, the first of each head
+  size_t rope_size;       // channels that turn, the first of each head; 0 for none
   float rope_length;      // what those that turn are multiplied by
   float score_scale;      // what scores are multiplied by
   const float* qkv_bias;  // [q_size + 2 * kv_size], or null
@@ -36,9 +42,20 @@ struct AttentionLayer {
   float clamp;         // queries, keys and values are kept within +-clamp; infinity for none
   const float* sinks;  // [n_heads], each head's score of nothing; or null
 
+  // Queries at position p times 1 + temperature_scale * log(1 + floor((p + 1) / temperature_step));
+  // 0 for none.
+  size_t temperature_step;
+  float temperature_scale;
+
+  // Null for the above; else what takes the place of qkv: a single key-value head of what is kept,
+  // keys and values at once, and neither norms, biases, clamp nor sinks.
+  std::shared_ptr<const LatentProjection> latent;
+
   size_t q_size() const { return n_heads * head_size; }
   size_t kv_size() const { return n_kv_heads * head_size; }
-  size_t group() const { return n_heads / n_kv_heads; }
+  float query_scale(size_t position) const;
+  // Query heads that one thread attends with at a time; they share a key-value head.
+  size_t group() const;
 };
 
 // The operation and its scratch; layers of one model share it, one after the other.
@@ -85,9 +102,10 @@ class Attention {
   void divide(const Part& from, const float* sinks, float* to) const;
 
   Engine& engine_;
-  size_t n_qkv_, q_size_, head_size_, group_;
+  size_t n_qkv_, q_size_, head_size_, group_, n_groups_, groups_of_kv_head_;
   Buffer<float> normed_, qkv_, attended_, angles_;
   RoundedBuffer rounded_in_, rounded_out_;
+  std::optional<Latents> latents_;
   Buffer<float> parts_;          // of a single token
   Buffer<float> thread_floats_;  // each thread's own
   size_t floats_of_thread_;

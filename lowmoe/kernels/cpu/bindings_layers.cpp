@@ -1,3 +1,4 @@
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -79,7 +80,7 @@ struct BoundAttention : Bound<Attention, AttentionLayer> {
     require(n <= max_context && first <= max_context - n, "too long a context");
     require(first + n <= cache.n_reserved(), "the cache has no room");
     const AttentionLayer& like = layers.front();
-    require(cache.fits(layers.size(), like.n_kv_heads, like.head_size),
+    require(cache.fits(layers.size(), like.n_kv_heads, like.head_size, like.latent != nullptr),
             "the cache is another model's");
   }
 };
@@ -98,6 +99,17 @@ void check_count(const Engine& engine, size_t n) {
   require(n > 0 && n <= engine.max_tokens(), "no tokens, or more than the engine was made for");
 }
 
+// Whether the scratch of one serves the other.
+bool same_latents(const AttentionLayer& one, const AttentionLayer& other) {
+  if (!one.latent || !other.latent) return !one.latent && !other.latent;
+  const LatentProjection &a = *one.latent, &b = *other.latent;
+  const auto q_rank = [](const LatentProjection& of) {
+    return of.q_down ? of.q_down->w.shape.n_out : 0;
+  };
+  return a.kv_rank() == b.kv_rank() && a.plain_size() == b.plain_size() &&
+         a.value_size() == b.value_size() && q_rank(a) == q_rank(b);
+}
+
 ExpertParts parts_of(size_t id, const std::vector<Address>& addresses) {
   require(!addresses.empty() && addresses.size() <= layout::kMaxPlanes, "1 to 3 parts");
   ExpertParts expert{static_cast<int64_t>(id), {}, static_cast<int>(addresses.size())};
@@ -111,9 +123,11 @@ ExpertParts parts_of(size_t id, const std::vector<Address>& addresses) {
 using GivenExpert = std::tuple<int64_t, std::vector<Address>>;
 
 void run_experts(BoundExperts& self, size_t layer_id, Address ids, size_t n,
-                 const std::vector<GivenExpert>& experts) {
+                 const std::vector<GivenExpert>& experts, Address weights) {
   check_count(self.engine, n);
   const ExpertsLayer& layer = self.layer(layer_id);
+  require(weights || !layer.weigh_input,
+          "a layer that weighs what experts are given, not told by what");
   self.given.clear();
   std::vector<bool> seen(layer.n_experts);
   for (const auto& [id, parts] : experts) {
@@ -129,7 +143,8 @@ void run_experts(BoundExperts& self, size_t layer_id, Address ids, size_t n,
   });
   require(n_rows <= self.operation.rows_left(n, layer.n_active()), "an expert has run already");
   nb::gil_scoped_release release;
-  self.operation.run(layer, at<const int64_t>(ids), n, self.given.data(), self.given.size());
+  self.operation.run(layer, chosen, at<const float>(weights), n, self.given.data(),
+                     self.given.size());
 }
 
 struct BoundLayers {
@@ -234,32 +249,79 @@ void bind_layers(nb::module_& m) {
       .def(
           "__init__",
           [](KvPages* self, size_t n_layers, size_t n_kv_heads, size_t head_size,
-             const std::string& format) {
+             const std::string& format, bool keys_only) {
             require(n_layers > 0 && n_kv_heads > 0 && head_size > 0, "an empty cache");
-            new (self) KvPages(n_layers, n_kv_heads, head_size, kv_format(format));
+            new (self) KvPages(n_layers, n_kv_heads, head_size, kv_format(format), keys_only);
           },
-          "n_layers"_a, "n_kv_heads"_a, "head_size"_a, "format"_a)
+          "n_layers"_a, "n_kv_heads"_a, "head_size"_a, "format"_a, "keys_only"_a = false)
       .def("reserve", &KvPages::reserve, "n_tokens"_a, release())
       .def_prop_ro("n_reserved", &KvPages::n_reserved);
+
+  nb::class_<Norm>(m, "Norm", "engine.h")
+      .def(
+          "__init__",
+          [](Norm* self, Address weight, float epsilon, Address bias, bool centred) {
+            new (self) Norm{at<const float>(weight), epsilon, at<const float>(bias), centred};
+          },
+          nb::kw_only(), "weight"_a, "epsilon"_a, "bias"_a, "centred"_a, "bias: 0 for none.");
+
+  nb::class_<LatentProjection>(m, "LatentProjection", "latent.h")
+      .def(
+          "__init__",
+          [](LatentProjection* self, Engine& engine, const Linear* q_down, Address q_norm,
+             const Linear& q_up, const Linear& kv_down, Address kv_norm, float norm_epsilon,
+             const Linear& kv_up, size_t n_heads, size_t plain_size, size_t rope_size,
+             size_t value_size) {
+            const size_t kv_rank = kv_up.w.shape.n_in;
+            require(n_heads > 0 && plain_size > 0 && value_size > 0 && rope_size > 0 &&
+                        rope_size % 2 == 0,
+                    "sizes of heads");
+            require(q_up.w.shape.n_out == n_heads * (plain_size + rope_size) &&
+                        kv_up.w.shape.n_out == n_heads * (plain_size + value_size) &&
+                        kv_down.w.shape.n_out == kv_rank + rope_size,
+                    "the heads do not fit the matrices");
+            const size_t n_in = q_down ? q_down->w.shape.n_in : q_up.w.shape.n_in;
+            require(n_in == kv_down.w.shape.n_in &&
+                        (!q_down || (q_norm && q_down->w.shape.n_out == q_up.w.shape.n_in)),
+                    "the matrices do not fit each other");
+            new (self) LatentProjection{q_down ? std::optional(*q_down) : std::nullopt,
+                                        at<const float>(q_norm),
+                                        q_up,
+                                        kv_down,
+                                        at<const float>(kv_norm),
+                                        norm_epsilon,
+                                        HeadRows(n_heads, kv_rank, plain_size),
+                                        HeadRows(n_heads, value_size, kv_rank),
+                                        n_heads,
+                                        rope_size};
+            nb::gil_scoped_release unlocked;
+            split_heads(engine, kv_up, n_heads, self->keys_up, self->values_up);
+          },
+          nb::kw_only(), "engine"_a, "q_down"_a.none(), "q_norm"_a, "q_up"_a, "kv_down"_a,
+          "kv_norm"_a, "norm_epsilon"_a, "kv_up"_a, "n_heads"_a, "plain_size"_a, "rope_size"_a,
+          "value_size"_a, "q_down: None where queries come of x itself; kv_up is not kept.");
 
   nb::class_<AttentionLayer>(m, "AttentionLayer", "attention.h")
       .def(
           "__init__",
-          [](AttentionLayer* self, Address norm, float norm_epsilon, const Linear& qkv,
-             const Linear& out, Address frequencies, size_t n_heads, size_t n_kv_heads,
-             size_t head_size, size_t window, size_t rope_size, float rope_length,
-             float score_scale, Address qkv_bias, Address out_bias, int head_norm, Address q_norm,
-             Address k_norm, float head_norm_epsilon, float clamp, Address sinks) {
-            new (self) AttentionLayer{at<const float>(norm),
-                                      norm_epsilon,
-                                      qkv,
+          [](AttentionLayer* self, const Norm& norm, const Linear* qkv, const Linear& out,
+             Address frequencies, size_t n_heads, size_t n_kv_heads, size_t head_size,
+             size_t window, size_t rope_size, float rope_length, float score_scale,
+             Address qkv_bias, Address out_bias, int head_norm, Address q_norm, Address k_norm,
+             float head_norm_epsilon, float clamp, Address sinks, size_t chunk,
+             size_t temperature_step, float temperature_scale,
+             std::shared_ptr<const LatentProjection> latent) {
+            require(qkv || latent, "a layer of no attention");
+            new (self) AttentionLayer{norm,
+                                      qkv ? *qkv : Linear{},
                                       out,
                                       at<const float>(frequencies),
-                                      qkv.w.shape.n_in,
+                                      out.w.shape.n_out,
                                       n_heads,
                                       n_kv_heads,
                                       head_size,
                                       window,
+                                      chunk,
                                       rope_size,
                                       rope_length,
                                       score_scale,
@@ -270,22 +332,37 @@ void bind_layers(nb::module_& m) {
                                       at<const float>(k_norm),
                                       head_norm_epsilon,
                                       clamp,
-                                      at<const float>(sinks)};
-            require(n_kv_heads > 0 && n_heads % n_kv_heads == 0 && head_size % 2 == 0 &&
-                        qkv.w.shape.n_out == (n_heads + 2 * n_kv_heads) * head_size &&
-                        out.w.shape.n_in == n_heads * head_size &&
-                        out.w.shape.n_out == qkv.w.shape.n_in,
+                                      at<const float>(sinks),
+                                      temperature_step,
+                                      temperature_scale,
+                                      std::move(latent)};
+            const LatentProjection* of = self->latent.get();
+            require(n_heads > 0 && n_kv_heads > 0 && n_heads % n_kv_heads == 0 &&
+                        out.w.shape.n_in == n_heads * (of ? of->value_size() : head_size),
                     "the heads do not fit the matrices");
-            require(rope_size % 2 == 0 && 0 < rope_size && rope_size <= head_size,
-                    "rope_size is odd, 0 or above head_size");
+            require(of || (head_size % 2 == 0 &&
+                           qkv->w.shape.n_out == (n_heads + 2 * n_kv_heads) * head_size &&
+                           out.w.shape.n_out == qkv->w.shape.n_in),
+                    "the heads do not fit the matrices");
+            require(!of || (of->n_heads == n_heads && n_kv_heads == 1 &&
+                            head_size == of->kept_size() && rope_size == of->rope_size &&
+                            of->kv_down.w.shape.n_in == out.w.shape.n_out),
+                    "the heads do not fit the latents");
+            require(!of || (!qkv_bias && !out_bias && !head_norm && std::isinf(clamp) && !sinks &&
+                            window == 0 && chunk == 0 && temperature_step == 0),
+                    "latents with what only grouped queries have");
+            require(rope_size % 2 == 0 && rope_size <= head_size && (!rope_size || frequencies),
+                    "rope_size is odd, above head_size, or of no frequencies");
             require(head_norm >= 0 && head_norm <= 3 && (!head_norm || (q_norm && k_norm)),
                     "no such norm of heads, or one without weights");
           },
-          nb::kw_only(), "norm"_a, "norm_epsilon"_a, "qkv"_a, "out"_a, "frequencies"_a, "n_heads"_a,
+          nb::kw_only(), "norm"_a, "qkv"_a.none(), "out"_a, "frequencies"_a, "n_heads"_a,
           "n_kv_heads"_a, "head_size"_a, "window"_a, "rope_size"_a, "rope_length"_a,
           "score_scale"_a, "qkv_bias"_a, "out_bias"_a, "head_norm"_a, "q_norm"_a, "k_norm"_a,
-          "head_norm_epsilon"_a, "clamp"_a, "sinks"_a,
-          "Addresses of what a layer has not are 0; head_norm: 0 none, 1 before rope, 2 after it, "
+          "head_norm_epsilon"_a, "clamp"_a, "sinks"_a, "chunk"_a = 0, "temperature_step"_a = 0,
+          "temperature_scale"_a = 0.0f, "latent"_a.none() = nb::none(),
+          "qkv: None where latent takes its place. Addresses of what a layer has not are 0; "
+          "head_norm: 0 none, 1 before rope, 2 after it, "
           "3 of all heads together.");
 
   nb::class_<BoundAttention>(m, "Attention", "attention.h")
@@ -297,7 +374,8 @@ void bind_layers(nb::module_& m) {
             for (const AttentionLayer& layer : layers) {
               const AttentionLayer& like = layers.front();
               require(layer.n_hidden == like.n_hidden && layer.n_heads == like.n_heads &&
-                          layer.n_kv_heads == like.n_kv_heads && layer.head_size == like.head_size,
+                          layer.n_kv_heads == like.n_kv_heads &&
+                          layer.head_size == like.head_size && same_latents(layer, like),
                       "layers of different sizes");
             }
             new (self) BoundAttention{
@@ -319,8 +397,9 @@ void bind_layers(nb::module_& m) {
           "__init__",
           [](Router* self, Address weights, Address bias, Address choice_bias, bool sigmoid,
              bool renormalize, int n_active, size_t n_groups, size_t n_groups_active, float scale,
-             Address preference) {
+             float spread, float jitter, Address preference) {
             require(n_active >= 0, "n_active");
+            require(jitter == 0 || n_active == 2, "a sparse mixer mixes two");
             require(n_groups > 0 && n_groups_active > 0 && n_groups_active <= n_groups, "groups");
             new (self) Router{at<const float>(weights),
                               at<const float>(bias),
@@ -331,11 +410,13 @@ void bind_layers(nb::module_& m) {
                               n_groups,
                               n_groups_active,
                               scale,
+                              spread,
+                              jitter,
                               at<const float>(preference)};
           },
           nb::kw_only(), "weights"_a, "bias"_a, "choice_bias"_a, "sigmoid"_a, "renormalize"_a,
-          "n_active"_a, "n_groups"_a, "n_groups_active"_a, "scale"_a, "preference"_a,
-          "Addresses of what a router has not are 0.");
+          "n_active"_a, "n_groups"_a, "n_groups_active"_a, "scale"_a, "spread"_a = 0.0f,
+          "jitter"_a = 0.0f, "preference"_a = 0, "Addresses of what a router has not are 0.");
 
   nb::class_<SharedExpert>(m, "SharedExpert", "experts.h")
       .def(
@@ -351,10 +432,10 @@ void bind_layers(nb::module_& m) {
   nb::class_<ExpertsLayer>(m, "ExpertsLayer", "experts.h")
       .def(
           "__init__",
-          [](ExpertsLayer* self, Address norm, float norm_epsilon, const Router& router,
-             Address d_in, Address d_inner, size_t n_hidden, size_t n_experts, size_t n_inner,
-             float steepness, float shift, float limit, Address gate_up_bias, Address down_bias,
-             const SharedExpert* shared) {
+          [](ExpertsLayer* self, const Norm& norm, const Router& router, Address d_in,
+             Address d_inner, size_t n_hidden, size_t n_experts, size_t n_inner, float steepness,
+             float shift, float limit, Address gate_up_bias, Address down_bias,
+             const SharedExpert* shared, bool weigh_input) {
             const size_t n_active = router.n_active;
             require(
                 n_experts == 0 ? n_active == 0 && shared : 0 < n_active && n_active <= n_experts,
@@ -367,8 +448,7 @@ void bind_layers(nb::module_& m) {
             require(!shared || (steepness == 1 && shift == 0 && std::isinf(limit)),
                     "shared experts of another activation");
             require(!shared || shared->down.w.shape.n_out == n_hidden, "shared expert's size");
-            new (self) ExpertsLayer{at<const float>(norm),
-                                    norm_epsilon,
+            new (self) ExpertsLayer{norm,
                                     router,
                                     at<const uint16_t>(d_in),
                                     at<const uint16_t>(d_inner),
@@ -378,11 +458,12 @@ void bind_layers(nb::module_& m) {
                                     {steepness, shift, limit},
                                     at<const float>(gate_up_bias),
                                     at<const float>(down_bias),
-                                    shared ? std::optional(*shared) : std::nullopt};
+                                    shared ? std::optional(*shared) : std::nullopt,
+                                    weigh_input};
           },
-          nb::kw_only(), "norm"_a, "norm_epsilon"_a, "router"_a, "d_in"_a, "d_inner"_a,
-          "n_hidden"_a, "n_experts"_a, "n_inner"_a, "steepness"_a, "shift"_a, "limit"_a,
-          "gate_up_bias"_a, "down_bias"_a, "shared"_a.none());
+          nb::kw_only(), "norm"_a, "router"_a, "d_in"_a, "d_inner"_a, "n_hidden"_a, "n_experts"_a,
+          "n_inner"_a, "steepness"_a, "shift"_a, "limit"_a, "gate_up_bias"_a, "down_bias"_a,
+          "shared"_a.none(), "weigh_input"_a = false);
 
   nb::class_<BoundExperts>(m, "Experts", "experts.h")
       .def(
@@ -427,7 +508,7 @@ void bind_layers(nb::module_& m) {
                                 at<const float>(scales), n);
           },
           "layer_id"_a, "codes"_a, "scales"_a, "n"_a, release())
-      .def("run", &run_experts, "layer_id"_a, "ids"_a, "n"_a, "experts"_a)
+      .def("run", &run_experts, "layer_id"_a, "ids"_a, "n"_a, "experts"_a, "weights"_a = 0)
       .def(
           "add",
           [](BoundExperts& self, size_t layer_id, Address weights, size_t n, Address x) {
@@ -452,14 +533,13 @@ void bind_layers(nb::module_& m) {
   nb::class_<BoundEnds>(m, "Ends", "ends.h")
       .def(
           "__init__",
-          [](BoundEnds* self, Engine& engine, const Linear& embedding, Address final_norm,
-             float norm_epsilon, const Linear& head) {
+          [](BoundEnds* self, Engine& engine, const Linear& embedding, const Norm& final_norm,
+             const Linear& head) {
             require(embedding.w.shape.n_in == head.w.shape.n_in, "ends of different sizes");
-            new (self)
-                BoundEnds{Ends(engine, embedding, at<const float>(final_norm), norm_epsilon, head),
-                          engine, embedding.w.shape.n_out};
+            new (self) BoundEnds{Ends(engine, embedding, final_norm, head), engine,
+                                 embedding.w.shape.n_out};
           },
-          nb::kw_only(), "engine"_a, "embedding"_a, "final_norm"_a, "norm_epsilon"_a, "head"_a,
+          nb::kw_only(), "engine"_a, "embedding"_a, "final_norm"_a, "head"_a,
           nb::keep_alive<1, 2>())
       .def(
           "embed",

@@ -64,13 +64,11 @@ void restore_row(const Linear& matrix, size_t row, float* scratch, float* out) {
   for (size_t k = 0; k < n_in; k++) out[k] = scratch[k] * scale * from_float16(matrix.d[k]);
 }
 
-Ends::Ends(Engine& engine, const Linear& embedding, const float* final_norm, float norm_epsilon,
-           const Linear& head)
+Ends::Ends(Engine& engine, const Linear& embedding, const Norm& final_norm, const Linear& head)
     : engine_(engine),
       embedding_(embedding),
       head_(head),
       final_norm_(final_norm),
-      norm_epsilon_(norm_epsilon),
       normed_(std::max(engine.max_tokens(), size_t(engine.pool().size())) *
               padded_columns(head.w.shape.n_in)),
       rounded_(engine.max_tokens(), head.w.shape.n_in) {}
@@ -87,8 +85,7 @@ void Ends::embed(const int64_t* ids, size_t n, float* x) {
 
 void Ends::logits(const float* x, size_t n, float* scores) {
   engine_.pool().run([&](Team& team) {
-    engine_.norm_and_round(team, x, n, final_norm_, norm_epsilon_, head_.d, normed_.data(),
-                           rounded_.tokens());
+    engine_.norm_and_round(team, x, n, final_norm_, head_.d, normed_.data(), rounded_.tokens());
     engine_.multiply(team, "head", head_.w, rounded_.tokens(), n, scores, head_.w.shape.n_out);
   });
 }

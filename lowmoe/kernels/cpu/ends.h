@@ -10,8 +10,7 @@ namespace lowmoe {
 
 class Ends {
  public:
-  Ends(Engine& engine, const Linear& embedding, const float* final_norm, float norm_epsilon,
-       const Linear& head);
+  Ends(Engine& engine, const Linear& embedding, const Norm& final_norm, const Linear& head);
 
   // x [n][n_hidden] = rows of the embedding.  ids [n], each below its n_out.
   void embed(const int64_t* ids, size_t n, float* x);
@@ -22,8 +21,7 @@ class Ends {
  private:
   Engine& engine_;
   Linear embedding_, head_;
-  const float* final_norm_;
-  float norm_epsilon_;
+  Norm final_norm_;
   Buffer<float> normed_;
   RoundedBuffer rounded_;
 };

@@ -59,13 +59,18 @@ void Engine::multiply_add(Team& team, const char* phase, const TrellisMatrix& w,
   });
 }
 
-void Engine::norm_and_round(Team& team, const float* x, size_t n, const float* weight,
-                            float epsilon, const uint16_t* d, float* normed,
-                            const RoundedTokens& out) const {
+void Engine::norm(const Norm& norm, const float* x, size_t n_in, float* y) const {
+  const VectorKernels& v = *isa_.vector;
+  (norm.centred ? v.layer_norm : v.rms_norm)(x, norm.weight, norm.epsilon, n_in, y);
+  if (norm.bias) v.add_scaled(norm.bias, 1.0f, n_in, y);
+}
+
+void Engine::norm_and_round(Team& team, const float* x, size_t n, const Norm& norm,
+                            const uint16_t* d, float* normed, const RoundedTokens& out) const {
   const size_t n_in = out.n_in;
   team.each("norm", n, [&](size_t t) {
     float* y = normed + t * n_in;
-    isa_.vector->rms_norm(x + t * n_in, weight, epsilon, n_in, y);
+    this->norm(norm, x + t * n_in, n_in, y);
     isa_.vector->round_token(y, d, 0, n_in, out.from(t));
   });
 }

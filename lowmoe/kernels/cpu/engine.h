@@ -18,6 +18,14 @@ struct Linear {
   const uint16_t* d;
 };
 
+// What tokens pass before a matrix.
+struct Norm {
+  const float* weight;  // [n_hidden]
+  float epsilon;
+  const float* bias;  // [n_hidden], or null
+  bool centred;       // whether the mean is taken off before: a layer norm, else an RMS norm
+};
+
 // Row blocks of gate, up, gate, up: what one unit of an expert's inner channels needs at once.
 inline constexpr size_t kInnerChannels = kScaleColumns;
 inline constexpr size_t kUnitRows = 2 * kInnerChannels;
@@ -48,9 +56,12 @@ class Engine {
   void multiply_add(Team& team, const char* phase, const TrellisMatrix& w, const RoundedTokens& x,
                     size_t n, float* y, size_t stride) const;
 
+  // y = norm(x) of one token, n_in floats; y may be x.
+  void norm(const Norm& norm, const float* x, size_t n_in, float* y) const;
+
   // Norms n tokens x [n][n_hidden] into normed, and rounds them into out, in the basis of d.
-  void norm_and_round(Team& team, const float* x, size_t n, const float* weight, float epsilon,
-                      const uint16_t* d, float* normed, const RoundedTokens& out) const;
+  void norm_and_round(Team& team, const float* x, size_t n, const Norm& norm, const uint16_t* d,
+                      float* normed, const RoundedTokens& out) const;
 
   // Rounds n tokens x [n][x.n_in], in the basis of d.
   void round(Team& team, const float* x, size_t n, const uint16_t* d,

@@ -80,6 +80,7 @@ Experts::Experts(Engine& engine, std::span<const ExpertsLayer> layers)
   outputs_ = Buffer<float>(n_assignments * like.n_hidden);
   groups_ = Buffer<Group>(like.n_experts);
   source_ = Buffer<uint32_t>(n_assignments);
+  heard_ = Buffer<float>(n_assignments);
   row_of_ = Buffer<uint32_t>(n_assignments);
   expert_at_ = Buffer<int32_t>(like.n_experts);
   if (const size_t n_inner = most_shared(layers); n_inner > 0) {
@@ -93,17 +94,15 @@ Experts::Experts(Engine& engine, std::span<const ExpertsLayer> layers)
 void Experts::route(const ExpertsLayer& layer, const float* x, size_t n, float* weights,
                     int64_t* ids) {
   begin(layer, n);
-  const VectorKernels& v = *engine_.isa().vector;
   engine_.pool().run([&](Team& team) {
     if (layer.n_experts == 0) {
       team.each("norm", n, [&](size_t t) {
-        v.rms_norm(x + t * layer.n_hidden, layer.norm, layer.norm_epsilon, layer.n_hidden,
-                   normed_.data() + t * layer.n_hidden);
+        engine_.norm(layer.norm, x + t * layer.n_hidden, layer.n_hidden,
+                     normed_.data() + t * layer.n_hidden);
       });
       return;
     }
-    engine_.norm_and_round(team, x, n, layer.norm, layer.norm_epsilon, layer.d_in, normed_.data(),
-                           rounded_.tokens());
+    engine_.norm_and_round(team, x, n, layer.norm, layer.d_in, normed_.data(), rounded_.tokens());
     score(team, layer, normed_.data(), n);
     choose(team, "router", layer, n, weights, ids);
   });
@@ -130,13 +129,11 @@ void Experts::begin(const ExpertsLayer& layer, size_t n) {
 void Experts::foresee(const ExpertsLayer& layer, const float* x, size_t n, float* weights,
                       int64_t* ids) {
   if (layer.n_experts == 0) return;
-  const VectorKernels& v = *engine_.isa().vector;
   // Outputs are free until run(), and hold at least a row for every token.
   float* normed = outputs_.data();
   engine_.pool().run([&](Team& team) {
     team.each("foresight", n, [&](size_t t) {
-      v.rms_norm(x + t * layer.n_hidden, layer.norm, layer.norm_epsilon, layer.n_hidden,
-                 normed + t * layer.n_hidden);
+      engine_.norm(layer.norm, x + t * layer.n_hidden, layer.n_hidden, normed + t * layer.n_hidden);
     });
     score(team, layer, normed, n);
     choose(team, "foresight", layer, n, weights, ids);
@@ -164,10 +161,10 @@ void Experts::score(Team& team, const ExpertsLayer& layer, const float* x, size_
   });
 }
 
-void Experts::run(const ExpertsLayer& layer, const int64_t* ids, size_t n,
+void Experts::run(const ExpertsLayer& layer, const int64_t* ids, const float* weights, size_t n,
                   const ExpertParts* experts, size_t n_experts) {
   const size_t first_row = n_rows_;
-  const size_t n_groups = find_groups(layer, ids, n, experts, n_experts);
+  const size_t n_groups = find_groups(layer, ids, weights, n, experts, n_experts);
   const size_t n_units = divide_up(layer.n_inner, kInnerChannels);
   const size_t n_blocks = divide_up(layer.n_hidden, layout::kBlockRows);
   engine_.pool().run([&](Team& team) {
@@ -182,8 +179,8 @@ void Experts::run(const ExpertsLayer& layer, const int64_t* ids, size_t n,
 }
 
 // Sorts the assignments of these experts into groups, a row of outputs each; returns how many.
-size_t Experts::find_groups(const ExpertsLayer& layer, const int64_t* ids, size_t n,
-                            const ExpertParts* experts, size_t n_experts) {
+size_t Experts::find_groups(const ExpertsLayer& layer, const int64_t* ids, const float* weights,
+                            size_t n, const ExpertParts* experts, size_t n_experts) {
   const layout::PlaneLayout gate_up = gate_up_shape(layer);
   const layout::PlaneLayout down{layer.n_hidden, layer.n_inner};
   std::fill_n(expert_at_.data(), layer.n_experts, -1);
@@ -213,6 +210,7 @@ size_t Experts::find_groups(const ExpertsLayer& layer, const int64_t* ids, size_
     const size_t row = group.first + group.count++;
     row_of_[a] = static_cast<uint32_t>(row);
     source_[row] = static_cast<uint32_t>(a / layer.n_active());
+    if (layer.weigh_input) heard_[row] = weights[a];
   }
   return n_experts;
 }
@@ -252,6 +250,10 @@ void Experts::run_inner(int thread, const ExpertsLayer& layer, const Group& grou
     for (size_t at = 0; at < n_channels; at += layout::kBlockRows) {
       float *gate = both + 2 * at, *up = gate + layout::kBlockRows;
       const size_t n_some = std::min<size_t>(layout::kBlockRows, n_channels - at);
+      if (layer.weigh_input) {  // what multiplies the input multiplies products with it
+        const float weight = heard_[group.first + t];
+        for (size_t i = 0; i < n_some; i++) gate[i] *= weight, up[i] *= weight;
+      }
       if (group.gate_up_bias) {
         v.add_scaled(group.gate_up_bias + channel + at, 1.0f, n_some, gate);
         v.add_scaled(group.gate_up_bias + layer.n_inner + channel + at, 1.0f, n_some, up);
@@ -293,8 +295,8 @@ void Experts::add(const ExpertsLayer& layer, const float* weights, size_t n, flo
         float sum[kSummedTogether] = {};
         for (size_t a = t * n_active; a < (t + 1) * n_active; a++) {
           if (row_of_[a] == kNoRow) continue;
-          v.add_scaled(outputs_.data() + row_of_[a] * layer.n_hidden + first, weights[a], count,
-                       sum);
+          v.add_scaled(outputs_.data() + row_of_[a] * layer.n_hidden + first,
+                       layer.weigh_input ? 1.0f : weights[a], count, sum);
         }
         v.add_scaled(sum, 1.0f, count, x + t * layer.n_hidden + first);
       });

@@ -35,8 +35,7 @@ struct SharedExpert {
 
 // n_experts may be 0 where the layer has a shared expert; then so is n_active.
 struct ExpertsLayer {
-  const float* norm;  // [n_hidden]
-  float norm_epsilon;
+  Norm norm;
   Router router;
   const uint16_t* d_in;     // float16 [n_hidden], of gate and up of all experts
   const uint16_t* d_inner;  // float16 [n_experts][n_inner], of each one's down
@@ -45,6 +44,7 @@ struct ExpertsLayer {
   const float* gate_up_bias;  // [n_experts][2 * n_inner], gate's first, or null
   const float* down_bias;     // [n_experts][n_hidden], or null
   std::optional<SharedExpert> shared;
+  bool weigh_input;  // whether weights multiply what experts are given, not what they return
 
   int n_active() const { return router.n_active; }
 };
@@ -76,8 +76,9 @@ class Experts {
   void foresee(const ExpertsLayer& layer, const float* x, size_t n, float* weights, int64_t* ids);
 
   // The outputs of some experts, each given once, for the tokens that go to them by ids.
-  void run(const ExpertsLayer& layer, const int64_t* ids, size_t n, const ExpertParts* experts,
-           size_t n_experts);
+  //   weights  [n][n_active], of which a layer that does not weigh its input reads none
+  void run(const ExpertsLayer& layer, const int64_t* ids, const float* weights, size_t n,
+           const ExpertParts* experts, size_t n_experts);
 
   // Rows of outputs that may still be taken since route() or take(): an expert's
   // tokens, a row each.
@@ -101,7 +102,7 @@ class Experts {
   void choose(Team& team, const char* phase, const ExpertsLayer& layer, size_t n, float* weights,
               int64_t* ids);
   void share(Team& team, const ExpertsLayer& layer, size_t n, float* x);
-  size_t find_groups(const ExpertsLayer& layer, const int64_t* ids, size_t n,
+  size_t find_groups(const ExpertsLayer& layer, const int64_t* ids, const float* weights, size_t n,
                      const ExpertParts* experts, size_t n_experts);
   void gather(Team& team, size_t first, size_t count);
   RoundedTokens tokens_of(const Group& group, size_t n) const;
@@ -115,6 +116,7 @@ class Experts {
   Buffer<float> outputs_;      // [assignments][n_hidden]
   Buffer<Group> groups_;       // of this run
   Buffer<uint32_t> source_;    // [assignments]: the token in each row of outputs
+  Buffer<float> heard_;        // [assignments]: the weight of what a row's expert is given
   Buffer<uint32_t> row_of_;    // [n][n_active]: the row of outputs of each assignment, or kNoRow
   Buffer<int32_t> expert_at_;  // [n_experts]: where an expert is among those given, or -1
   size_t n_rows_ = 0;          // of outputs, taken since route() or take()

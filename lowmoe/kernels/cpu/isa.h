@@ -62,6 +62,9 @@ struct VectorKernels {
   // y = x / rms(x) * weight.  n floats each; y may be x.
   void (*rms_norm)(const float* x, const float* weight, float epsilon, size_t n, float* y);
 
+  // y = (x - mean) / deviation * weight.  n floats each; y may be x.
+  void (*layer_norm)(const float* x, const float* weight, float epsilon, size_t n, float* y);
+
   // x' = H (d * x) rounded to int8, as quant/activations.py says, bit for bit.
   //   x        n floats, the first of them column `first_column`, a multiple of 128
   //   n        a multiple of 128, unless the last of them is the matrix's last column
@@ -78,6 +81,13 @@ struct VectorKernels {
 
   // y[i] += scale * x[i].
   void (*add_scaled)(const float* x, float scale, size_t n, float* y);
+
+  // y[t][r] = row r times x[t], rows being int8 heads of kv_cache.h.
+  //   x     [n][size]
+  //   rows  [n_rows], stride bytes apart
+  //   y     [n][y_stride], of which n_rows of each are written
+  void (*multiply_rows)(const float* x, size_t n, const uint8_t* rows, size_t stride, size_t size,
+                        size_t n_rows, float* y, size_t y_stride);
 
   // Turns one head to its position: halves of the head turn together, cos and sin have size / 2.
   void (*rotate)(float* head, const float* cos, const float* sin, size_t size);

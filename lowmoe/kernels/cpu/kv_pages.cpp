@@ -4,17 +4,19 @@
 
 namespace lowmoe {
 
-KvPages::KvPages(size_t n_layers, size_t n_kv_heads, size_t head_size, KvFormat format)
+KvPages::KvPages(size_t n_layers, size_t n_kv_heads, size_t head_size, KvFormat format,
+                 bool keys_only)
     : n_layers_(n_layers),
       n_kv_heads_(n_kv_heads),
       head_page_bytes_(lowmoe::head_bytes(format, head_size) * kPageTokens),
-      format_(format) {}
+      format_(format),
+      keys_only_(keys_only) {}
 
 void KvPages::reserve(size_t n_tokens) {
   while (n_reserved() < n_tokens) {
     std::vector<Buffer<uint8_t>> page;
     for (size_t layer = 0; layer < n_layers_; layer++) {
-      page.emplace_back(2 * n_kv_heads_ * head_page_bytes_);
+      page.emplace_back((keys_only_ ? 1 : 2) * n_kv_heads_ * head_page_bytes_);
     }
     for (Buffer<uint8_t>& buffer : page) pages_.push_back(std::move(buffer));
   }

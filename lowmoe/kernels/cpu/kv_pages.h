@@ -18,7 +18,9 @@ class KvPages {
  public:
   static constexpr size_t kPageTokens = 256;
 
-  KvPages(size_t n_layers, size_t n_kv_heads, size_t head_size, KvFormat format);
+  // keys_only: keys serve as values too, and are all that is kept.
+  KvPages(size_t n_layers, size_t n_kv_heads, size_t head_size, KvFormat format,
+          bool keys_only = false);
 
   KvPages(const KvPages&) = delete;
 
@@ -30,10 +32,10 @@ class KvPages {
     return pages_[page * n_layers_ + layer].data() + head * head_page_bytes_;
   }
   uint8_t* values(size_t layer, size_t head, size_t page) const {
-    return keys(layer, n_kv_heads_ + head, page);
+    return keys(layer, keys_only_ ? head : n_kv_heads_ + head, page);
   }
-  bool fits(size_t n_layers, size_t n_kv_heads, size_t head_size) const {
-    return n_layers == n_layers_ && n_kv_heads == n_kv_heads_ &&
+  bool fits(size_t n_layers, size_t n_kv_heads, size_t head_size, bool keys_only) const {
+    return n_layers == n_layers_ && n_kv_heads == n_kv_heads_ && keys_only == keys_only_ &&
            head_page_bytes_ == lowmoe::head_bytes(format_, head_size) * kPageTokens;
   }
   size_t head_bytes() const { return head_page_bytes_ / kPageTokens; }
@@ -43,6 +45,7 @@ class KvPages {
  private:
   size_t n_layers_, n_kv_heads_, head_page_bytes_;
   KvFormat format_;
+  bool keys_only_;
   std::vector<Buffer<uint8_t>> pages_;  // [page][layer]
 };
 

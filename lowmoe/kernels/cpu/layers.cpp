@@ -33,7 +33,9 @@ size_t Layers::run(KvPages& cache, size_t first, float* x, size_t n) {
     attention_.run(attention_layers_[i], i, cache, first, x, n);
     experts_.route(layer, x, n, weights_.data(), ids_.data());
     const std::span<const ExpertParts> chosen = choose(i, n);
-    if (!chosen.empty()) experts_.run(layer, ids_.data(), n, chosen.data(), chosen.size());
+    if (!chosen.empty()) {
+      experts_.run(layer, ids_.data(), weights_.data(), n, chosen.data(), chosen.size());
+    }
     experts_.add(layer, weights_.data(), n, x);
     n_used += chosen.size();
   }

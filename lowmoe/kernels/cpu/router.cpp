@@ -1,5 +1,6 @@
 #include "lowmoe/kernels/cpu/router.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -85,11 +86,47 @@ void close_groups(const Router& router, size_t n_experts, float* choice, float* 
   }
 }
 
+// Logits of a given deviation, of n_experts - 1 degrees of freedom.
+void spread(const Router& router, size_t n_experts, float* logits) {
+  float mean = 0, square = 0;
+  for (size_t e = 0; e < n_experts; e++) mean += logits[e] / static_cast<float>(n_experts);
+  for (size_t e = 0; e < n_experts; e++) square += (logits[e] - mean) * (logits[e] - mean);
+  const float deviation = std::sqrt(square / static_cast<float>(n_experts - 1));
+  for (size_t e = 0; e < n_experts; e++) logits[e] = logits[e] / (deviation / router.spread);
+}
+
+// The highest, then the highest of the others, each weighed among those left that are close to it.
+void mix_sparsely(const Router& router, size_t n_experts, const float* logits, float* weights,
+                  int64_t* ids) {
+  bool has_nan = false;
+  for (size_t e = 0; e < n_experts; e++) has_nan |= std::isnan(logits[e]);
+  for (int k = 0; k < router.n_active; k++) {
+    const auto is_left = [&](size_t e) { return k == 0 || static_cast<int64_t>(e) != ids[0]; };
+    int64_t best = -1;
+    for (size_t e = 0; e < n_experts; e++) {
+      if (is_left(e) && (best < 0 || logits[e] > logits[best])) best = static_cast<int64_t>(e);
+    }
+    const float top = logits[best];
+    float total = 0;
+    for (size_t e = 0; e < n_experts; e++) {
+      const float size = std::max(std::abs(logits[e]), top);
+      if (is_left(e) && !((top - logits[e]) / size > 2 * router.jitter)) {
+        total += std::exp(logits[e] - top);
+      }
+    }
+    ids[k] = best;
+    weights[k] = has_nan ? std::numeric_limits<float>::quiet_NaN() : 1.0f / total;
+  }
+}
+
 }  // namespace
 
 void route(const Router& router, size_t n_experts, float* logits, float* scratch, float* weights,
            int64_t* ids) {
-  if (router.is_plain()) {
+  if (router.spread > 0) spread(router, n_experts, logits);
+  if (router.jitter > 0) {
+    mix_sparsely(router, n_experts, logits, weights, ids);
+  } else if (router.is_plain()) {
     route_softmax(logits, n_experts, router.n_active, router.renormalize, weights, ids);
   } else {
     bool has_nan = false;

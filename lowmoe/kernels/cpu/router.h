@@ -25,11 +25,13 @@ struct Router {
   int n_active;
   size_t n_groups, n_groups_active;  // see SigmoidRouter in lowmoe/spec/feed_forward.py
   float scale;                       // of the weights
+  float spread;  // the deviation that logits are brought to before a softmax; 0 to leave them
+  float jitter;  // above 0 for a sparse mixer of two, see SparseMixerRouter in that file
   // How many times as likely as it is an expert counts for the choice, [n_experts], or null. Its
   // owner may change it between calls.
   const float* preference;
 
-  bool is_plain() const { return !sigmoid && !bias && !choice_bias && !preference; }
+  bool is_plain() const { return !sigmoid && !bias && !choice_bias && jitter == 0 && !preference; }
 };
 
 // The same by any router. Experts come in the order they are chosen in, which with a choice_bias or

@@ -238,4 +238,19 @@ void attend_part(KvFormat format, const float* q, size_t n_queries, const uint8_
   if (format == KvFormat::kInt8) attend(int8_t{});
 }
 
+// Products with rows are scores of keys that lie the same way.
+template <class S>
+void multiply_rows(const float* x, size_t n, const uint8_t* rows, size_t stride, size_t size,
+                   size_t n_rows, float* y, size_t y_stride) {
+  const CachedRows<int8_t> of{rows, stride, size};
+  in_steps<kQueriesAtOnce>(0, n, [&]<size_t kTokens>(size_t t) {
+    float* to = y + t * y_stride;
+    if (size % S::kLanes == 0) {
+      score_tile<S, kTokens, true>(x + t * size, of, 0, n_rows, to, y_stride, true);
+    } else {
+      score_tile<S, kTokens, false>(x + t * size, of, 0, n_rows, to, y_stride, true);
+    }
+  });
+}
+
 }  // namespace lowmoe::vector

@@ -11,11 +11,10 @@ namespace lowmoe::vector {
 
 template <class S>
 constexpr VectorKernels kernels() {
-  return {rms_norm<S>,      round_token<S, kMostHadamard>,
-          silu_multiply<S>, dot<S>,
-          add_scaled<S>,    rotate<S>,
-          store_head<S>,    attend_part<S>,
-          attend_block<S>};
+  return {rms_norm<S>,      layer_norm<S>,  round_token<S, kMostHadamard>,
+          silu_multiply<S>, dot<S>,         add_scaled<S>,
+          multiply_rows<S>, rotate<S>,      store_head<S>,
+          attend_part<S>,   attend_block<S>};
 }
 
 }  // namespace lowmoe::vector

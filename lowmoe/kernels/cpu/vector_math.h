@@ -66,6 +66,15 @@ void rms_norm(const float* x, const float* weight, float epsilon, size_t n, floa
 }
 
 template <class S>
+void layer_norm(const float* x, const float* weight, float epsilon, size_t n, float* y) {
+  auto sum = S::all(0);
+  each_lanes<S>(n, [&](auto load, auto, size_t i) { sum = sum + load(x + i); });
+  const auto mean = S::all(S::sum(sum) / static_cast<float>(n));
+  each_lanes<S>(n, [=](auto load, auto store, size_t i) { store(y + i, load(x + i) - mean); });
+  rms_norm<S>(y, weight, epsilon, n, y);
+}
+
+template <class S>
 void silu_multiply(const float* gate, const float* up, size_t n, float* y) {
   each_lanes<S>(n, [=](auto load, auto store, size_t i) {
     const auto x = load(gate + i);

@@ -1,0 +1,147 @@
+"""`lowmoe plan`: what to expect of a model, before it is downloaded.
+
+Knows:        the table, the picture's file, the command that would run it.
+Ignorant of:  the arithmetic.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowmoe.cli.render import out, print_json, size
+from lowmoe.engine.load import DEFAULT_CONTEXT
+from lowmoe.engine.load_options import DEFAULT_KV
+from lowmoe.errors import UsageError
+from lowmoe.families import read_config
+from lowmoe.families.aliases import ALIASES
+from lowmoe.kernels import cpu
+from lowmoe.library.configs import config_of
+from lowmoe.plan.here import AUTO, Described, is_here, machine_of
+from lowmoe.plan.machine import Machine
+from lowmoe.plan.planner import NOT, Question, Row, best, plan, speed_words
+from lowmoe.settings import read_settings
+from lowmoe.spec import ModelSpec
+
+_HEADS = " {:>8} {:>8} {:>8} {:>14} {:>11} {:>9}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """bits: "2", "4", "6" or "auto" for all rows; context: None for the default."""
+
+    machine: Described
+    bits: str = AUTO
+    context: int | None = None
+    kv: str | None = None
+    plot: Path | None = None
+    json: bool = False
+
+
+def plan_command(model: str, asked: Asked) -> None:
+    """One model, a row for each width."""
+    settings = read_settings()
+    spec = read_config(config_of(model, settings)).spec
+    machine, source = machine_of(asked.machine, settings)
+    question = _question(spec, asked)
+    rows = [row for row in plan(question, machine) if asked.bits in (AUTO, str(row.bits))]
+    chosen = best(rows)
+    if asked.plot is not None:
+        from lowmoe.cli.plan_picture import draw
+
+        draw(asked.plot, model, question, machine)
+    if asked.json:
+        values = [{**row.to_json(), "command": _command(model, row, asked)} for row in rows]
+        print_json({"model": model, "machine": source, "context": question.context, "rows": values})
+        return
+    print_machine(machine, source, question.context)
+    _print_table("bits", [(f"{row.bits}{' *' if row is chosen else ''}", row) for row in rows])
+    for note in sorted({row.allotment.why for row in rows if row.allotment.why}):
+        out.print(note, style="dim", markup=False, soft_wrap=True)
+    if chosen is not None:
+        out.print(_command(model, chosen, asked), markup=False, soft_wrap=True)
+
+
+def plan_all_command(asked: Asked) -> None:
+    """Every model that has an alias, each at its best width, the fastest first."""
+    settings = read_settings()
+    machine, source = machine_of(asked.machine, settings)
+    found: list[tuple[str, Row]] = []
+    for name, alias in ALIASES.items():
+        question = _question(read_config(alias.config).spec, asked)
+        rows = [row for row in plan(question, machine) if asked.bits in (AUTO, str(row.bits))]
+        found.append((name, best(rows) or rows[0]))
+    found.sort(key=lambda pair: -pair[1].middle)
+    if asked.json:
+        values: list[dict[str, Any]] = [
+            {"model": name, **row.to_json(), "command": _command(name, row, asked)}
+            for name, row in found
+        ]
+        print_json({"machine": source, "rows": values})
+        return
+    print_machine(machine, source, None)
+    _print_table("model", [(f"{name} at {row.bits} bits", row) for name, row in found])
+
+
+def print_machine(machine: Machine, source: str, context: int | None) -> None:
+    """What is planned for."""
+    card = "no GPU" if machine.card is None else f"{machine.card_name}, {size(machine.vram_bytes)}"
+    tokens = "" if context is None else f", a context of {context} tokens"
+    out.print(
+        f"{card}; {size(machine.ram_bytes)} of RAM for the model{tokens}", markup=False,
+        soft_wrap=True,
+    )  # fmt: skip
+    out.print(source, style="dim", markup=False, soft_wrap=True)
+
+
+def _question(spec: ModelSpec, asked: Asked) -> Question:
+    context = asked.context or min(DEFAULT_CONTEXT, spec.context_length)
+    if context > spec.context_length:
+        raise UsageError(
+            f"--context is {context} tokens, but this model was made for {spec.context_length}."
+        )
+    kv = next((kv for kv in cpu.KV_FORMATS if kv == asked.kv), DEFAULT_KV)
+    return Question(spec=spec, context=context, kv=kv)
+
+
+def _command(model: str, row: Row, asked: Asked) -> str | None:
+    """The line that runs this row; None where nothing does."""
+    if row.verdict == NOT:
+        return None
+    said = asked.machine
+    options = {
+        "gpu": None if said.gpu == AUTO else said.gpu,
+        "ram": said.ram if is_here(said) else None,
+        "vram": said.vram,
+        "threads": said.threads,
+        "context": asked.context,
+        "kv": asked.kv,
+    }
+    words = [f"--{name} {value}" for name, value in options.items() if value is not None]
+    return " ".join(["lowmoe run", model, f"--bits {row.bits}", *words])
+
+
+def _print_table(first: str, rows: list[tuple[str, Row]]) -> None:
+    """A line a row, in as many columns as they need: a terminal may be narrow, a file is not."""
+    width = max(len(first), *(len(name) for name, _ in rows))
+    heads = _HEADS.format("disk", "RAM", "VRAM", "GPU/RAM/disk", "prefill", "decode")
+    out.print(f"{first:{width}}{heads}  tokens/s", markup=False, soft_wrap=True)
+    for name, row in rows:
+        out.print(f"{name:{width}}{_cells(row)}", markup=False, soft_wrap=True)
+
+
+def _cells(row: Row) -> str:
+    places, n = row.allotment.places, row.sizes.n_experts
+    on_disk = n - places.on_gpu - places.in_ram
+    cells = _HEADS.format(
+        size(row.sizes.disk_bytes),
+        size(row.allotment.ram_bytes),
+        size(row.allotment.vram_bytes) if row.allotment.vram_bytes else "-",
+        f"{places.on_gpu}/{places.in_ram}/{on_disk}",
+        _span(row.prefill_tokens_per_s),
+        _span(row.decode_tokens_per_s),
+    )
+    return f"{cells}  {row.verdict}" + (f", limited by {row.limit}" if row.limit else "")
+
+
+def _span(speeds: tuple[float, float] | None) -> str:
+    return "-" if speeds is None else speed_words(speeds)

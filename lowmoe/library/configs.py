@@ -1,0 +1,74 @@
+"""The config.json of a model that need not be on this disk.
+
+Knows:        aliases, folders, checkpoints, files, the hub, addresses of a file.
+Ignorant of:  what a config says.
+"""
+
+import json
+import re
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lowmoe.checkpoint.manifest import read_manifest
+from lowmoe.checkpoint.reader import CONFIG, read_json
+from lowmoe.errors import DownloadError, UsageError
+from lowmoe.families.aliases import ALIASES
+from lowmoe.library.names import HubModel, LocalCheckpoint, LocalFolder, locate
+from lowmoe.loader.hub import HubRepository
+from lowmoe.settings import Settings
+
+MAX_BYTES = 16 * 2**20
+TIMEOUT_S = 30.0
+_PAGE = re.compile(r"https://[\w.-]+/([\w.-]+/[\w.-]+?)/?")
+
+
+def config_of(model: str, settings: Settings) -> Mapping[str, Any]:
+    """Of an alias, a folder, a checkpoint, a config.json or its address, a hub repository or its
+    page; of an alias without a network.
+
+    Raises UnknownModelError for none of these; DownloadError, CheckpointError, UsageError.
+    """
+    if model in ALIASES:
+        return ALIASES[model].config
+    if page := _PAGE.fullmatch(model):
+        model = page[1]
+    elif "://" in model:
+        return _downloaded(model)
+    path = Path(model).expanduser()
+    if path.is_file():
+        return read_json(path)
+    located = locate(model, settings)
+    if isinstance(located, LocalFolder):
+        return read_manifest(located.path).config
+    if isinstance(located, LocalCheckpoint):
+        return read_json(located.path / CONFIG)
+    return _of_repository(located)
+
+
+def _of_repository(model: HubModel) -> Mapping[str, Any]:
+    with tempfile.TemporaryDirectory() as scratch:
+        repository = HubRepository(model.repo_id, folder=Path(scratch), progress=None)
+        return read_json(repository.fetch(CONFIG))
+
+
+def _downloaded(address: str) -> Mapping[str, Any]:
+    if not address.startswith("https://"):
+        raise UsageError(f"{address}: is no https address. Download the file and give its path.")
+    # What the hub shows as a page is a file under another word.
+    request = urllib.request.Request(address.replace("/blob/", "/resolve/"))
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            data = answer.read(MAX_BYTES + 1)
+    except (urllib.error.URLError, TimeoutError, OSError) as e:
+        raise DownloadError(f"{address}: {e}. Check the address and the network.") from e
+    try:
+        values = json.loads(data) if len(data) <= MAX_BYTES else None
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise DownloadError(f"{address}: is no JSON object of at most {MAX_BYTES} bytes.")
+    return values

@@ -1,0 +1,145 @@
+"""How long a token takes: plain arithmetic, each number beside its source.
+
+Decode reads every weight it uses once, so it lasts as long as its bytes take to come, or to be
+decoded, where they live; tiers work side by side. A prompt reads each expert once for a whole chunk
+of tokens, and multiplies.
+
+Knows:        what overlaps with what, what is lost between layers.
+Ignorant of:  where the numbers of a machine come from; what a user sees.
+"""
+
+from dataclasses import dataclass
+
+from lowmoe.plan.machine import Machine
+from lowmoe.plan.popularity import Popularity
+from lowmoe.plan.sizes import ModelSizes
+
+# Of plain reads by the same threads, what streaming through all matrices of a model comes to when
+# decoding them costs nothing (docs/cpu_kernels.md).
+RAM_SHARE = 0.90
+# How sharply the slower of reading and decoding hides the other: both at the same speed, each has
+# 2 ** (-1 / 4) = .84 of it.
+SHARPNESS = 4.0
+LAYER_S = 20e-6  # a layer's norms, roundings, meetings of threads, on the CPU
+SLOW_LAYER_S = 105e-6  # more where Python is between layers, since some experts are not in RAM
+TORCH_FACTOR = 40.0  # what torch takes, times what native code would (docs/families.md)
+DISK_MORE = 1.05  # bytes read over bytes missing (benchmarks/peers/larger_than_ram.py)
+HIDDEN = 0.8  # of the shorter of reading from disk and computing, what the other hides
+GPU_SHARE = 0.80  # of a card's bandwidth that decode reaches: a target, nobody measured it
+GPU_LAYER_S = 15e-6  # between kernels of a layer: likewise
+WAIT_S = 20e-6  # of a layer that CPU and GPU share: the host waits once
+GPU_PRODUCTS_SHARE = 0.45  # of a card's int8 products that a prompt reaches: likewise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Experts that the tiers hold: on the GPU, and in RAM beside those."""
+
+    on_gpu: int
+    in_ram: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Seconds of a token.  gpu, cpu, pcie, disk: that each is busy; rest: what overlaps nothing."""
+
+    total: float
+    gpu: float = 0.0
+    cpu: float = 0.0
+    pcie: float = 0.0
+    disk: float = 0.0
+    rest: float = 0.0
+
+    @property
+    def limit(self) -> str:
+        """What takes longest."""
+        busy = {
+            "GPU memory": self.gpu,
+            "CPU and RAM": self.cpu,
+            "PCIe": self.pcie,
+            "disk": self.disk,
+            "overhead between layers": self.rest,
+        }
+        return max(busy, key=lambda name: busy[name])
+
+
+def hit_rates(sizes: ModelSizes, places: Places, popularity: Popularity) -> tuple[float, float]:
+    """Shares of a token's experts that are on the GPU, and in GPU or RAM."""
+    n = max(sizes.n_experts, 1)
+    on_gpu = popularity.hit_rate(places.on_gpu / n)
+    return on_gpu, popularity.hit_rate((places.on_gpu + places.in_ram) / n)
+
+
+def decode(
+    sizes: ModelSizes, machine: Machine, places: Places, popularity: Popularity, n_cached: int
+) -> Cost:
+    """One token after n_cached others."""
+    return decode_with_hits(sizes, machine, *hit_rates(sizes, places, popularity), n_cached)
+
+
+def decode_with_hits(
+    sizes: ModelSizes, machine: Machine, on_gpu: float, in_memory: float, n_cached: int
+) -> Cost:
+    """The same where hit rates are known: of the GPU, and of GPU and RAM together."""
+    kv = sizes.kv_bytes_per_token * n_cached
+    disk_bytes = (1 - in_memory) * sizes.active_expert_bytes * DISK_MORE
+    disk = disk_bytes / machine.disk_bytes_per_s
+    if machine.card is None:
+        cpu = _cpu_seconds(sizes, machine, sizes.bytes_per_token, kv)
+        rest = sizes.n_layers * (LAYER_S + (SLOW_LAYER_S if disk else 0.0))
+        return _with_disk(Cost(total=cpu + rest, cpu=cpu, rest=rest), disk)
+    speed = machine.card.bandwidth * GPU_SHARE
+    dense = (sizes.dense_bytes_per_token + kv) / speed
+    hits = on_gpu * sizes.active_expert_bytes / speed
+    missed = (1 - on_gpu) * sizes.active_expert_bytes
+    # Some misses cross the bus where the CPU alone is slower than RAM (decoder/hybrid.py); what
+    # crosses is read from RAM too.
+    alone = _cpu_seconds(sizes, machine, missed, 0)
+    helped = missed / (missed / alone + machine.card.bus_bandwidth) if alone else 0.0
+    cpu = max(helped, missed / (machine.ram_bytes_per_s * RAM_SHARE))
+    rest = sizes.n_layers * (GPU_LAYER_S + (WAIT_S if missed else 0.0))
+    total = dense + max(hits, cpu) + rest
+    return _with_disk(Cost(total=total, gpu=dense + hits, cpu=cpu, rest=rest), disk)
+
+
+def _cpu_seconds(sizes: ModelSizes, machine: Machine, packed: float, plain: float) -> float:
+    """Of reading and multiplying packed bytes, and reading plain ones."""
+    reading = machine.ram_bytes_per_s * RAM_SHARE
+    decoding = machine.cpu.word_bytes_per_s
+    together = float((reading**-SHARPNESS + decoding**-SHARPNESS) ** (1 / SHARPNESS))
+    slower = 1.0 if sizes.is_native else TORCH_FACTOR
+    return slower * packed * together + plain / reading
+
+
+def _with_disk(cost: Cost, disk: float) -> Cost:
+    if not disk:
+        return cost
+    total = max(cost.total, disk) + (1 - HIDDEN) * min(cost.total, disk)
+    return Cost(total=total, gpu=cost.gpu, cpu=cost.cpu, disk=disk, rest=cost.rest)
+
+
+def prefill(sizes: ModelSizes, machine: Machine, places: Places, n_tokens: int, chunk: int) -> Cost:
+    """One token of a prompt of n_tokens that passes in chunks.  Every expert is taken to be used
+    by every chunk, by many tokens or few."""
+    together = min(n_tokens, chunk)
+    used = _used(sizes, together)
+    in_memory = min(1.0, (places.on_gpu + places.in_ram) / max(sizes.n_experts, 1))
+    disk = used * (1 - in_memory) * sizes.experts_bytes / machine.disk_bytes_per_s / together
+    if machine.card is None:
+        slower = 1.0 if sizes.is_native else TORCH_FACTOR
+        products = slower * sizes.active_weights / machine.cpu.products_per_s
+        words = used * sizes.experts_bytes + sizes.dense_bytes_per_token
+        cpu = products + words / (machine.ram_bytes_per_s * RAM_SHARE) / together
+        return _with_disk(Cost(total=cpu, cpu=cpu), disk)
+    products = sizes.active_weights / (machine.card.int8_products * GPU_PRODUCTS_SHARE)
+    on_gpu = places.on_gpu / max(sizes.n_experts, 1)
+    crossing = used * (1 - on_gpu) * sizes.experts_bytes
+    pcie = crossing / machine.card.bus_bandwidth / together
+    total = max(products, pcie)
+    return _with_disk(Cost(total=total, gpu=products, pcie=pcie), disk)
+
+
+def _used(sizes: ModelSizes, n_tokens: int) -> float:
+    """Share of experts that any of so many tokens uses, if all are alike."""
+    share = sizes.n_active / max(sizes.n_experts, 1)
+    return 1 - (1 - share) ** n_tokens

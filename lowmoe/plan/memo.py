@@ -1,0 +1,110 @@
+"""What was measured of this machine, and how far its runs came: kept between runs.
+
+    LOWMOE_HOME/machine.json    {"key", "ram_bytes_per_s", ..., "runs": [[predicted, achieved]]}
+
+Knows:        the file, when it is out of date.
+Ignorant of:  how anything is measured or predicted.
+"""
+
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lowmoe.checkpoint import files
+from lowmoe.errors import FolderError
+from lowmoe.plan.machine import Processor
+from lowmoe.settings import Settings
+
+NAME = "machine.json"
+RUNS_KEPT = 20
+FEWEST_RUNS = 3  # before they correct a prediction
+MOST_CORRECTED = 2.0  # either way: beyond that something else is wrong, and `doctor` says so
+MAX_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memo:
+    """key: of the machine and what computes; disk_bytes_per_s: None until it was needed.
+
+    runs: tokens/s predicted and achieved, without correction, the latest last.
+    """
+
+    key: str
+    ram_bytes_per_s: float
+    cpu: Processor
+    disk_bytes_per_s: float | None = None
+    runs: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def factor(self) -> float:
+        """What predictions are to be multiplied by."""
+        if len(self.runs) < FEWEST_RUNS:
+            return 1.0
+        return min(MOST_CORRECTED, max(1 / MOST_CORRECTED, self.ratio))
+
+    @property
+    def ratio(self) -> float:
+        """The median of achieved over predicted; there must be a run."""
+        return statistics.median(achieved / predicted for predicted, achieved in self.runs)
+
+
+def read_memo(settings: Settings, key: str) -> Memo | None:
+    """What is kept of this machine; None where there is nothing, or of another machine, or what
+    cannot be understood: it is then measured again.
+    """
+    path = _path(settings)
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(files.read_all(path, limit=MAX_BYTES))
+        memo = _parsed(values)
+    except (FolderError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return memo if memo.key == key else None
+
+
+def write_memo(settings: Settings, memo: Memo) -> None:
+    """Keep it.  Raises FolderError as writing does."""
+    files.make_folder(settings.home)
+    files.write_whole(_path(settings), json.dumps(asdict(memo), indent=1).encode())
+
+
+def with_run(memo: Memo, predicted: float, achieved: float) -> Memo:
+    """One more run, the oldest forgotten.  Both above 0, in tokens/s."""
+    runs = (*memo.runs, (predicted, achieved))[-RUNS_KEPT:]
+    return Memo(
+        key=memo.key,
+        ram_bytes_per_s=memo.ram_bytes_per_s,
+        cpu=memo.cpu,
+        disk_bytes_per_s=memo.disk_bytes_per_s,
+        runs=runs,
+    )
+
+
+def _path(settings: Settings) -> Path:
+    return settings.home / NAME
+
+
+def _parsed(values: Any) -> Memo:
+    cpu = values["cpu"]
+    disk = values["disk_bytes_per_s"]
+    runs = tuple((_speed(a), _speed(b)) for a, b in values["runs"][-RUNS_KEPT:])
+    return Memo(
+        key=str(values["key"]),
+        ram_bytes_per_s=_speed(values["ram_bytes_per_s"]),
+        cpu=Processor(
+            n_threads=int(cpu["n_threads"]),
+            word_bytes_per_s=_speed(cpu["word_bytes_per_s"]),
+            products_per_s=_speed(cpu["products_per_s"]),
+        ),
+        disk_bytes_per_s=None if disk is None else _speed(disk),
+        runs=runs,
+    )
+
+
+def _speed(value: Any) -> float:
+    if not 0 < float(value) < float("inf"):
+        raise ValueError(value)
+    return float(value)

@@ -1,0 +1,117 @@
+"""`lowmoe plan`, as a user types it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lowmoe.families.aliases import ALIASES
+from tests.cli.conftest import RunCommand
+
+
+def test_plan_prints_rows_as_json(lowmoe_command: RunCommand) -> None:
+    done = lowmoe_command("plan", "mixtral-8x22b", "--gpu", "4090", "--ram", "64GiB", "--json")
+    assert done.code == 0
+    rows = json.loads(done.out.splitlines()[-1])["rows"]
+    assert [row["bits"] for row in rows] == [2, 4, 6]
+    for row in rows:
+        assert row["decode_tokens_per_s"][0] < row["decode_tokens_per_s"][1]
+        assert set(row["bytes"]) == {"disk", "ram", "vram"}
+        assert row["command"] == f"lowmoe run mixtral-8x22b --bits {row['bits']} --gpu 4090"
+
+
+def test_plan_reads_a_config_file(lowmoe_command: RunCommand, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(dict(ALIASES["olmoe-1b-7b"].config)))
+    by_file = lowmoe_command("plan", config, "--gpu", "none", "--ram", "8GB", "--json")
+    by_name = lowmoe_command("plan", "olmoe-1b-7b", "--gpu", "none", "--ram", "8GB", "--json")
+    bytes_of = [
+        [row["bytes"] for row in json.loads(done.out.splitlines()[-1])["rows"]]
+        for done in (by_file, by_name)
+    ]
+    assert bytes_of[0] == bytes_of[1]
+
+
+def test_plan_all_ranks_every_alias(lowmoe_command: RunCommand) -> None:
+    done = lowmoe_command("plan", "--all", "--gpu", "4090", "--ram", "64GiB", "--json")
+    rows = json.loads(done.out.splitlines()[-1])["rows"]
+    assert {row["model"] for row in rows} == set(ALIASES)
+    lows = [row["decode_tokens_per_s"] for row in rows]
+    middles = [0.0 if pair is None else pair[0] * pair[1] for pair in lows]
+    assert middles == sorted(middles, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["mixtral-8x7b", "--gpu", "4090"], "--ram 64GiB"),
+        (["mixtral-8x7b", "--gpu", "9999"], "must be auto, none or one of"),
+        (["mixtral-8x7b", "--gpu", "none", "--disk", "7GB"], "a speed like 7GB/s"),
+        (["mixtral-8x7b", "--gpu", "none", "--bits", "3"], "must be 2, 4, 6 or auto"),
+        (["mixtral-8x7b", "--gpu", "none", "--context", "99999999"], "was made for"),
+        ([], "plan takes a model, or --all"),
+        (["mixtral-8x7b", "--all"], "plan takes a model, or --all"),
+        (["http://example.org/config.json"], "no https address"),
+    ],
+)
+def test_what_plan_cannot_answer_is_said_in_a_line(
+    lowmoe_command: RunCommand, arguments: list[str], said: str
+) -> None:
+    done = lowmoe_command("plan", *arguments)
+    assert done.code == 2
+    assert said in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_a_picture_is_drawn(lowmoe_command: RunCommand, tmp_path: Path) -> None:
+    path = tmp_path / "plan.png"
+    machine = ["--gpu", "4090", "--ram", "64GiB"]
+    done = lowmoe_command("plan", "mixtral-8x7b", *machine, "--plot", path)
+    assert done.code == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_of_no_known_format_is_refused(
+    lowmoe_command: RunCommand, tmp_path: Path
+) -> None:
+    path = tmp_path / "plan.nonsense"
+    done = lowmoe_command("plan", "mixtral-8x7b", "--gpu", "none", "--plot", path)
+    assert done.code == 2
+    assert "no picture was written" in done.err
+
+
+def test_a_text_is_traced_and_simulated(
+    lowmoe_command: RunCommand, model_folder: Path, tmp_path: Path
+) -> None:
+    text, trace, picture = tmp_path / "text", tmp_path / "t.npz", tmp_path / "hits.png"
+    text.write_text("Once upon a time there was a model. " * 20)
+    done = lowmoe_command("trace", model_folder, text, "--out", trace, "--tokens", 60)
+    assert done.code == 0, done.err
+    machine = ["--gpu", "4090", "--ram", "16GiB"]
+    done = lowmoe_command("simulate", trace, *machine, "--plot", picture, "--json")
+    assert done.code == 0, done.err
+    policies = json.loads(done.out.splitlines()[-1])["policies"]
+    assert set(policies) == {"decayed", "lru", "static", "belady"}
+    for found in policies.values():
+        assert found["gpu"] == 1.0  # a model so small is on the card as a whole
+        assert found["tokens_per_s"] > 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trace", "demo"], "a text file, or --synthetic"),
+        (["trace", "mixtral-8x9b", "--synthetic"], "has no fit"),
+        (["trace", "mixtral-8x7b", "--synthetic", "--tokens", "1"], "at least 2"),
+        (["simulate", "nowhere.npz", "--policy", "best"], "must be all, decayed"),
+        (["simulate", "nowhere.npz", "--bits", "5"], "must be 2, 4 or 6"),
+    ],
+)
+def test_what_cannot_be_traced_or_simulated_is_said_in_a_line(
+    lowmoe_command: RunCommand, arguments: list[str], said: str
+) -> None:
+    done = lowmoe_command(*arguments)
+    assert done.code == 2
+    assert said in done.err
+    assert len(done.err.splitlines()) == 1
