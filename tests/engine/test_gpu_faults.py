@@ -252,5 +252,6 @@ def test_an_answer_that_is_broken_off_anywhere_spoils_no_other(
             assert list(session.token_ids(PROMPT, GREEDY)) == wanted, (kind, at)
             if not has_failed:
                 break
-        assert at > step
+        # Where the CPU computes what is missing, only what moves up is copied, maybe nothing.
+        assert at > step or (kind, misses) == ("copy", "cpu")
     runtime.close()
