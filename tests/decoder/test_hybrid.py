@@ -24,7 +24,8 @@ from lowmoe.checkpoint.buffers import page_aligned
 from lowmoe.decoder.cpu_share import CpuShare
 from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.gpu_parts import GpuParts
-from lowmoe.decoder.hybrid import MOST_ON_CPU, HybridComputation
+from lowmoe.decoder.hybrid import HybridComputation
+from lowmoe.decoder.misses import MOST_ON_CPU
 from lowmoe.errors import FolderError
 from lowmoe.experts import staging as staging_module
 from lowmoe.experts.gpu_slots import GpuSlots
