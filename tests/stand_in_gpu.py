@@ -50,7 +50,7 @@ class StandInEvent:
             self._copies()
 
     def seconds_since(self, earlier: "StandInEvent") -> float:
-        return 1e-6  # there is no time; see tests/simulated.py
+        return 1e-6  # there is no time; that is in benchmarks/simulated
 
 
 class StandInMark:

@@ -15,8 +15,8 @@ Ignorant of:  which operations make up its parts, who has which expert, CUDA.
 """
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,19 +30,19 @@ from lowmoe.decoder.computation import Cache, Together
 from lowmoe.decoder.cpu_share import CpuShare, HostTokens
 from lowmoe.decoder.gpu_buffers import Buffers
 from lowmoe.decoder.gpu_parts import GpuParts, cache_bytes
+from lowmoe.decoder.misses import MissingExperts
 from lowmoe.decoder.weights import DenseWeights
 from lowmoe.experts.hybrid import HybridExperts
 from lowmoe.experts.split import MissSplit
 from lowmoe.experts.staging import Passage
 from lowmoe.kernels import cpu
-from lowmoe.kernels.gpu import Event, Gpu
+from lowmoe.kernels.gpu import Gpu
 from lowmoe.spec import ModelSpec
 from quant.trellis import TrellisCode
 
 # Of a prompt, choices for each expert from which on hardly any is left without one: e ** -16, if
 # they were chosen alike.
 SURELY_USED = 16
-MOST_ON_CPU = 256  # tokens of a prompt that the CPU is given at once
 
 Piece = Callable[[], None]
 Attend = Callable[[int], None]  # b.x += the attention of a layer
@@ -67,19 +67,6 @@ class HybridCache:
     capacity: int
     pieces: list[tuple[Piece, Piece]]
     n_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _MixedThere:
-    """The GPU's work on some experts of a prompt.  n_more: tokens beside the first of each."""
-
-    begin: Event
-    end: Event
-    n_experts: int
-    n_more: int
-
-    def seconds(self) -> float | None:
-        return self.end.seconds_since(self.begin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +103,9 @@ class HybridComputation:
         self.max_tokens = max_tokens
         self.working_bytes = Buffers.working_bytes(spec, gpu, max_tokens, n_context)
         self._spec, self._kv, self._experts, self._gpu = spec, kv, experts, gpu
-        self._on_cpu, self._split, self._clock = on_cpu, split, clock
-        self._in_turn, self._boost = in_turn, boost
-        self._mixed_there: deque[_MixedThere] = deque()
+        self._on_cpu, self._in_turn, self._boost = on_cpu, in_turn, boost
         self._parts = GpuParts(spec, weights, code, gpu, kv=kv, max_tokens=max_tokens)
+        self._misses = MissingExperts(self._parts, experts, on_cpu, split, clock)
         self._tokens = _host_tokens(self._parts.buffers(min(MOST_DECODED, max_tokens)), gpu)
         self._share = torch.zeros_like(self._tokens.share, device=gpu.place)
 
@@ -243,64 +229,13 @@ class HybridComputation:
         if not missing:
             tokens.share.zero_()
             return
-        here = self._here(layer_id, missing, counts)
+        here = self._misses.here(layer_id, missing, counts)
         ram = self._experts.ram
         self._on_cpu.begin(layer_id, tokens)
         for group in ram.portions():
             with ram.borrow(layer_id, group) as experts:
-                self._mix_lent(layer_id, b, experts, here, counts)
+                self._misses.mix(layer_id, b, experts, here, counts)
         self._on_cpu.finish(layer_id, tokens)
-
-    def _here(self, layer_id: int, missing: list[int], counts: Mapping[int, int]) -> set[int]:
-        """The missing experts that the CPU computes: those of the fewest tokens, and of these the
-        last to come into RAM.
-        """
-        self._learn()
-        ram = self._experts.ram
-        order = sorted(missing, key=lambda e: (counts[e], ram.has(layer_id, e)))
-        return set(order[: self._split.n_here([counts[e] for e in order])])
-
-    def _mix_lent(
-        self,
-        layer_id: int,
-        b: Buffers,
-        experts: dict[int, tuple[Tensor, ...]],
-        here: set[int],
-        counts: Mapping[int, int],
-    ) -> None:
-        """Some of the missing experts: on the CPU or, meanwhile on their way, on the GPU, at the
-        planes that misses have.
-        """
-        n_parts = self._experts.staging.n_parts
-        experts = {e: parts[:n_parts] for e, parts in experts.items()}
-        staying = {e: parts for e, parts in experts.items() if e in here}
-        passing = {e: parts for e, parts in experts.items() if e not in here}
-        if not passing:
-            if staying:
-                self._run_here(layer_id, staying, counts, 0)
-            return
-        begin = self._clock()
-        with self._experts.passing(passing) as passage:
-            seconds = self._clock() - begin
-            if staying:
-                self._run_here(layer_id, staying, counts, len(passing))
-            for table in passage.tables():
-                begin = self._clock()
-                self._parts.mix(layer_id, b, table, n_parts)
-                seconds += self._clock() - begin
-        self._split.brought(seconds)
-
-    def _run_here(
-        self,
-        layer_id: int,
-        experts: dict[int, tuple[Tensor, ...]],
-        counts: Mapping[int, int],
-        n_copied: int,
-    ) -> None:
-        begin = self._clock()
-        self._on_cpu.run(layer_id, experts)
-        n_more = sum(counts[e] for e in experts) - len(experts)
-        self._split.computed_here(len(experts), n_more, n_copied, self._clock() - begin)
 
     def _foresee(self, layer_id: int, x: Tensor) -> None:
         """Begin to read what a layer will likely miss; see layer_by_layer."""
@@ -329,59 +264,32 @@ class HybridComputation:
             return
         missing = experts.missing(layer_id, range(feed_forward.n_experts))
         first = missing[: experts.staging.n_staged]
-        with experts.ram.borrow(layer_id, first) as lent, experts.passing(lent) as passage:
-            yield _Ahead(frozenset(first), passage)
+        n_parts = experts.staging.n_parts
+        with experts.ram.borrow(layer_id, first) as lent:
+            whole = {e: parts[:n_parts] for e, parts in lent.items()}
+            with experts.passing(whole) as passage:
+                yield _Ahead(frozenset(first), passage)
 
     def _mix_many(self, layer_id: int, b: Buffers, ahead: _Ahead) -> None:
         ids = b.experts.cpu().long()  # [T, K]; waits
         counts = {e: n for e, n in enumerate(torch.bincount(ids.flatten()).tolist()) if n}
         missing = self._experts.ask(layer_id, list(counts))
-        here = self._here_of_prompt([e for e in missing if e not in ahead.experts], counts)
+        here = self._misses.here_of_prompt([e for e in missing if e not in ahead.experts], counts)
         share = self._taken(layer_id, b, ids, here)
-        self._mix_there_timed(layer_id, b, missing, counts)
+        begin = self._gpu.event()
+        self._mix_there(layer_id, b)
+        there = sorted(counts.keys() - set(missing))
+        self._misses.mixed_there(begin, self._gpu.event(), there, counts)
         if ahead.passage is not None:
-            for table in ahead.passage.tables():
-                self._parts.mix(layer_id, b, table, self._experts.staging.n_parts)
+            self._misses.mix_on_gpu(layer_id, b, ahead.passage)
         ram = self._experts.ram
         for group in ram.portions_in_order(self._experts.staging.n_staged):
             with ram.borrow(layer_id, [e for e in group if e not in ahead.experts]) as experts:
-                self._mix_lent(layer_id, b, experts, here, counts)
+                self._misses.mix(layer_id, b, experts, here, counts)
         if share is not None:
             rows, tokens = share
             self._on_cpu.finish(layer_id, tokens)
             b.x.index_add_(0, rows, tokens.share.to(b.x.device))
-
-    def _here_of_prompt(self, missing: list[int], counts: Mapping[int, int]) -> set[int]:
-        """The missing experts that the CPU computes, those of the fewest tokens."""
-        self._learn()
-        order = sorted(missing, key=counts.__getitem__)
-        few: set[int] = set()
-        n_tokens = 0
-        for expert_id in order[: self._split.n_here_of_prompt([counts[e] for e in order])]:
-            n_tokens += counts[expert_id]
-            if n_tokens > MOST_ON_CPU:
-                break
-            few.add(expert_id)
-        return few
-
-    def _mix_there_timed(
-        self, layer_id: int, b: Buffers, missing: list[int], counts: Mapping[int, int]
-    ) -> None:
-        there = counts.keys() - set(missing)
-        n_more = sum(counts[e] for e in there) - len(there)
-        begin = self._gpu.event()
-        self._mix_there(layer_id, b)
-        if there:
-            timed = _MixedThere(begin, self._gpu.event(), len(there), n_more)
-            self._mixed_there.append(timed)
-
-    def _learn(self) -> None:
-        """What copies and the GPU took, as far as they are done."""
-        for n_experts, seconds in self._experts.copied():
-            self._split.copied(n_experts, seconds)
-        while self._mixed_there and (took := self._mixed_there[0].seconds()) is not None:
-            mixed = self._mixed_there.popleft()
-            self._split.computed_there(mixed.n_experts, mixed.n_more, took)
 
     def _taken(
         self, layer_id: int, b: Buffers, ids: Tensor, here: set[int]
@@ -406,8 +314,8 @@ class HybridComputation:
 def share_bytes(spec: ModelSpec) -> int:
     """GPU memory for the CPU's share of a layer.
 
-    A prompt's, with what it is computed from, is made anew each time: at most 2 * MOST_ON_CPU rows,
-    megabytes, which the margin of kernels/cuda.py is for.
+    A prompt's, with what it is computed from, is made anew each time: at most twice as many rows as
+    misses.py gives the CPU, megabytes, which the margin of kernels/cuda.py is for.
     """
     return MOST_DECODED * spec.n_hidden * torch.float32.itemsize
 

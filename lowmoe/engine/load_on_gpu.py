@@ -15,7 +15,8 @@ from lowmoe.decoder.computation import Computation
 from lowmoe.decoder.cpu_share import CpuShare
 from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.gpu_buffers import why_not_shape
-from lowmoe.decoder.hybrid import MOST_ON_CPU, HybridComputation
+from lowmoe.decoder.hybrid import HybridComputation
+from lowmoe.decoder.misses import MOST_ON_CPU
 from lowmoe.decoder.on_gpu import GpuComputation
 from lowmoe.decoder.preference import boost_of
 from lowmoe.decoder.traced import TracedCpuShare, TracedPasses

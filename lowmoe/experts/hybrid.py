@@ -131,9 +131,15 @@ class HybridExperts:
     def copied(self) -> list[tuple[int, float]]:
         """Copies that have come since the last call: numbers of experts, seconds."""
         done: list[tuple[int, float]] = []
-        while self._sent and (seconds := self._sent[0][0].seconds()) is not None:
-            done.append((self._sent.popleft()[1], seconds))
-            self._copied_s += seconds
+        while self._sent:
+            sending, n_experts = self._sent[0]
+            seconds = sending.seconds()
+            if seconds is None and not sending.has_failed:
+                break
+            self._sent.popleft()
+            if seconds is not None:
+                done.append((n_experts, seconds))
+                self._copied_s += seconds
         return done
 
     def _layer_now(self) -> Counter[LayerBytes]:

@@ -50,9 +50,14 @@ class Sending:
         """The same, whatever was raised."""
         self._span.exception()
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether sending has raised something."""
+        return self._span.done() and self._span.exception() is not None
+
     def seconds(self) -> float | None:
-        """That the copies took, None as long as they go on."""
-        if not self._span.done() or self._span.exception() is not None:
+        """That the copies took, None as long as they go on or if they failed."""
+        if not self._span.done() or self.has_failed:
             return None
         span = self._span.result()
         return span.end.seconds_since(span.begin)

@@ -24,7 +24,8 @@ from lowmoe.checkpoint.buffers import page_aligned
 from lowmoe.decoder.cpu_share import CpuShare
 from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.gpu_parts import GpuParts
-from lowmoe.decoder.hybrid import MOST_ON_CPU, HybridComputation
+from lowmoe.decoder.hybrid import HybridComputation
+from lowmoe.decoder.misses import MOST_ON_CPU
 from lowmoe.errors import FolderError
 from lowmoe.experts import staging as staging_module
 from lowmoe.experts.gpu_slots import GpuSlots
@@ -421,6 +422,37 @@ def test_a_pass_that_an_error_broke_off_is_computed_anew(
         wanted = in_chunks(decoder, plain.ids[: 12 + size], [10, size, 2])
     # What moved up meanwhile may differ, and who computes an expert rounds it his way.
     assert_within(torch.cat([found, again]), wanted[10:], expected([size]))
+
+
+def test_an_expert_that_cannot_move_up_is_told_once_and_later_ones_move(
+    plain: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = PinnedRing.send
+
+    def fail(ring: PinnedRing, *given: Any) -> Any:
+        monkeypatch.setattr(PinnedRing, "send", send)
+        raise OSError("the bus is gone")
+
+    with hybrid(plain.model, n_slots=9) as decoder:
+        cache, slots = decoder.new_cache(N_TOKENS), decoder.store.slots
+        decoder.forward(plain.ids[:1], cache)
+        monkeypatch.setattr(PinnedRing, "send", fail)
+        there, n_raised, n_moved = slots.residents(), 0, 0
+        while cache.n_tokens < N_TOKENS:
+            try:
+                decoder.forward(plain.ids[cache.n_tokens][None], cache)
+            except OSError:
+                n_raised += 1
+            n_moved += slots.residents() != there
+            there = slots.residents()
+            assert_places_hold_their_experts(plain.model, slots)
+        assert n_raised == 1
+        assert n_moved > 4
+        copied_s = decoder.store.traffic().copied_s
+        decoder.store._lent.close()  # when the last one has been sent
+        decoder.store.copied()
+        assert decoder.store.traffic().copied_s >= copied_s > 0
+        assert not decoder.store._sent
 
 
 def test_forgetting_the_latest_tokens_leaves_no_trace_of_them(plain: Golden) -> None:
