@@ -157,10 +157,15 @@ class Checkpoint:
 def _cut_out(tensor: Tensor, piece: Piece) -> Tensor:
     """What was read of a file as the role's tensor."""
     if tensor.dim() > len(piece.wanted):
-        tensor = tensor[0]
+        tensor = tensor[0] if tensor.shape[0] == 1 else tensor.squeeze(1)
     if piece.transposed:
         tensor = tensor.T
-    tensor = tensor[piece.rows]
+    if piece.n_heads > 1:
+        tensor = tensor.unflatten(0, (piece.n_heads, -1))[:, piece.rows].flatten(0, 1)
+    else:
+        tensor = tensor[piece.rows]
+    if piece.less_one:
+        tensor = tensor.float() + 1
     assert tensor.shape == piece.wanted, (piece, tensor.shape)
     if piece.pairs is not None:
         tensor = _halves_of_pairs(tensor, *piece.pairs)

@@ -13,8 +13,12 @@ from lowmoe.spec import (
     SILU,
     EveryToken,
     ExpertsFeedForward,
+    GatedDeltaNet,
     GroupedQueryAttention,
     HeadNorm,
+    LatentAttention,
+    LayerSpec,
+    LightningAttention,
     LongScaling,
     ModelSpec,
     Rope,
@@ -32,6 +36,14 @@ _OF_MODELS: Mapping[str, Callable[[ModelSpec], bool]] = {
     "scaled layers": lambda s: s.residual_scale != 1,
     "scaled logits": lambda s: s.logit_scale != 1,
 }
+_OF_LAYERS: Mapping[str, Callable[[LayerSpec], bool]] = {
+    "latent attention": lambda x: isinstance(x.attention, LatentAttention),
+    "gated delta nets": lambda x: isinstance(x.attention, GatedDeltaNet),
+    "lightning attention": lambda x: isinstance(x.attention, LightningAttention),
+    "layers that add to their norms": lambda x: (
+        x.attention_residual is not None or x.feed_forward_residual is not None
+    ),
+}
 _OF_ATTENTION: Mapping[str, Callable[[GroupedQueryAttention], bool]] = {
     "biases of queries, keys and values": lambda a: a.qkv_bias,
     "a bias behind attention": lambda a: a.out_bias,
@@ -48,6 +60,7 @@ _OF_ATTENTION: Mapping[str, Callable[[GroupedQueryAttention], bool]] = {
     "another scale of scores": lambda a: a.score_scale is not None,
     "temperatures of queries": lambda a: a.temperature is not None,
     "attention sinks": lambda a: a.sinks,
+    "gates behind attention": lambda a: a.gated,
 }
 _OF_FEED_FORWARDS: Mapping[str, Callable[[ExpertsFeedForward], bool]] = {
     "experts without a choice": lambda f: isinstance(f.router, EveryToken) and f.n_experts > 0,
@@ -63,8 +76,7 @@ _OF_FEED_FORWARDS: Mapping[str, Callable[[ExpertsFeedForward], bool]] = {
     "biases of experts": lambda f: f.bias,
     "weights on what experts are given": lambda f: f.weigh_input,
 }
-LATENT = "latent attention"
-ALL = frozenset({LATENT, *_OF_MODELS, *_OF_ATTENTION, *_OF_FEED_FORWARDS})
+ALL = frozenset({*_OF_MODELS, *_OF_LAYERS, *_OF_ATTENTION, *_OF_FEED_FORWARDS})
 
 
 def _has(norm: HeadNorm | None, test: Callable[[HeadNorm], bool]) -> bool:
@@ -82,7 +94,7 @@ def needs(spec: ModelSpec) -> list[str]:
     feed_forwards = {layer.feed_forward for layer in spec.layers}
     return [
         *(name for name, test in _OF_MODELS.items() if test(spec)),
-        *([LATENT] if len(attentions) < len(kinds) else []),
+        *(name for name, test in _OF_LAYERS.items() if any(map(test, spec.layers))),
         *(name for name, test in _OF_ATTENTION.items() if any(map(test, attentions))),
         *(name for name, test in _OF_FEED_FORWARDS.items() if any(map(test, feed_forwards))),
     ]

@@ -12,29 +12,61 @@ from lowmoe.decoder.kv_cache import LayerCache
 from lowmoe.decoder.latent import latent_values
 from lowmoe.decoder.mask import visible
 from lowmoe.decoder.norm import rms_norm
+from lowmoe.decoder.recurrent import delta_values, lightning_values
 from lowmoe.decoder.rope import rope_angles, rotate
+from lowmoe.decoder.state_cache import StateCache
 from lowmoe.decoder.weights import LayerWeights
 from lowmoe.kernels import Kernels
-from lowmoe.spec import Attention, GroupedQueryAttention, LatentAttention, QueryTemperature
+from lowmoe.spec import (
+    Attention,
+    GatedDeltaNet,
+    GroupedQueryAttention,
+    LatentAttention,
+    LightningAttention,
+    QueryTemperature,
+)
 
 
 def attend(
     x: Tensor,
     weights: LayerWeights,
     spec: Attention,
-    cache: LayerCache,
+    cache: LayerCache | StateCache,
     first: int,
     kernels: Kernels,
 ) -> Tensor:
-    """Attention of either kind.  x: [T, H], tokens at positions first on.  Returns [T, H]."""
-    if isinstance(spec, LatentAttention):
-        out = latent_values(x, weights, spec, cache, first, kernels)
-    else:
-        out = _grouped_values(x, weights, spec, cache, first, kernels)
+    """Attention of any kind.  x: [T, H], tokens at positions first on.  Returns [T, H].
+
+    cache: `layer_cache` of the same kind.
+    """
+    out = _values(x, weights, spec, cache, first, kernels).reshape(x.shape[0], -1)
     return plus_bias(
-        kernels.linear(out.reshape(x.shape[0], -1), weights.attention_out),
-        weights.optional("attention_out_bias"),
+        kernels.linear(out, weights.attention_out), weights.optional("attention_out_bias")
     )
+
+
+def _values(
+    x: Tensor,
+    weights: LayerWeights,
+    spec: Attention,
+    cache: LayerCache | StateCache,
+    first: int,
+    kernels: Kernels,
+) -> Tensor:
+    """What all heads put out, [T, ...]."""
+    if isinstance(cache, StateCache):
+        if isinstance(spec, GatedDeltaNet):
+            return delta_values(x, weights, spec, cache, first, kernels)
+        assert isinstance(spec, LightningAttention)
+        return lightning_values(x, weights, spec, cache, first, kernels)
+    if isinstance(spec, LatentAttention):
+        return latent_values(x, weights, spec, cache, first, kernels)
+    assert isinstance(spec, GroupedQueryAttention)
+    out = _grouped_values(x, weights, spec, cache, first, kernels)
+    if not spec.gated:
+        return out
+    gate = torch.sigmoid(kernels.linear(x, weights.parts["attention_gate"]))
+    return out.reshape(gate.shape) * gate
 
 
 def _grouped_values(

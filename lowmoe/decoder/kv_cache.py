@@ -1,13 +1,21 @@
-"""Keys and values of the tokens so far.
+"""What layers keep of the tokens so far: keys and values, or states.
 
-Knows:        one buffer a layer, grown by doubling up to the context.
+Knows:        one buffer a layer, grown by doubling up to the context; how far it can be set back.
 Ignorant of:  what attention does with them.
 """
 
 import torch
 from torch import Tensor
 
-from lowmoe.spec import LayerSpec, ModelSpec
+from lowmoe.decoder.state_cache import Marks, StateCache, n_marks, states_bytes
+from lowmoe.spec import (
+    Attention,
+    GatedDeltaNet,
+    GroupedQueryAttention,
+    LatentAttention,
+    LightningAttention,
+    ModelSpec,
+)
 
 FIRST_ROOM = 256  # tokens
 
@@ -18,9 +26,14 @@ class LayerCache:
     capacity: tokens that may be held.
     """
 
-    def __init__(self, layer: LayerSpec, capacity: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        attention: GroupedQueryAttention | LatentAttention,
+        capacity: int,
+        dtype: torch.dtype,
+    ) -> None:
         self.capacity, self._dtype = capacity, dtype
-        of_keys, of_values = layer.attention.kept_shapes
+        of_keys, of_values = attention.kept_shapes
         self._keys = torch.empty(0, *of_keys, dtype=dtype)
         self._values = torch.empty(0, *of_values, dtype=dtype)
 
@@ -46,18 +59,61 @@ class LayerCache:
         return new
 
 
+def layer_cache(attention: Attention, capacity: int, dtype: torch.dtype) -> LayerCache | StateCache:
+    """What a layer of this kind keeps of at most `capacity` tokens."""
+    if isinstance(attention, GatedDeltaNet | LightningAttention):
+        return StateCache(attention)
+    return LayerCache(attention, capacity, dtype)
+
+
 class KvCache:
-    """All layers' caches.  n_tokens: positions filled; set it back to forget the latest."""
+    """All layers' caches.
+
+    n_tokens: positions filled. A pass that is interrupted leaves it as it was, and what it left in
+    some layers is not seen again: keys and values are written over, states kept by position.
+    """
 
     def __init__(self, spec: ModelSpec, capacity: int, dtype: torch.dtype) -> None:
         """capacity: tokens that may be held, at most."""
         self.capacity = capacity
-        self.n_tokens = 0
-        self.layers = [LayerCache(layer, capacity, dtype) for layer in spec.layers]
+        self.layers = [layer_cache(layer.attention, capacity, dtype) for layer in spec.layers]
+        self._n_tokens = 0
+        self._states = [layer for layer in self.layers if isinstance(layer, StateCache)]
+        self._marks = Marks(n_marks(spec))
+
+    @property
+    def n_tokens(self) -> int:
+        return self._n_tokens
+
+    @n_tokens.setter
+    def n_tokens(self, end: int) -> None:
+        """A pass filled the positions up to `end`.  To go back, see `keep`."""
+        first, self._n_tokens = self._n_tokens, end
+        assert first <= end, (first, end)
+        if self._states:
+            self._marks.passed(first, end)
+            self._forget_others()
+
+    def keep(self, n_tokens: int) -> int:
+        """Forget all but the first n_tokens, and of those what came after the last position that
+        states were kept at; returns how many are kept.
+        """
+        assert n_tokens <= self._n_tokens, (n_tokens, self._n_tokens)
+        if self._states and n_tokens < self._n_tokens:
+            n_tokens = self._marks.at_most(n_tokens)
+        self._n_tokens = n_tokens
+        self._forget_others()
+        return n_tokens
+
+    def _forget_others(self) -> None:
+        positions = {*self._marks.positions, self._n_tokens}
+        for layer in self._states:
+            layer.keep_only(positions)
 
 
 def cache_bytes(spec: ModelSpec, n_tokens: int, dtype: torch.dtype) -> int:
-    """Bytes that keys and values of n_tokens take."""
-    shapes = (shape for layer in spec.layers for shape in layer.attention.kept_shapes)
-    per_token = sum(n * size for n, size in shapes)
-    return per_token * n_tokens * dtype.itemsize
+    """Bytes that keys and values of n_tokens take, and states."""
+    kinds = (layer.attention for layer in spec.layers)
+    keeping = [k for k in kinds if isinstance(k, GroupedQueryAttention | LatentAttention)]
+    per_token = sum(n * size for kind in keeping for n, size in kind.kept_shapes)
+    return per_token * n_tokens * dtype.itemsize + states_bytes(spec)

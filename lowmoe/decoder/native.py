@@ -69,6 +69,11 @@ class NativeCache:
     capacity: int
     n_tokens: int = 0
 
+    def keep(self, n_tokens: int) -> int:
+        """Forget all but the first n_tokens."""
+        self.n_tokens = n_tokens
+        return n_tokens
+
 
 class NativeComputation:
     """Operations bound to a model's dense weights, which it keeps alive."""

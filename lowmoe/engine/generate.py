@@ -98,16 +98,18 @@ class Session:
             self._one_call.release()
 
     def rewind(self, ids: Sequence[int]) -> int:
-        """Keep what the cache and ids have in common at the start; returns how many tokens."""
+        """Keep what the cache and ids have in common at the start, as far as it can be set back to
+        that; returns how many tokens.
+        """
         self._n_rewinds += 1
         n_common = 0
         for old, new in zip(self._cached, ids, strict=False):
             if old != new:
                 break
             n_common += 1
-        self._cache.n_tokens = n_common
-        del self._cached[n_common:]
-        return n_common
+        n_kept = self._cache.keep(n_common)
+        del self._cached[n_kept:]
+        return n_kept
 
     def stop(self) -> None:
         """End the stream made last at its next token; any thread or signal handler may call it."""

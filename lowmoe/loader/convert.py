@@ -30,7 +30,8 @@ from quant.expert import NO_COVARIANCES, InputCovariances
 from quant.layout import PlaneLayout
 from quant.transform import channel_factors
 
-ROUTERS = ("router", "shared_router")  # matrices that are kept in float32
+# Matrices that are kept in float32.
+UNCODED = ("router", "shared_router", "delta_correction", "delta_decay", "delta_taps")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,7 +356,7 @@ class _Experts:
 
 def _coded_weights(shapes: Mapping[Role, tuple[int, ...]]) -> int:
     """Weights of these tensors that are coded: those of matrices, but for routers."""
-    return sum(s[0] * s[1] for r, s in shapes.items() if len(s) == 2 and r.name not in ROUTERS)
+    return sum(s[0] * s[1] for r, s in shapes.items() if len(s) == 2 and r.name not in UNCODED)
 
 
 def _n_weights(matrices: Iterable[object]) -> int:

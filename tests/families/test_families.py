@@ -93,6 +93,7 @@ SIZES = {
     "llama-4-maverick": (400, 17),
     "llama-4-scout": (109, 17),
     "minimax-m2": (230, 10),
+    "minimax-text-01": (456, 45.9),
     "mistral-7b": (7.2, 7.2),
     "olmoe-1b-7b": (7, 1.3),
     "phi-3.5-moe": (42, 6.6),
@@ -102,6 +103,10 @@ SIZES = {
     "qwen3-235b-a22b": (235, 22),
     "qwen3-30b-a3b": (30.5, 3.3),
     "qwen3-coder-480b-a35b": (480, 35),
+    "qwen3-next-80b-a3b": (80, 3.9),
+    "qwen3.5-122b-a10b": (122, 10),
+    "qwen3.5-35b-a3b": (35, 3),
+    "qwen3.5-397b-a17b": (397, 17),
 }
 
 

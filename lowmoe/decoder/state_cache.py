@@ -1,0 +1,107 @@
+"""What layers keep that cannot forget their latest tokens: states, at a few positions.
+
+Knows:        at which positions states are worth keeping, and how many of them.
+Ignorant of:  what is in a state.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from lowmoe.spec import GatedDeltaNet, LightningAttention, ModelSpec, Recurrent
+
+# A prompt that goes on from the last one often differs from it by how the answer begins, such as a
+# mark for thoughts, so that a state is kept so many tokens before the end of every pass as well.
+TAIL_TOKENS = 16
+DECODE_TOKENS = 256  # of an answer, from one kept position to the next
+MARKS_BYTES = 512 * 2**20  # what kept positions may take, but for MIN_MARKS
+MIN_MARKS, MAX_MARKS = 3, 16
+
+State = tuple[Tensor, ...]
+
+
+class StateCache:
+    """One layer's states by position: what it had made of all tokens before."""
+
+    def __init__(self, attention: Recurrent) -> None:
+        self._shapes = attention.state_shapes
+        self._states: dict[int, State] = {}
+
+    def at(self, position: int) -> State:
+        """What was put there; at the beginning, zeros."""
+        if position == 0:
+            return tuple(torch.zeros(shape) for shape in self._shapes)
+        return self._states[position]
+
+    def put(self, position: int, state: State) -> None:
+        """Keep a state, which nobody changes any more."""
+        assert tuple(tuple(t.shape) for t in state) == self._shapes
+        self._states[position] = state
+
+    def keep_only(self, positions: Iterable[int]) -> None:
+        """Forget the states of all others."""
+        self._states = {p: s for p in positions if (s := self._states.get(p)) is not None}
+
+
+def stops(n_tokens: int) -> list[int]:
+    """After how many of its tokens a pass keeps states: always after the last."""
+    early = n_tokens - TAIL_TOKENS
+    return [early, n_tokens] if early > 0 else [n_tokens]
+
+
+def stretches(n_tokens: int) -> Iterator[slice]:
+    """A pass's tokens from stop to stop."""
+    begin = 0
+    for end in stops(n_tokens):
+        yield slice(begin, end)
+        begin = end
+
+
+class Marks:
+    """Positions that a cache can be set back to."""
+
+    def __init__(self, most: int) -> None:
+        self.positions: list[int] = []
+        self._most = most
+
+    def passed(self, first: int, end: int) -> None:
+        """A pass went from first to end."""
+        if end - first > 1:
+            new = [first + n for n in stops(end - first)]
+        else:
+            new = [end] if end % DECODE_TOKENS == 0 else []
+        self.positions = sorted({*self.positions, *new})
+        while len(self.positions) > self._most:
+            self._drop_one()
+
+    def at_most(self, position: int) -> int:
+        """Go back to the last that is not after this; returns it."""
+        self.positions = [p for p in self.positions if p <= position]
+        return self.positions[-1] if self.positions else 0
+
+    def _drop_one(self) -> None:
+        """The one between nearest neighbours, but for the latest two."""
+        around = [0, *self.positions]
+        gaps = [around[i + 2] - around[i] for i in range(len(around) - 3)]
+        del self.positions[gaps.index(min(gaps))]
+
+
+def n_marks(spec: ModelSpec) -> int:
+    """How many positions are kept of a model's states."""
+    one = state_bytes(spec)
+    return min(max(MARKS_BYTES // one, MIN_MARKS), MAX_MARKS) if one else 0
+
+
+def state_bytes(spec: ModelSpec) -> int:
+    """Bytes of all layers' states at one position."""
+    kinds = (layer.attention for layer in spec.layers)
+    shapes = (s for k in kinds if isinstance(k, GatedDeltaNet | LightningAttention)
+              for s in k.state_shapes)  # fmt: skip
+    return sum(math.prod(shape) for shape in shapes) * torch.float32.itemsize
+
+
+def states_bytes(spec: ModelSpec) -> int:
+    """The most that all of them take: those kept, the latest, and those that a pass adds."""
+    return state_bytes(spec) * (n_marks(spec) + 3)
