@@ -17,7 +17,7 @@ from lowmoe.spec import GatedDeltaNet, LightningAttention, ModelSpec, Recurrent
 TAIL_TOKENS = 16
 DECODE_TOKENS = 256  # of an answer, from one kept position to the next
 MARKS_BYTES = 512 * 2**20  # what kept positions may take, but for MIN_MARKS
-MIN_MARKS, MAX_MARKS = 3, 16
+MIN_MARKS, MAX_MARKS = 3, 16  # a prompt has two, and one more is where an answer has come to
 
 State = tuple[Tensor, ...]
 
@@ -63,15 +63,18 @@ class Marks:
     """Positions that a cache can be set back to."""
 
     def __init__(self, most: int) -> None:
+        """most: at least MIN_MARKS."""
         self.positions: list[int] = []
         self._most = most
+        self._of_prompt: list[int] = []  # the latest, where the next most often begins to differ
 
     def passed(self, first: int, end: int) -> None:
         """A pass went from first to end."""
+        new: list[int] = []
         if end - first > 1:
-            new = [first + n for n in stops(end - first)]
-        else:
-            new = [end] if end % DECODE_TOKENS == 0 else []
+            new = self._of_prompt = [first + n for n in stops(end - first)]
+        elif end % DECODE_TOKENS == 0:
+            new = [end]
         self.positions = sorted({*self.positions, *new})
         while len(self.positions) > self._most:
             self._drop_one()
@@ -82,10 +85,17 @@ class Marks:
         return self.positions[-1] if self.positions else 0
 
     def _drop_one(self) -> None:
-        """The one between nearest neighbours, but for the latest two."""
+        """Of those that are neither the latest prompt's nor the last, the one between the nearest
+        neighbours.
+        """
+        spared = {*self._of_prompt, self.positions[-1]}
         around = [0, *self.positions]
-        gaps = [around[i + 2] - around[i] for i in range(len(around) - 3)]
-        del self.positions[gaps.index(min(gaps))]
+        gaps = {
+            position: after - before
+            for before, position, after in zip(around, around[1:], around[2:], strict=False)
+            if position not in spared
+        }
+        self.positions.remove(min(gaps, key=gaps.__getitem__))
 
 
 def n_marks(spec: ModelSpec) -> int:
