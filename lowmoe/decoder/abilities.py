@@ -35,6 +35,9 @@ _OF_MODELS: Mapping[str, Callable[[ModelSpec], bool]] = {
     "scaled embeddings": lambda s: s.embedding_scale != 1,
     "scaled layers": lambda s: s.residual_scale != 1,
     "scaled logits": lambda s: s.logit_scale != 1,
+    "states in every layer": lambda s: (
+        not any(isinstance(x.attention, GroupedQueryAttention | LatentAttention) for x in s.layers)
+    ),
 }
 _OF_LAYERS: Mapping[str, Callable[[LayerSpec], bool]] = {
     "latent attention": lambda x: isinstance(x.attention, LatentAttention),

@@ -1,13 +1,13 @@
 """What layers keep of the tokens so far: keys and values, or states.
 
-Knows:        one buffer a layer, grown by doubling up to the context; how far it can be set back.
+Knows:        one buffer a layer, grown by doubling up to the context.
 Ignorant of:  what attention does with them.
 """
 
 import torch
 from torch import Tensor
 
-from lowmoe.decoder.state_cache import Marks, StateCache, n_marks, states_bytes
+from lowmoe.decoder.state_cache import StateCache, StatefulCache, states_bytes
 from lowmoe.spec import (
     Attention,
     GatedDeltaNet,
@@ -66,49 +66,15 @@ def layer_cache(attention: Attention, capacity: int, dtype: torch.dtype) -> Laye
     return LayerCache(attention, capacity, dtype)
 
 
-class KvCache:
-    """All layers' caches.
-
-    n_tokens: positions filled. A pass that is interrupted leaves it as it was, and what it left in
-    some layers is not seen again: keys and values are written over, states kept by position.
-    """
+class KvCache(StatefulCache):
+    """All layers' caches."""
 
     def __init__(self, spec: ModelSpec, capacity: int, dtype: torch.dtype) -> None:
-        """capacity: tokens that may be held, at most."""
-        self.capacity = capacity
-        self.layers = [layer_cache(layer.attention, capacity, dtype) for layer in spec.layers]
-        self._n_tokens = 0
-        self._states = [layer for layer in self.layers if isinstance(layer, StateCache)]
-        self._marks = Marks(n_marks(spec))
-
-    @property
-    def n_tokens(self) -> int:
-        return self._n_tokens
-
-    @n_tokens.setter
-    def n_tokens(self, end: int) -> None:
-        """A pass filled the positions up to `end`.  To go back, see `keep`."""
-        first, self._n_tokens = self._n_tokens, end
-        assert first <= end, (first, end)
-        if self._states:
-            self._marks.passed(first, end)
-            self._forget_others()
-
-    def keep(self, n_tokens: int) -> int:
-        """Forget all but the first n_tokens, and of those what came after the last position that
-        states were kept at; returns how many are kept.
-        """
-        assert n_tokens <= self._n_tokens, (n_tokens, self._n_tokens)
-        if self._states and n_tokens < self._n_tokens:
-            n_tokens = self._marks.at_most(n_tokens)
-        self._n_tokens = n_tokens
-        self._forget_others()
-        return n_tokens
-
-    def _forget_others(self) -> None:
-        positions = {*self._marks.positions, self._n_tokens}
-        for layer in self._states:
-            layer.keep_only(positions)
+        super().__init__(spec, capacity)
+        self.layers = [
+            self.states.get(i) or layer_cache(layer.attention, capacity, dtype)
+            for i, layer in enumerate(spec.layers)
+        ]
 
 
 def cache_bytes(spec: ModelSpec, n_tokens: int, dtype: torch.dtype) -> int:

@@ -6,7 +6,6 @@ Ignorant of:  files, what instruction sets there are.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -16,10 +15,12 @@ from lowmoe.decoder.abilities import lacking
 from lowmoe.decoder.computation import Cache, layer_by_layer
 from lowmoe.decoder.moe import Routing
 from lowmoe.decoder.rope import rope_frequencies, rope_length
+from lowmoe.decoder.state_cache import StatefulCache, states_bytes, stops
 from lowmoe.decoder.weights import DenseWeights, LayerWeights
 from lowmoe.experts.store import ExpertStore
 from lowmoe.kernels import cpu
 from lowmoe.spec import (
+    GatedDeltaNet,
     GroupedQueryAttention,
     HeadNorm,
     ModelSpec,
@@ -45,6 +46,8 @@ ABLE = frozenset(
         "biases of the choice",
         "clamped queries, keys and values",
         "experts without a choice",
+        "gated delta nets",
+        "gates behind attention",
         "layers without experts",
         "norms after rope",
         "norms of all heads together",
@@ -61,18 +64,12 @@ ABLE = frozenset(
 _Route: TypeAlias = Callable[[int, int, int, int, int], None]
 
 
-@dataclass(slots=True, kw_only=True)
-class NativeCache:
-    """Keys and values in pages of native memory."""
+class NativeCache(StatefulCache):
+    """Keys and values in pages of native memory, and states."""
 
-    pages: cpu.KvPages
-    capacity: int
-    n_tokens: int = 0
-
-    def keep(self, n_tokens: int) -> int:
-        """Forget all but the first n_tokens."""
-        self.n_tokens = n_tokens
-        return n_tokens
+    def __init__(self, spec: ModelSpec, pages: cpu.KvPages, capacity: int) -> None:
+        super().__init__(spec, capacity)
+        self.pages = pages
 
 
 class NativeComputation:
@@ -102,11 +99,17 @@ class NativeComputation:
         # Norms divide r out again, but for their epsilon.
         self._norm_epsilon = norm_epsilon(spec)
         self._n_context = n_context
+        # Each kind of attention counts its own layers.
+        self._whole = _numbered(spec, GroupedQueryAttention)
+        self._deltas = _numbered(spec, GatedDeltaNet)
         self._attention = cpu.Attention(
-            self._engine,
-            [self._attention_layer(i) for i in range(len(spec.layers))],
-            max_context=n_context,
+            self._engine, [self._attention_layer(i) for i in self._whole], max_context=n_context
         )
+        self._delta_net = None
+        if self._deltas:
+            self._taps = {i: self._taps_of(i) for i in self._deltas}
+            layers = [self._delta_layer(i) for i in self._deltas]
+            self._delta_net = cpu.DeltaNet(self._engine, layers)
         self._experts = cpu.Experts(
             self._engine, [self._experts_layer(i) for i in range(len(spec.layers))]
         )
@@ -128,20 +131,26 @@ class NativeComputation:
         return self._scratch_bytes + per_token * self.max_tokens + 4 * self._spec.n_vocab
 
     def new_cache(self, capacity: int) -> NativeCache:
-        attention = grouped(self._spec.layers[0].attention)
+        attention = self._like
         pages = cpu.KvPages(
-            n_layers=len(self._spec.layers),
+            n_layers=len(self._whole),
             n_kv_heads=attention.n_kv_heads,
             head_size=attention.head_size,
             format=self._kv,
         )
-        return NativeCache(pages=pages, capacity=capacity)
+        return NativeCache(self._spec, pages, capacity)
 
     def cache_bytes(self, n_tokens: int) -> int:
-        attention = grouped(self._spec.layers[0].attention)
+        attention = self._like
         pages = -(-n_tokens // cpu.PAGE_TOKENS) * cpu.PAGE_TOKENS
         per_head = cpu.kv_head_bytes(self._kv, attention.head_size)
-        return 2 * per_head * attention.n_kv_heads * len(self._spec.layers) * pages
+        keys_and_values = 2 * per_head * attention.n_kv_heads * len(self._whole) * pages
+        return keys_and_values + states_bytes(self._spec)
+
+    @property
+    def _like(self) -> GroupedQueryAttention:
+        """Of the sizes that all layers with keys and values have."""
+        return grouped(self._spec.layers[next(iter(self._whole))].attention)
 
     def embed(self, ids: Tensor) -> Tensor:
         x = torch.empty(ids.shape[0], self._spec.n_hidden)
@@ -151,7 +160,7 @@ class NativeComputation:
 
     def run_layers(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
         """In place; in one call once every expert is in RAM."""
-        if not store.is_complete:
+        if not store.is_complete or self._deltas:
             return layer_by_layer(self, len(self._spec.layers), x, cache, store)
         pages = self._pages(cache, x.shape[0])
         layers = self._layers_over(store)
@@ -170,9 +179,30 @@ class NativeComputation:
 
     def attend(self, x: Tensor, layer_id: int, cache: Cache) -> Tensor:
         """Adds to x in place."""
+        assert isinstance(cache, NativeCache)
         n_tokens = x.shape[0]
+        if layer_id in self._deltas:
+            return self._through_delta_net(x, layer_id, cache)
         pages = self._pages(cache, n_tokens)
-        self._attention.run(layer_id, pages, cache.n_tokens, x.data_ptr(), n_tokens)
+        number = self._whole[layer_id]
+        self._attention.run(number, pages, cache.n_tokens, x.data_ptr(), n_tokens)
+        return x
+
+    def _through_delta_net(self, x: Tensor, layer_id: int, cache: NativeCache) -> Tensor:
+        assert self._delta_net is not None
+        kept, first = cache.states[layer_id], cache.n_tokens
+        window, maps = kept.at(first)
+        found = [(end, kept.empty()) for end in stops(x.shape[0])]
+        self._delta_net.run(
+            self._deltas[layer_id],
+            window.data_ptr(),
+            maps.data_ptr(),
+            [(end, state[0].data_ptr(), state[1].data_ptr()) for end, state in found],
+            x.data_ptr(),
+            x.shape[0],
+        )
+        for end, state in found:
+            kept.put(first + end, state)
         return x
 
     def route(self, x: Tensor, layer_id: int) -> Routing:
@@ -252,6 +282,32 @@ class NativeComputation:
             head_norm_epsilon=1.0 if head_norm is None else head_norm.epsilon,
             clamp=math.inf if spec.clamp is None else spec.clamp,
             sinks=_address(weights.optional("sinks")),
+            gated=spec.gated,
+        )
+
+    def _taps_of(self, layer_id: int) -> Tensor:
+        """As native code goes through them: [taps, channels]."""
+        return self.weights.layers[layer_id].vector("delta_taps").T.contiguous()
+
+    def _delta_layer(self, layer_id: int) -> cpu.DeltaLayer:
+        weights, spec = self.weights.layers[layer_id], self._spec.layers[layer_id].attention
+        assert isinstance(spec, GatedDeltaNet)
+        return cpu.DeltaLayer(
+            norm=weights.attention_norm.data_ptr(),
+            norm_epsilon=self._norm_epsilon,
+            in_=self._linear(weights.parts["delta_in"]),
+            out=self._linear(weights.attention_out),
+            rates=weights.vector("delta_rates").data_ptr(),
+            taps=self._taps[layer_id].data_ptr(),
+            decay_bias=weights.vector("delta_decay_bias").data_ptr(),
+            log_decay=weights.vector("delta_log_decay").data_ptr(),
+            head_norm=weights.vector("delta_norm").data_ptr(),
+            head_norm_epsilon=spec.norm_epsilon,
+            n_key_heads=spec.n_key_heads,
+            n_heads=spec.n_heads,
+            key_size=spec.key_size,
+            value_size=spec.value_size,
+            n_taps=spec.n_taps,
         )
 
     def _frequencies_of(self, rope: Rope, spec: GroupedQueryAttention) -> Tensor:
@@ -321,6 +377,12 @@ def _router(weights: LayerWeights, kind: Router, no_choice: Tensor) -> cpu.Route
         n_groups_active=1 if sigmoid is None else sigmoid.n_groups_active,
         scale=1.0 if sigmoid is None else sigmoid.scale,
     )
+
+
+def _numbered(spec: ModelSpec, kind: type) -> dict[int, int]:
+    """The layers of a kind of attention, by their ids, counted from 0."""
+    found = [i for i, layer in enumerate(spec.layers) if isinstance(layer.attention, kind)]
+    return {layer_id: number for number, layer_id in enumerate(found)}
 
 
 def norm_epsilon(spec: ModelSpec) -> float:

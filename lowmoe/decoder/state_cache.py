@@ -35,6 +35,10 @@ class StateCache:
             return tuple(torch.zeros(shape) for shape in self._shapes)
         return self._states[position]
 
+    def empty(self) -> State:
+        """Memory for one, not set to anything."""
+        return tuple(torch.empty(shape) for shape in self._shapes)
+
     def put(self, position: int, state: State) -> None:
         """Keep a state, which nobody changes any more."""
         assert tuple(tuple(t.shape) for t in state) == self._shapes
@@ -96,6 +100,54 @@ class Marks:
             if position not in spared
         }
         self.positions.remove(min(gaps, key=gaps.__getitem__))
+
+
+class StatefulCache:
+    """A conversation some of whose layers may keep states; how far it can be taken back.
+
+    n_tokens: positions filled. A pass that is interrupted leaves it as it was; what it left in some
+    layers is not seen again: keys and values are written over, and the next pass begins from the
+    states that this one began from.  states: by the layer's id.
+    """
+
+    def __init__(self, spec: ModelSpec, capacity: int) -> None:
+        """capacity: tokens that may be held, at most."""
+        self.capacity = capacity
+        self.states = {
+            i: StateCache(layer.attention)
+            for i, layer in enumerate(spec.layers)
+            if isinstance(layer.attention, GatedDeltaNet | LightningAttention)
+        }
+        self._marks = Marks(n_marks(spec))
+        self._n_tokens = 0
+
+    @property
+    def n_tokens(self) -> int:
+        return self._n_tokens
+
+    @n_tokens.setter
+    def n_tokens(self, end: int) -> None:
+        """A pass filled the positions up to `end`.  To go back, see `keep`."""
+        first, self._n_tokens = self._n_tokens, end
+        assert first <= end, (first, end)
+        if self.states:
+            self._marks.passed(first, end)
+            self._forget_others()
+
+    def keep(self, n_tokens: int) -> int:
+        """Forget all but the first n_tokens, and of those what came after the last position that
+        states were kept at; returns how many are kept.
+        """
+        assert n_tokens <= self._n_tokens, (n_tokens, self._n_tokens)
+        if self.states and n_tokens < self._n_tokens:
+            n_tokens = self._marks.at_most(n_tokens)
+        self._n_tokens = n_tokens
+        self._forget_others()
+        return n_tokens
+
+    def _forget_others(self) -> None:
+        for layer in self.states.values():
+            layer.keep_only({*self._marks.positions, self._n_tokens})
 
 
 def n_marks(spec: ModelSpec) -> int:

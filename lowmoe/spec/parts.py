@@ -130,9 +130,8 @@ def _latent(attention: LatentAttention, n_hidden: int) -> Iterator[Part]:
 
 def _grouped(attention: GroupedQueryAttention, n_hidden: int) -> Iterator[Part]:
     q, kv = attention.q_size, attention.kv_size
-    yield matrix("qkv", n_hidden, ("q", q), ("k", kv), ("v", kv))
-    if attention.gated:
-        yield matrix("attention_gate", n_hidden, ("attention_gate", q))
+    gate = (("attention_gate", q),) if attention.gated else ()
+    yield matrix("qkv", n_hidden, ("q", q), ("k", kv), ("v", kv), *gate)
     if attention.qkv_bias:
         yield Part(name="qkv_bias", rows=(("q_bias", q), ("k_bias", kv), ("v_bias", kv)))
     if attention.norm is not None and attention.norm.weighted:

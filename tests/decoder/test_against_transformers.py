@@ -270,7 +270,6 @@ BREAKS: dict[str, Callable[[ModelSpec], ModelSpec | None]] = {
     "latents without scaling": _latent(_unscaled),
     "latents with other scores": _latent(lambda a: replace(a, score_scale=a.score_scale * 1.1)),
     "latents with another epsilon": _latent(lambda a: replace(a, norm_epsilon=5e-2)),
-    "nothing behind attention": _attention(lambda a: replace(a, gated=False)),
     "nets with another epsilon": _of(GatedDeltaNet, lambda a: replace(a, norm_epsilon=5e-2)),
     "lightning that decays more": _of(
         LightningAttention, lambda a: replace(a, slopes=tuple(1.1 * s for s in a.slopes))

@@ -1,6 +1,6 @@
 """Layers that keep states: what they compute, and how far a conversation can be taken back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from tiny_models import TinyModel, decoder_over, in_chunks, reference, reference_logits, spec_of
 from torch import Tensor
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
+from trellis_models import DEMANDING_SHAPES, TrellisModel, trellis_model
 
 from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.kv_cache import KvCache, cache_bytes
@@ -32,6 +33,7 @@ from lowmoe.decoder.state_cache import (
 from lowmoe.engine.generate import Session
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
+from lowmoe.kernels import cpu
 from tests.live_bytes import LiveBytes
 
 FAMILIES = ["minimax", "qwen3_5_moe_text", "qwen3_next"]
@@ -372,3 +374,73 @@ def test_a_prefill_stays_within_the_memory_set_aside_for_it(family: str, tmp_pat
         working = decoder.computation.working_bytes
     announced = working + 2 * state_bytes(decoder.spec)  # those that a pass puts into the cache
     assert announced / 4 < live.peak <= announced
+
+
+# --- in native code
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrellisModel]:
+    shape = DEMANDING_SHAPES["delta nets on either side, gates behind attention"]
+    with trellis_model(tmp_path_factory.mktemp("model") / "folder", shape) as model:
+        yield model
+
+
+@pytest.mark.parametrize("n_kept", [0, 60, 84, 100])
+def test_natively_a_conversation_is_taken_back_and_goes_on_bit_for_bit(
+    native: TrellisModel, ids: Tensor, n_kept: int
+) -> None:
+    with native.decoder(native.native()) as decoder:
+        cache = decoder.new_cache(N_TOKENS)
+        if n_kept:
+            decoder.forward(ids[:n_kept], cache)
+        wanted = decoder.logits(decoder.forward(ids[n_kept:], cache))
+        cache = decoder.new_cache(N_TOKENS)
+        if n_kept in (60, 84):
+            decoder.forward(ids[:n_kept], cache)
+        decoder.forward(ids[cache.n_tokens : 100], cache)
+        decoder.forward(torch.full((40,), 5), cache)
+        assert cache.keep(n_kept) == n_kept
+        found = decoder.logits(decoder.forward(ids[n_kept:], cache))
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize("count", [1, 30])
+def test_natively_an_interrupted_pass_leaves_what_was_there(
+    native: TrellisModel, ids: Tensor, at: int, count: int
+) -> None:
+    with native.decoder(native.native()) as decoder:
+        wanted = in_chunks(decoder, ids, [70, N_TOKENS - 70])
+        cache: Any = decoder.new_cache(N_TOKENS)
+        decoder.forward(ids[:70], cache)
+        _interrupted(decoder, at)(torch.full((count,), 6), cache)
+        assert cache.n_tokens == 70
+        assert torch.equal(decoder.logits(decoder.forward(ids[70:], cache)), wanted[70:])
+
+
+def test_natively_states_do_not_change_what_they_began_from(
+    native: TrellisModel, ids: Tensor
+) -> None:
+    with native.decoder(native.native()) as decoder:
+        cache: Any = decoder.new_cache(N_TOKENS)
+        decoder.forward(ids[:50], cache)
+        kept = {i: layer.at(50) for i, layer in cache.states.items()}
+        before = {i: [t.clone() for t in state] for i, state in kept.items()}
+        decoder.forward(ids[50:90], cache)
+    for layer_id, state in kept.items():
+        assert all(map(torch.equal, state, before[layer_id]))
+        assert all(t.isfinite().all() and t.any() for t in state)
+
+
+def test_natively_caches_take_no_more_than_was_announced(native: TrellisModel, ids: Tensor) -> None:
+    computation = native.native()
+    one = cpu.kv_head_bytes("float16", 16)
+    # Of three layers one has keys and values, two heads each.
+    found = computation.cache_bytes(1) - states_bytes(native.spec)
+    assert found == 2 * 2 * one * cpu.PAGE_TOKENS
+    with native.decoder(computation) as decoder:
+        cache: Any = decoder.new_cache(1024)
+        before = cpu.allocated_bytes()
+        decoder.forward(ids[:20], cache)
+        assert cpu.allocated_bytes() - before == found

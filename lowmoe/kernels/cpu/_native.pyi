@@ -59,6 +59,7 @@ class AttentionLayer:
         head_norm_epsilon: float,
         clamp: float,
         sinks: int,
+        gated: bool,
     ) -> None: ...
 
 class Attention:
@@ -66,6 +67,39 @@ class Attention:
         self, engine: Engine, layers: Sequence[AttentionLayer], max_context: int
     ) -> None: ...
     def run(self, layer_id: int, cache: KvPages, first: int, x: int, n: int) -> None: ...
+
+class DeltaLayer:
+    def __init__(
+        self,
+        *,
+        norm: int,
+        norm_epsilon: float,
+        in_: Linear,
+        out: Linear,
+        rates: int,
+        taps: int,
+        decay_bias: int,
+        log_decay: int,
+        head_norm: int,
+        head_norm_epsilon: float,
+        n_key_heads: int,
+        n_heads: int,
+        key_size: int,
+        value_size: int,
+        n_taps: int,
+    ) -> None: ...
+
+class DeltaNet:
+    def __init__(self, engine: Engine, layers: Sequence[DeltaLayer]) -> None: ...
+    def run(
+        self,
+        layer_id: int,
+        window: int,
+        maps: int,
+        stops: Sequence[tuple[int, int, int]],
+        x: int,
+        n: int,
+    ) -> None: ...
 
 class Router:
     def __init__(

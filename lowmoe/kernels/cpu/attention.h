@@ -18,7 +18,7 @@ enum class HeadNorm : int { kNone = 0, kBeforeRope = 1, kAfterRope = 2, kAllHead
 struct AttentionLayer {
   const float* norm;  // [n_hidden]
   float norm_epsilon;
-  Linear qkv;                // rows: all heads of q, then of k, then of v
+  Linear qkv;                // rows: all heads of q, then of k, then of v, then of gates
   Linear out;                // [n_hidden, q_size]
   const float* frequencies;  // [rope_size / 2], of rotary positions, radians a token
   size_t n_hidden, n_heads, n_kv_heads, head_size;
@@ -35,9 +35,11 @@ struct AttentionLayer {
   float head_norm_epsilon;
   float clamp;         // queries, keys and values are kept within +-clamp; infinity for none
   const float* sinks;  // [n_heads], each head's score of nothing; or null
+  bool gated;          // what heads put out is multiplied by the sigmoid of gates [q_size]
 
   size_t q_size() const { return n_heads * head_size; }
   size_t kv_size() const { return n_kv_heads * head_size; }
+  size_t n_qkv() const { return q_size() + 2 * kv_size() + (gated ? q_size() : 0); }
   size_t group() const { return n_heads / n_kv_heads; }
 };
 
@@ -76,6 +78,7 @@ class Attention {
                   size_t position);
   void attend_many(Team& team, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
                    size_t first, size_t n);
+  void gate(Team& team, const AttentionLayer& layer, size_t n);
   const float* sinks_of(const AttentionLayer& layer, size_t head) const;
   void attend_pages(int thread, size_t layer_id, const KvPages& cache, size_t head, size_t begin,
                     size_t end, const Part& to);

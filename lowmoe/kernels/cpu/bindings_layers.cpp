@@ -11,6 +11,7 @@
 
 #include "lowmoe/kernels/cpu/attention.h"
 #include "lowmoe/kernels/cpu/bindings.h"
+#include "lowmoe/kernels/cpu/delta_net.h"
 #include "lowmoe/kernels/cpu/ends.h"
 #include "lowmoe/kernels/cpu/engine.h"
 #include "lowmoe/kernels/cpu/experts.h"
@@ -83,6 +84,30 @@ struct BoundAttention : Bound<Attention, AttentionLayer> {
             "the cache is another model's");
   }
 };
+struct BoundDeltaNet : Bound<DeltaNet, DeltaLayer> {
+  const Engine& engine;
+};
+
+// (after how many tokens, window, maps)
+using GivenStop = std::tuple<size_t, Address, Address>;
+
+void run_delta_net(BoundDeltaNet& self, size_t layer_id, Address window, Address maps,
+                   const std::vector<GivenStop>& stops, Address x, size_t n) {
+  require(n > 0 && n <= self.engine.max_tokens(),
+          "no tokens, or more than the engine was made for");
+  const DeltaLayer& layer = self.layer(layer_id);
+  std::vector<DeltaStop> found;
+  size_t last = 0;
+  for (const auto& [end, to_window, to_maps] : stops) {
+    require(end > last, "stops out of order");
+    last = end;
+    found.push_back({end, {at<float>(to_window), at<float>(to_maps)}});
+  }
+  require(last == n, "the last stop must be after the last token");
+  nb::gil_scoped_release unlocked;
+  self.operation.run(layer, {at<float>(window), at<float>(maps)}, found, at<float>(x), n);
+}
+
 struct BoundExperts : Bound<Experts, ExpertsLayer> {
   const Engine& engine;
   std::vector<ExpertParts> given;  // of the latest run
@@ -249,7 +274,7 @@ void bind_layers(nb::module_& m) {
              const Linear& out, Address frequencies, size_t n_heads, size_t n_kv_heads,
              size_t head_size, size_t window, size_t rope_size, float rope_length,
              float score_scale, Address qkv_bias, Address out_bias, int head_norm, Address q_norm,
-             Address k_norm, float head_norm_epsilon, float clamp, Address sinks) {
+             Address k_norm, float head_norm_epsilon, float clamp, Address sinks, bool gated) {
             new (self) AttentionLayer{at<const float>(norm),
                                       norm_epsilon,
                                       qkv,
@@ -270,9 +295,10 @@ void bind_layers(nb::module_& m) {
                                       at<const float>(k_norm),
                                       head_norm_epsilon,
                                       clamp,
-                                      at<const float>(sinks)};
+                                      at<const float>(sinks),
+                                      gated};
             require(n_kv_heads > 0 && n_heads % n_kv_heads == 0 && head_size % 2 == 0 &&
-                        qkv.w.shape.n_out == (n_heads + 2 * n_kv_heads) * head_size &&
+                        qkv.w.shape.n_out == self->n_qkv() &&
                         out.w.shape.n_in == n_heads * head_size &&
                         out.w.shape.n_out == qkv.w.shape.n_in,
                     "the heads do not fit the matrices");
@@ -284,7 +310,7 @@ void bind_layers(nb::module_& m) {
           nb::kw_only(), "norm"_a, "norm_epsilon"_a, "qkv"_a, "out"_a, "frequencies"_a, "n_heads"_a,
           "n_kv_heads"_a, "head_size"_a, "window"_a, "rope_size"_a, "rope_length"_a,
           "score_scale"_a, "qkv_bias"_a, "out_bias"_a, "head_norm"_a, "q_norm"_a, "k_norm"_a,
-          "head_norm_epsilon"_a, "clamp"_a, "sinks"_a,
+          "head_norm_epsilon"_a, "clamp"_a, "sinks"_a, "gated"_a,
           "Addresses of what a layer has not are 0; head_norm: 0 none, 1 before rope, 2 after it, "
           "3 of all heads together.");
 
@@ -297,7 +323,8 @@ void bind_layers(nb::module_& m) {
             for (const AttentionLayer& layer : layers) {
               const AttentionLayer& like = layers.front();
               require(layer.n_hidden == like.n_hidden && layer.n_heads == like.n_heads &&
-                          layer.n_kv_heads == like.n_kv_heads && layer.head_size == like.head_size,
+                          layer.n_kv_heads == like.n_kv_heads &&
+                          layer.head_size == like.head_size && layer.gated == like.gated,
                       "layers of different sizes");
             }
             new (self) BoundAttention{
@@ -313,6 +340,57 @@ void bind_layers(nb::module_& m) {
             self.operation.run(self.layer(layer_id), layer_id, cache, first, at<float>(x), n);
           },
           "layer_id"_a, "cache"_a, "first"_a, "x"_a, "n"_a);
+
+  nb::class_<DeltaLayer>(m, "DeltaLayer", "delta_net.h")
+      .def(
+          "__init__",
+          [](DeltaLayer* self, Address norm, float norm_epsilon, const Linear& in,
+             const Linear& out, Address rates, Address taps, Address decay_bias, Address log_decay,
+             Address head_norm, float head_norm_epsilon, size_t n_key_heads, size_t n_heads,
+             size_t key_size, size_t value_size, size_t n_taps) {
+            new (self) DeltaLayer{at<const float>(norm),
+                                  norm_epsilon,
+                                  in,
+                                  out,
+                                  at<const float>(rates),
+                                  at<const float>(taps),
+                                  at<const float>(decay_bias),
+                                  at<const float>(log_decay),
+                                  at<const float>(head_norm),
+                                  head_norm_epsilon,
+                                  in.w.shape.n_in,
+                                  n_key_heads,
+                                  n_heads,
+                                  key_size,
+                                  value_size,
+                                  n_taps};
+            require(n_key_heads > 0 && n_heads % n_key_heads == 0 && n_taps > 0 && key_size > 0 &&
+                        value_size > 0 && in.w.shape.n_out == self->n_in() &&
+                        out.w.shape.n_in == self->n_values() &&
+                        out.w.shape.n_out == in.w.shape.n_in,
+                    "the heads do not fit the matrices");
+          },
+          nb::kw_only(), "norm"_a, "norm_epsilon"_a, "in_"_a, "out"_a, "rates"_a, "taps"_a,
+          "decay_bias"_a, "log_decay"_a, "head_norm"_a, "head_norm_epsilon"_a, "n_key_heads"_a,
+          "n_heads"_a, "key_size"_a, "value_size"_a, "n_taps"_a);
+
+  nb::class_<BoundDeltaNet>(m, "DeltaNet", "delta_net.h")
+      .def(
+          "__init__",
+          [](BoundDeltaNet* self, Engine& engine, const std::vector<DeltaLayer>& layers) {
+            require(!layers.empty(), "no layers");
+            for (const DeltaLayer& layer : layers) {
+              const DeltaLayer& like = layers.front();
+              require(layer.n_hidden == like.n_hidden && layer.n_key_heads == like.n_key_heads &&
+                          layer.n_heads == like.n_heads && layer.key_size == like.key_size &&
+                          layer.value_size == like.value_size && layer.n_taps == like.n_taps,
+                      "layers of different sizes");
+            }
+            new (self) BoundDeltaNet{{layers, DeltaNet(engine, layers.front())}, engine};
+          },
+          "engine"_a, "layers"_a, nb::keep_alive<1, 2>())
+      .def("run", &run_delta_net, "layer_id"_a, "window"_a, "maps"_a, "stops"_a, "x"_a, "n"_a,
+           "stops: (after how many tokens, where to leave the window, and the maps).");
 
   nb::class_<Router>(m, "Router", "router.h")
       .def(
