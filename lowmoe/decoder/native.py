@@ -6,6 +6,7 @@ Ignorant of:  files, what instruction sets there are.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -20,10 +21,13 @@ from lowmoe.decoder.weights import DenseWeights, LayerWeights
 from lowmoe.experts.store import ExpertStore
 from lowmoe.kernels import cpu
 from lowmoe.spec import (
+    Attention,
     GatedDeltaNet,
     GroupedQueryAttention,
     HeadNorm,
+    LightningAttention,
     ModelSpec,
+    NormedResidual,
     Rope,
     Router,
     SigmoidRouter,
@@ -48,7 +52,9 @@ ABLE = frozenset(
         "experts without a choice",
         "gated delta nets",
         "gates behind attention",
+        "layers that add to their norms",
         "layers without experts",
+        "lightning attention",
         "norms after rope",
         "norms of all heads together",
         "norms of single heads",
@@ -95,9 +101,6 @@ class NativeComputation:
         self._engine = cpu.engine(isa, pool, code, max_tokens=max_tokens)
         self._frequencies: dict[object, Tensor] = {}
         self._no_choice = torch.zeros(1, spec.n_hidden)
-        # Layers that add r times what they compute to x are layers that add all of it to x / r.
-        # Norms divide r out again, but for their epsilon.
-        self._norm_epsilon = norm_epsilon(spec)
         self._n_context = n_context
         # Each kind of attention counts its own layers.
         self._whole = _numbered(spec, GroupedQueryAttention)
@@ -110,6 +113,12 @@ class NativeComputation:
             self._taps = {i: self._taps_of(i) for i in self._deltas}
             layers = [self._delta_layer(i) for i in self._deltas]
             self._delta_net = cpu.DeltaNet(self._engine, layers)
+        self._lightnings = _numbered(spec, LightningAttention)
+        self._lightning = None
+        if self._lightnings:
+            self._remains = {i: _remains(spec.layers[i].attention) for i in self._lightnings}
+            lightnings = [self._lightning_layer(i) for i in self._lightnings]
+            self._lightning = cpu.Lightning(self._engine, lightnings)
         self._experts = cpu.Experts(
             self._engine, [self._experts_layer(i) for i in range(len(spec.layers))]
         )
@@ -117,7 +126,7 @@ class NativeComputation:
             engine=self._engine,
             embedding=self._linear(weights.embedding),
             final_norm=weights.final_norm.data_ptr(),
-            norm_epsilon=self._norm_epsilon,
+            norm_epsilon=norm_epsilons(spec).final,
             head=self._linear(weights.head),
         )
         self._layers: tuple[ExpertStore, cpu.Layers] | None = None
@@ -160,7 +169,7 @@ class NativeComputation:
 
     def run_layers(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
         """In place; in one call once every expert is in RAM."""
-        if not store.is_complete or self._deltas:
+        if not store.is_complete or self._deltas or self._lightnings:
             return layer_by_layer(self, len(self._spec.layers), x, cache, store)
         pages = self._pages(cache, x.shape[0])
         layers = self._layers_over(store)
@@ -183,6 +192,8 @@ class NativeComputation:
         n_tokens = x.shape[0]
         if layer_id in self._deltas:
             return self._through_delta_net(x, layer_id, cache)
+        if layer_id in self._lightnings:
+            return self._through_lightning(x, layer_id, cache)
         pages = self._pages(cache, n_tokens)
         number = self._whole[layer_id]
         self._attention.run(number, pages, cache.n_tokens, x.data_ptr(), n_tokens)
@@ -198,6 +209,22 @@ class NativeComputation:
             window.data_ptr(),
             maps.data_ptr(),
             [(end, state[0].data_ptr(), state[1].data_ptr()) for end, state in found],
+            x.data_ptr(),
+            x.shape[0],
+        )
+        for end, state in found:
+            kept.put(first + end, state)
+        return x
+
+    def _through_lightning(self, x: Tensor, layer_id: int, cache: NativeCache) -> Tensor:
+        assert self._lightning is not None
+        kept, first = cache.states[layer_id], cache.n_tokens
+        (maps,) = kept.at(first)
+        found = [(end, kept.empty()) for end in stops(x.shape[0])]
+        self._lightning.run(
+            self._lightnings[layer_id],
+            maps.data_ptr(),
+            [(end, state[0].data_ptr()) for end, state in found],
             x.data_ptr(),
             x.shape[0],
         )
@@ -263,7 +290,7 @@ class NativeComputation:
         assert rope is not None
         return cpu.AttentionLayer(
             norm=weights.attention_norm.data_ptr(),
-            norm_epsilon=self._norm_epsilon,
+            norm_epsilon=norm_epsilons(self._spec).attention[layer_id],
             qkv=self._linear(weights.qkv),
             out=self._linear(weights.attention_out),
             frequencies=self._frequencies_of(rope, spec).data_ptr(),
@@ -283,6 +310,25 @@ class NativeComputation:
             clamp=math.inf if spec.clamp is None else spec.clamp,
             sinks=_address(weights.optional("sinks")),
             gated=spec.gated,
+            kept=_kept(self._spec.layers[layer_id].attention_residual),
+        )
+
+    def _lightning_layer(self, layer_id: int) -> cpu.LightningLayer:
+        weights, layer = self.weights.layers[layer_id], self._spec.layers[layer_id]
+        spec = layer.attention
+        assert isinstance(spec, LightningAttention)
+        return cpu.LightningLayer(
+            norm=weights.attention_norm.data_ptr(),
+            norm_epsilon=norm_epsilons(self._spec).attention[layer_id],
+            qkv=self._linear(weights.qkv),
+            gate=self._linear(weights.parts["attention_gate"]),
+            out=self._linear(weights.attention_out),
+            remains=self._remains[layer_id].data_ptr(),
+            out_norm=weights.vector("lightning_norm").data_ptr(),
+            out_norm_epsilon=spec.norm_epsilon,
+            kept=_kept(layer.attention_residual),
+            n_heads=spec.n_heads,
+            head_size=spec.head_size,
         )
 
     def _taps_of(self, layer_id: int) -> Tensor:
@@ -294,7 +340,7 @@ class NativeComputation:
         assert isinstance(spec, GatedDeltaNet)
         return cpu.DeltaLayer(
             norm=weights.attention_norm.data_ptr(),
-            norm_epsilon=self._norm_epsilon,
+            norm_epsilon=norm_epsilons(self._spec).attention[layer_id],
             in_=self._linear(weights.parts["delta_in"]),
             out=self._linear(weights.attention_out),
             rates=weights.vector("delta_rates").data_ptr(),
@@ -346,7 +392,7 @@ def experts_layer(
     of = spec.layers[layer_id].feed_forward
     return cpu.ExpertsLayer(
         norm=weights.experts_norm.data_ptr(),
-        norm_epsilon=norm_epsilon(spec),
+        norm_epsilon=norm_epsilons(spec).experts[layer_id],
         router=_router(weights, of.router, no_choice),
         d_in=weights.transforms.d_in.data_ptr(),
         d_inner=weights.transforms.d_inner.data_ptr(),
@@ -359,6 +405,7 @@ def experts_layer(
         gate_up_bias=_address(weights.optional("gate_up_bias")),
         down_bias=_address(weights.optional("down_bias")),
         shared=shared,
+        kept=_kept(spec.layers[layer_id].feed_forward_residual),
     )
 
 
@@ -385,9 +432,40 @@ def _numbered(spec: ModelSpec, kind: type) -> dict[int, int]:
     return {layer_id: number for number, layer_id in enumerate(found)}
 
 
-def norm_epsilon(spec: ModelSpec) -> float:
-    """Of norms over x / r, where layers add r times what they compute; see NativeComputation."""
-    return spec.norm_epsilon / spec.residual_scale**2
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormEpsilons:
+    """Of the norms before each layer's attention and experts, and of the final one."""
+
+    attention: list[float]
+    experts: list[float]
+    final: float
+
+
+def norm_epsilons(spec: ModelSpec) -> NormEpsilons:
+    """As native code wants them, which adds all of what a layer computes.
+
+    Where r times that is to be added to x, or to a norm, x / r is what it keeps: norms divide r out
+    again, but for their epsilon.
+    """
+    found: list[float] = []
+    scale = spec.residual_scale
+    for layer in spec.layers:
+        for residual in (layer.attention_residual, layer.feed_forward_residual):
+            found.append(spec.norm_epsilon / scale**2)
+            scale = scale if residual is None else residual.added
+    return NormEpsilons(
+        attention=found[::2], experts=found[1::2], final=spec.norm_epsilon / scale**2
+    )
+
+
+def _kept(residual: NormedResidual | None) -> float:
+    return 0.0 if residual is None else residual.kept / residual.added
+
+
+def _remains(attention: Attention) -> Tensor:
+    """Of each head's state with every token, [A]."""
+    assert isinstance(attention, LightningAttention)
+    return torch.exp(-torch.tensor(attention.slopes))
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:

@@ -150,8 +150,10 @@ def test_the_experts_and_their_weights_are_torchs(golden: Golden) -> None:
     model = golden.model
     x = torch.randn(40, model.spec.n_hidden, generator=torch.Generator().manual_seed(2))
     native, in_torch = model.native(), model.in_torch()
-    native_x = x / model.spec.residual_scale  # see NativeComputation
     for layer_id in range(LAYERS):
+        residual = model.spec.layers[layer_id].attention_residual
+        scale = model.spec.residual_scale if residual is None else residual.added
+        native_x = x / scale  # see norm_epsilons
         found, wanted = native.route(native_x, layer_id), in_torch.route(x, layer_id)
         assert found.expert_ids.dtype == torch.int64
         assert torch.equal(found.expert_ids, wanted.expert_ids)
@@ -170,7 +172,7 @@ def test_what_is_foreseen_is_what_is_routed(golden: Golden) -> None:
 def test_rows_of_the_embedding_are_torchs(golden: Golden) -> None:
     ids = torch.arange(golden.model.spec.n_vocab)
     found, wanted = golden.model.native().embed(ids), golden.model.in_torch().embed(ids)
-    found *= golden.model.spec.residual_scale  # see NativeComputation
+    found *= golden.model.spec.residual_scale  # see norm_epsilons
     # Nothing is rounded to int8: sums of three planes, then of 128 signs, in float32.
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
 

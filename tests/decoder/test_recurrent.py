@@ -379,9 +379,17 @@ def test_a_prefill_stays_within_the_memory_set_aside_for_it(family: str, tmp_pat
 # --- in native code
 
 
-@pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrellisModel]:
-    shape = DEMANDING_SHAPES["delta nets on either side, gates behind attention"]
+@pytest.fixture(
+    scope="module",
+    params=[
+        "delta nets on either side, gates behind attention",
+        "lightning on either side, norms kept",
+    ],
+)
+def native(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TrellisModel]:
+    shape = DEMANDING_SHAPES[request.param]
     with trellis_model(tmp_path_factory.mktemp("model") / "folder", shape) as model:
         yield model
 

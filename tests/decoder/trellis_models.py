@@ -241,6 +241,32 @@ DEMANDING_SHAPES = {
         },
         recipe=planes(3),
     ),
+    "lightning on either side, norms kept": Shape(
+        config={
+            "model_type": "minimax",
+            "head_dim": 16,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "linear_attn_alpha_factor": 1.7,
+            "linear_attn_beta_factor": 0.8,
+            "full_attn_alpha_factor": 1.4,
+            "full_attn_beta_factor": 1.2,
+            "mlp_alpha_factor": 1.9,
+            "mlp_beta_factor": 0.7,
+        }
+    ),
+    "lightning of 3 heads of 10, odd sizes, only kept once more": Shape(
+        config={
+            "model_type": "minimax",
+            "hidden_size": 50,
+            "intermediate_size": 33,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 10,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+            "linear_attn_alpha_factor": 3.5,
+        },
+        recipe=planes(3),
+    ),
     "everything scaled": Shape(
         config={
             "model_type": "granitemoe",

@@ -60,6 +60,7 @@ class AttentionLayer:
         clamp: float,
         sinks: int,
         gated: bool,
+        kept: float,
     ) -> None: ...
 
 class Attention:
@@ -101,6 +102,29 @@ class DeltaNet:
         n: int,
     ) -> None: ...
 
+class LightningLayer:
+    def __init__(
+        self,
+        *,
+        norm: int,
+        norm_epsilon: float,
+        qkv: Linear,
+        gate: Linear,
+        out: Linear,
+        remains: int,
+        out_norm: int,
+        out_norm_epsilon: float,
+        kept: float,
+        n_heads: int,
+        head_size: int,
+    ) -> None: ...
+
+class Lightning:
+    def __init__(self, engine: Engine, layers: Sequence[LightningLayer]) -> None: ...
+    def run(
+        self, layer_id: int, maps: int, stops: Sequence[tuple[int, int]], x: int, n: int
+    ) -> None: ...
+
 class Router:
     def __init__(
         self,
@@ -137,6 +161,7 @@ class ExpertsLayer:
         gate_up_bias: int,
         down_bias: int,
         shared: SharedExpert | None,
+        kept: float,
     ) -> None: ...
 
 class Experts:

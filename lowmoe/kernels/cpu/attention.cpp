@@ -47,6 +47,7 @@ void Attention::run(const AttentionLayer& layer, size_t layer_id, KvPages& cache
     engine_.norm_and_round(team, x, n, layer.norm, layer.norm_epsilon, layer.qkv.d, normed_.data(),
                            rounded_in_.tokens());
     engine_.multiply(team, "q, k, v", layer.qkv.w, rounded_in_.tokens(), n, qkv_.data(), n_qkv_);
+    engine_.keep_normed(team, normed_.data(), layer.kept, n, layer.n_hidden, x);
     adjust(team, layer, n);
     place(team, layer, layer_id, cache, first, n);
     if (n == 1) {

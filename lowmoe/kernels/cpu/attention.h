@@ -36,6 +36,7 @@ struct AttentionLayer {
   float clamp;         // queries, keys and values are kept within +-clamp; infinity for none
   const float* sinks;  // [n_heads], each head's score of nothing; or null
   bool gated;          // what heads put out is multiplied by the sigmoid of gates [q_size]
+  float kept;          // x becomes kept * norm(x) before anything is added; 0 if it stays as it is
 
   size_t q_size() const { return n_heads * head_size; }
   size_t kv_size() const { return n_kv_heads * head_size; }

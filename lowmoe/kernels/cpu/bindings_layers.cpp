@@ -18,6 +18,7 @@
 #include "lowmoe/kernels/cpu/kv_cache.h"
 #include "lowmoe/kernels/cpu/kv_pages.h"
 #include "lowmoe/kernels/cpu/layers.h"
+#include "lowmoe/kernels/cpu/lightning.h"
 #include "lowmoe/kernels/cpu/pool.h"
 #include "lowmoe/kernels/cpu/probe.h"
 
@@ -84,17 +85,41 @@ struct BoundAttention : Bound<Attention, AttentionLayer> {
             "the cache is another model's");
   }
 };
+void check_count(const Engine& engine, size_t n) {
+  require(n > 0 && n <= engine.max_tokens(), "no tokens, or more than the engine was made for");
+}
+
 struct BoundDeltaNet : Bound<DeltaNet, DeltaLayer> {
   const Engine& engine;
 };
+
+struct BoundLightning : Bound<Lightning, LightningLayer> {
+  const Engine& engine;
+};
+
+// (after how many tokens, maps)
+void run_lightning(BoundLightning& self, size_t layer_id, Address maps,
+                   const std::vector<std::tuple<size_t, Address>>& stops, Address x, size_t n) {
+  check_count(self.engine, n);
+  const LightningLayer& layer = self.layer(layer_id);
+  std::vector<LightningStop> found;
+  size_t last = 0;
+  for (const auto& [end, to_maps] : stops) {
+    require(end > last, "stops out of order");
+    last = end;
+    found.push_back({end, at<float>(to_maps)});
+  }
+  require(last == n, "the last stop must be after the last token");
+  nb::gil_scoped_release unlocked;
+  self.operation.run(layer, at<const float>(maps), found, at<float>(x), n);
+}
 
 // (after how many tokens, window, maps)
 using GivenStop = std::tuple<size_t, Address, Address>;
 
 void run_delta_net(BoundDeltaNet& self, size_t layer_id, Address window, Address maps,
                    const std::vector<GivenStop>& stops, Address x, size_t n) {
-  require(n > 0 && n <= self.engine.max_tokens(),
-          "no tokens, or more than the engine was made for");
+  check_count(self.engine, n);
   const DeltaLayer& layer = self.layer(layer_id);
   std::vector<DeltaStop> found;
   size_t last = 0;
@@ -118,10 +143,6 @@ struct BoundEnds {
   const Engine& engine;
   size_t n_vocab;
 };
-
-void check_count(const Engine& engine, size_t n) {
-  require(n > 0 && n <= engine.max_tokens(), "no tokens, or more than the engine was made for");
-}
 
 ExpertParts parts_of(size_t id, const std::vector<Address>& addresses) {
   require(!addresses.empty() && addresses.size() <= layout::kMaxPlanes, "1 to 3 parts");
@@ -274,7 +295,8 @@ void bind_layers(nb::module_& m) {
              const Linear& out, Address frequencies, size_t n_heads, size_t n_kv_heads,
              size_t head_size, size_t window, size_t rope_size, float rope_length,
              float score_scale, Address qkv_bias, Address out_bias, int head_norm, Address q_norm,
-             Address k_norm, float head_norm_epsilon, float clamp, Address sinks, bool gated) {
+             Address k_norm, float head_norm_epsilon, float clamp, Address sinks, bool gated,
+             float kept) {
             new (self) AttentionLayer{at<const float>(norm),
                                       norm_epsilon,
                                       qkv,
@@ -296,7 +318,8 @@ void bind_layers(nb::module_& m) {
                                       head_norm_epsilon,
                                       clamp,
                                       at<const float>(sinks),
-                                      gated};
+                                      gated,
+                                      kept};
             require(n_kv_heads > 0 && n_heads % n_kv_heads == 0 && head_size % 2 == 0 &&
                         qkv.w.shape.n_out == self->n_qkv() &&
                         out.w.shape.n_in == n_heads * head_size &&
@@ -310,7 +333,7 @@ void bind_layers(nb::module_& m) {
           nb::kw_only(), "norm"_a, "norm_epsilon"_a, "qkv"_a, "out"_a, "frequencies"_a, "n_heads"_a,
           "n_kv_heads"_a, "head_size"_a, "window"_a, "rope_size"_a, "rope_length"_a,
           "score_scale"_a, "qkv_bias"_a, "out_bias"_a, "head_norm"_a, "q_norm"_a, "k_norm"_a,
-          "head_norm_epsilon"_a, "clamp"_a, "sinks"_a, "gated"_a,
+          "head_norm_epsilon"_a, "clamp"_a, "sinks"_a, "gated"_a, "kept"_a,
           "Addresses of what a layer has not are 0; head_norm: 0 none, 1 before rope, 2 after it, "
           "3 of all heads together.");
 
@@ -392,6 +415,50 @@ void bind_layers(nb::module_& m) {
       .def("run", &run_delta_net, "layer_id"_a, "window"_a, "maps"_a, "stops"_a, "x"_a, "n"_a,
            "stops: (after how many tokens, where to leave the window, and the maps).");
 
+  nb::class_<LightningLayer>(m, "LightningLayer", "lightning.h")
+      .def(
+          "__init__",
+          [](LightningLayer* self, Address norm, float norm_epsilon, const Linear& qkv,
+             const Linear& gate, const Linear& out, Address remains, Address out_norm,
+             float out_norm_epsilon, float kept, size_t n_heads, size_t head_size) {
+            new (self) LightningLayer{at<const float>(norm),
+                                      norm_epsilon,
+                                      qkv,
+                                      gate,
+                                      out,
+                                      at<const float>(remains),
+                                      at<const float>(out_norm),
+                                      out_norm_epsilon,
+                                      kept,
+                                      qkv.w.shape.n_in,
+                                      n_heads,
+                                      head_size};
+            const size_t q_size = self->q_size(), n_hidden = self->n_hidden;
+            require(q_size > 0 && qkv.w.shape.n_out == 3 * q_size && gate.w.shape.n_out == q_size &&
+                        gate.w.shape.n_in == n_hidden && out.w.shape.n_in == q_size &&
+                        out.w.shape.n_out == n_hidden,
+                    "the heads do not fit the matrices");
+          },
+          nb::kw_only(), "norm"_a, "norm_epsilon"_a, "qkv"_a, "gate"_a, "out"_a, "remains"_a,
+          "out_norm"_a, "out_norm_epsilon"_a, "kept"_a, "n_heads"_a, "head_size"_a);
+
+  nb::class_<BoundLightning>(m, "Lightning", "lightning.h")
+      .def(
+          "__init__",
+          [](BoundLightning* self, Engine& engine, const std::vector<LightningLayer>& layers) {
+            require(!layers.empty(), "no layers");
+            for (const LightningLayer& layer : layers) {
+              const LightningLayer& like = layers.front();
+              require(layer.n_hidden == like.n_hidden && layer.n_heads == like.n_heads &&
+                          layer.head_size == like.head_size,
+                      "layers of different sizes");
+            }
+            new (self) BoundLightning{{layers, Lightning(engine, layers.front())}, engine};
+          },
+          "engine"_a, "layers"_a, nb::keep_alive<1, 2>())
+      .def("run", &run_lightning, "layer_id"_a, "maps"_a, "stops"_a, "x"_a, "n"_a,
+           "stops: (after how many tokens, where to leave the maps).");
+
   nb::class_<Router>(m, "Router", "router.h")
       .def(
           "__init__",
@@ -430,7 +497,7 @@ void bind_layers(nb::module_& m) {
           [](ExpertsLayer* self, Address norm, float norm_epsilon, const Router& router,
              Address d_in, Address d_inner, size_t n_hidden, size_t n_experts, size_t n_inner,
              float steepness, float shift, float limit, Address gate_up_bias, Address down_bias,
-             const SharedExpert* shared) {
+             const SharedExpert* shared, float kept) {
             const size_t n_active = router.n_active;
             require(
                 n_experts == 0 ? n_active == 0 && shared : 0 < n_active && n_active <= n_experts,
@@ -454,11 +521,12 @@ void bind_layers(nb::module_& m) {
                                     {steepness, shift, limit},
                                     at<const float>(gate_up_bias),
                                     at<const float>(down_bias),
-                                    shared ? std::optional(*shared) : std::nullopt};
+                                    shared ? std::optional(*shared) : std::nullopt,
+                                    kept};
           },
           nb::kw_only(), "norm"_a, "norm_epsilon"_a, "router"_a, "d_in"_a, "d_inner"_a,
           "n_hidden"_a, "n_experts"_a, "n_inner"_a, "steepness"_a, "shift"_a, "limit"_a,
-          "gate_up_bias"_a, "down_bias"_a, "shared"_a.none());
+          "gate_up_bias"_a, "down_bias"_a, "shared"_a.none(), "kept"_a);
 
   nb::class_<BoundExperts>(m, "Experts", "experts.h")
       .def(

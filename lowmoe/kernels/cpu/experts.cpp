@@ -286,6 +286,7 @@ void Experts::add(const ExpertsLayer& layer, const float* weights, size_t n, flo
   const size_t n_shares = divide_up(layer.n_hidden, kSummedTogether);
   const size_t n_active = layer.n_active();
   engine_.pool().run([&](Team& team) {
+    engine_.keep_normed(team, normed_.data(), layer.kept, n, layer.n_hidden, x);
     if (n_active > 0) {
       team.each("weighted sum", n * n_shares, [&](size_t unit) {
         const size_t t = unit / n_shares, first = unit % n_shares * kSummedTogether;

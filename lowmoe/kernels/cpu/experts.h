@@ -45,6 +45,7 @@ struct ExpertsLayer {
   const float* gate_up_bias;  // [n_experts][2 * n_inner], gate's first, or null
   const float* down_bias;     // [n_experts][n_hidden], or null
   std::optional<SharedExpert> shared;
+  float kept;  // x becomes kept * norm(x) before anything is added; 0 if it stays as it is
 
   int n_active() const { return router.n_active; }
 };
