@@ -22,11 +22,8 @@ DeltaNet::DeltaNet(Engine& engine, const DeltaLayer& like)
       read_(engine.max_tokens() * like.n_values()),
       rates_(engine.max_tokens() * 2 * like.n_heads),
       ones_(std::max(like.key_size, like.group() * like.value_size)),
-      // No cache line of two threads.
-      floats_of_thread_(layout::round_up(2 * like.value_size, 16)),
       rounded_in_(engine.max_tokens(), like.n_hidden),
       rounded_out_(engine.max_tokens(), like.n_values()) {
-  thread_floats_ = Buffer<float>(engine.pool().size() * floats_of_thread_);
   std::fill_n(ones_.data(), ones_.size(), 1.0f);
 }
 
@@ -115,46 +112,29 @@ void DeltaNet::keep_windows(Team& team, const DeltaLayer& layer, const float* wi
 // Takes every head's state through the tokens, and reads it after each.
 void DeltaNet::read(Team& team, const DeltaLayer& layer, const float* maps,
                     std::span<const DeltaStop> stops) {
+  const VectorKernels& v = *engine_.isa().vector;
   const size_t size = layer.key_size * layer.value_size;
   team.each("delta net's states", layer.n_heads, [&](size_t head) {
     const float* from = maps + head * size;
     size_t t = 0;
     for (const DeltaStop& stop : stops) {
-      float* map = stop.state.maps + head * size;
-      std::memcpy(map, from, size * sizeof(float));
-      for (; t < stop.end; t++) step(layer, team.thread(), t, head, map);
-      from = map;
+      float* to = stop.state.maps + head * size;
+      for (; t < stop.end; t++, from = to) {
+        v.step_state(step_of(layer, t, head), from, to,
+                     read_.data() + (t * layer.n_heads + head) * layer.value_size);
+      }
     }
   });
 }
 
-void DeltaNet::step(const DeltaLayer& layer, int thread, size_t t, size_t head, float* map) {
-  const VectorKernels& v = *engine_.isa().vector;
-  const size_t n_rows = layer.key_size, n_columns = layer.value_size;
+StateStep DeltaNet::step_of(const DeltaLayer& layer, size_t t, size_t head) const {
   const float* token = mixed_.data() + t * layer.n_mixed();
-  const float* query = token + head / layer.group() * n_rows;
-  const float* key = query + layer.n_keys();
-  const float* value = token + 2 * layer.n_keys() + head * n_columns;
+  const float* query = token + head / layer.group() * layer.key_size;
+  const float* value = token + 2 * layer.n_keys() + head * layer.value_size;
   const float* rates = rates_.data() + 2 * (t * layer.n_heads + head);
-  const float correction = rates[0], remains = rates[1];
-  float* known = thread_floats_.data() + thread * floats_of_thread_;
-  float* added = known + n_columns;
-  float* out = read_.data() + t * layer.n_values() + head * n_columns;
-  std::fill_n(known, n_columns, 0.0f);
-  std::fill_n(out, n_columns, 0.0f);
-  for (size_t i = 0; i < n_rows; i++) {
-    v.add_scaled(map + i * n_columns, key[i], n_columns, known);
-    v.add_scaled(map + i * n_columns, query[i], n_columns, out);
-  }
-  const float both = v.dot(query, key, n_rows);
-  for (size_t j = 0; j < n_columns; j++) {
-    added[j] = correction * (value[j] - remains * known[j]);
-    out[j] = remains * out[j] + both * added[j];
-  }
-  for (size_t i = 0; i < n_rows; i++) {
-    float* line = map + i * n_columns;
-    for (size_t j = 0; j < n_columns; j++) line[j] = remains * line[j] + key[i] * added[j];
-  }
+  return {
+      query, query + layer.n_keys(), value, layer.key_size, layer.value_size, rates[1], rates[0],
+      true};
 }
 
 void DeltaNet::gate(Team& team, const DeltaLayer& layer, size_t n) {

@@ -61,7 +61,7 @@ class DeltaNet {
                     std::span<const DeltaStop> stops);
   void read(Team& team, const DeltaLayer& layer, const float* maps,
             std::span<const DeltaStop> stops);
-  void step(const DeltaLayer& layer, int thread, size_t t, size_t head, float* map);
+  StateStep step_of(const DeltaLayer& layer, size_t t, size_t head) const;
   void gate(Team& team, const DeltaLayer& layer, size_t n);
   const float* row(const float* window, const DeltaLayer& layer, size_t at) const;
 
@@ -69,8 +69,6 @@ class DeltaNet {
   Buffer<float> normed_, parts_, mixed_, read_;
   Buffer<float> rates_;  // [n][n_heads][2]: how much is corrected, and what remains of the state
   Buffer<float> ones_;
-  Buffer<float> thread_floats_;  // each thread's own
-  size_t floats_of_thread_;
   RoundedBuffer rounded_in_, rounded_out_;
 };
 

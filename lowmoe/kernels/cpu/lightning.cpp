@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 namespace lowmoe {
 
@@ -51,33 +50,22 @@ void Lightning::run(const LightningLayer& layer, const float* maps,
 // Takes every head's state through the tokens, and reads it after each.
 void Lightning::read(Team& team, const LightningLayer& layer, const float* maps,
                      std::span<const LightningStop> stops) {
-  const size_t size = layer.head_size * layer.head_size;
+  const VectorKernels& v = *engine_.isa().vector;
+  const size_t size = layer.head_size, q_size = layer.q_size();
   team.each("attention's states", layer.n_heads, [&](size_t head) {
-    const float* from = maps + head * size;
+    const float* from = maps + head * size * size;
     size_t t = 0;
     for (const LightningStop& stop : stops) {
-      float* map = stop.maps + head * size;
-      std::memcpy(map, from, size * sizeof(float));
-      for (; t < stop.end; t++) step(layer, t, head, map);
-      from = map;
+      float* to = stop.maps + head * size * size;
+      for (; t < stop.end; t++, from = to) {
+        const float* query = qkv_.data() + t * 3 * q_size + head * size;
+        const StateStep token{query, query + q_size, query + 2 * q_size,
+                              size,  size,           layer.remains[head],
+                              1.0f,  false};
+        v.step_state(token, from, to, read_.data() + t * q_size + head * size);
+      }
     }
   });
-}
-
-void Lightning::step(const LightningLayer& layer, size_t t, size_t head, float* map) {
-  const VectorKernels& v = *engine_.isa().vector;
-  const size_t size = layer.head_size;
-  const float* query = qkv_.data() + (t * 3 * layer.n_heads + head) * size;
-  const float* key = query + layer.q_size();
-  const float* value = key + layer.q_size();
-  const float remains = layer.remains[head];
-  float* out = read_.data() + (t * layer.n_heads + head) * size;
-  std::fill_n(out, size, 0.0f);
-  for (size_t i = 0; i < size; i++) {
-    float* line = map + i * size;
-    for (size_t j = 0; j < size; j++) line[j] = remains * line[j] + key[i] * value[j];
-    v.add_scaled(line, query[i], size, out);
-  }
 }
 
 }  // namespace lowmoe

@@ -45,7 +45,6 @@ class Lightning {
  private:
   void read(Team& team, const LightningLayer& layer, const float* maps,
             std::span<const LightningStop> stops);
-  void step(const LightningLayer& layer, size_t t, size_t head, float* map);
 
   Engine& engine_;
   Buffer<float> normed_, qkv_, gate_, read_, ones_;

@@ -6,6 +6,7 @@
 #include "lowmoe/kernels/cpu/vector_block.h"
 #include "lowmoe/kernels/cpu/vector_math.h"
 #include "lowmoe/kernels/cpu/vector_round.h"
+#include "lowmoe/kernels/cpu/vector_state.h"
 
 namespace lowmoe::vector {
 
@@ -15,7 +16,7 @@ constexpr VectorKernels kernels() {
           silu_multiply<S>, dot<S>,
           add_scaled<S>,    rotate<S>,
           store_head<S>,    attend_part<S>,
-          attend_block<S>};
+          attend_block<S>,  step_state<S>};
 }
 
 }  // namespace lowmoe::vector
