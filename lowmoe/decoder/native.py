@@ -6,7 +6,6 @@ Ignorant of:  files, what instruction sets there are.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -15,19 +14,17 @@ from torch import Tensor
 from lowmoe.decoder.abilities import lacking
 from lowmoe.decoder.computation import Cache, layer_by_layer
 from lowmoe.decoder.moe import Routing
+from lowmoe.decoder.native_norms import kept, norm_epsilons
+from lowmoe.decoder.native_states import NativeStates, numbered
 from lowmoe.decoder.rope import rope_frequencies, rope_length
-from lowmoe.decoder.state_cache import StatefulCache, states_bytes, stops
+from lowmoe.decoder.state_cache import StatefulCache, states_bytes
 from lowmoe.decoder.weights import DenseWeights, LayerWeights
 from lowmoe.experts.store import ExpertStore
 from lowmoe.kernels import cpu
 from lowmoe.spec import (
-    Attention,
-    GatedDeltaNet,
     GroupedQueryAttention,
     HeadNorm,
-    LightningAttention,
     ModelSpec,
-    NormedResidual,
     Rope,
     Router,
     SigmoidRouter,
@@ -102,23 +99,11 @@ class NativeComputation:
         self._frequencies: dict[object, Tensor] = {}
         self._no_choice = torch.zeros(1, spec.n_hidden)
         self._n_context = n_context
-        # Each kind of attention counts its own layers.
-        self._whole = _numbered(spec, GroupedQueryAttention)
-        self._deltas = _numbered(spec, GatedDeltaNet)
+        self._whole = numbered(spec, GroupedQueryAttention)
         self._attention = cpu.Attention(
             self._engine, [self._attention_layer(i) for i in self._whole], max_context=n_context
         )
-        self._delta_net = None
-        if self._deltas:
-            self._taps = {i: self._taps_of(i) for i in self._deltas}
-            layers = [self._delta_layer(i) for i in self._deltas]
-            self._delta_net = cpu.DeltaNet(self._engine, layers)
-        self._lightnings = _numbered(spec, LightningAttention)
-        self._lightning = None
-        if self._lightnings:
-            self._remains = {i: _remains(spec.layers[i].attention) for i in self._lightnings}
-            lightnings = [self._lightning_layer(i) for i in self._lightnings]
-            self._lightning = cpu.Lightning(self._engine, lightnings)
+        self._states = NativeStates(spec, weights, self._engine, self._linear)
         self._experts = cpu.Experts(
             self._engine, [self._experts_layer(i) for i in range(len(spec.layers))]
         )
@@ -137,7 +122,8 @@ class NativeComputation:
         """Scratch, and the few tensors that go from call to call."""
         experts = self._spec.uniform_experts()
         per_token = 4 * (2 * self._spec.n_hidden + 3 * experts.router.n_active) + 8
-        return self._scratch_bytes + per_token * self.max_tokens + 4 * self._spec.n_vocab
+        own = self._scratch_bytes + self._states.n_bytes
+        return own + per_token * self.max_tokens + 4 * self._spec.n_vocab
 
     def new_cache(self, capacity: int) -> NativeCache:
         attention = self._like
@@ -169,7 +155,7 @@ class NativeComputation:
 
     def run_layers(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
         """In place; in one call once every expert is in RAM."""
-        if not store.is_complete or self._deltas or self._lightnings:
+        if not store.is_complete or self._states:
             return layer_by_layer(self, len(self._spec.layers), x, cache, store)
         pages = self._pages(cache, x.shape[0])
         layers = self._layers_over(store)
@@ -190,46 +176,12 @@ class NativeComputation:
         """Adds to x in place."""
         assert isinstance(cache, NativeCache)
         n_tokens = x.shape[0]
-        if layer_id in self._deltas:
-            return self._through_delta_net(x, layer_id, cache)
-        if layer_id in self._lightnings:
-            return self._through_lightning(x, layer_id, cache)
+        if layer_id in self._states:
+            self._states.run(x, layer_id, cache)
+            return x
         pages = self._pages(cache, n_tokens)
         number = self._whole[layer_id]
         self._attention.run(number, pages, cache.n_tokens, x.data_ptr(), n_tokens)
-        return x
-
-    def _through_delta_net(self, x: Tensor, layer_id: int, cache: NativeCache) -> Tensor:
-        assert self._delta_net is not None
-        kept, first = cache.states[layer_id], cache.n_tokens
-        window, maps = kept.at(first)
-        found = [(end, kept.empty()) for end in stops(x.shape[0])]
-        self._delta_net.run(
-            self._deltas[layer_id],
-            window.data_ptr(),
-            maps.data_ptr(),
-            [(end, state[0].data_ptr(), state[1].data_ptr()) for end, state in found],
-            x.data_ptr(),
-            x.shape[0],
-        )
-        for end, state in found:
-            kept.put(first + end, state)
-        return x
-
-    def _through_lightning(self, x: Tensor, layer_id: int, cache: NativeCache) -> Tensor:
-        assert self._lightning is not None
-        kept, first = cache.states[layer_id], cache.n_tokens
-        (maps,) = kept.at(first)
-        found = [(end, kept.empty()) for end in stops(x.shape[0])]
-        self._lightning.run(
-            self._lightnings[layer_id],
-            maps.data_ptr(),
-            [(end, state[0].data_ptr()) for end, state in found],
-            x.data_ptr(),
-            x.shape[0],
-        )
-        for end, state in found:
-            kept.put(first + end, state)
         return x
 
     def route(self, x: Tensor, layer_id: int) -> Routing:
@@ -310,50 +262,7 @@ class NativeComputation:
             clamp=math.inf if spec.clamp is None else spec.clamp,
             sinks=_address(weights.optional("sinks")),
             gated=spec.gated,
-            kept=_kept(self._spec.layers[layer_id].attention_residual),
-        )
-
-    def _lightning_layer(self, layer_id: int) -> cpu.LightningLayer:
-        weights, layer = self.weights.layers[layer_id], self._spec.layers[layer_id]
-        spec = layer.attention
-        assert isinstance(spec, LightningAttention)
-        return cpu.LightningLayer(
-            norm=weights.attention_norm.data_ptr(),
-            norm_epsilon=norm_epsilons(self._spec).attention[layer_id],
-            qkv=self._linear(weights.qkv),
-            gate=self._linear(weights.parts["attention_gate"]),
-            out=self._linear(weights.attention_out),
-            remains=self._remains[layer_id].data_ptr(),
-            out_norm=weights.vector("lightning_norm").data_ptr(),
-            out_norm_epsilon=spec.norm_epsilon,
-            kept=_kept(layer.attention_residual),
-            n_heads=spec.n_heads,
-            head_size=spec.head_size,
-        )
-
-    def _taps_of(self, layer_id: int) -> Tensor:
-        """As native code goes through them: [taps, channels]."""
-        return self.weights.layers[layer_id].vector("delta_taps").T.contiguous()
-
-    def _delta_layer(self, layer_id: int) -> cpu.DeltaLayer:
-        weights, spec = self.weights.layers[layer_id], self._spec.layers[layer_id].attention
-        assert isinstance(spec, GatedDeltaNet)
-        return cpu.DeltaLayer(
-            norm=weights.attention_norm.data_ptr(),
-            norm_epsilon=norm_epsilons(self._spec).attention[layer_id],
-            in_=self._linear(weights.parts["delta_in"]),
-            out=self._linear(weights.attention_out),
-            rates=weights.vector("delta_rates").data_ptr(),
-            taps=self._taps[layer_id].data_ptr(),
-            decay_bias=weights.vector("delta_decay_bias").data_ptr(),
-            log_decay=weights.vector("delta_log_decay").data_ptr(),
-            head_norm=weights.vector("delta_norm").data_ptr(),
-            head_norm_epsilon=spec.norm_epsilon,
-            n_key_heads=spec.n_key_heads,
-            n_heads=spec.n_heads,
-            key_size=spec.key_size,
-            value_size=spec.value_size,
-            n_taps=spec.n_taps,
+            kept=kept(self._spec.layers[layer_id].attention_residual),
         )
 
     def _frequencies_of(self, rope: Rope, spec: GroupedQueryAttention) -> Tensor:
@@ -405,7 +314,7 @@ def experts_layer(
         gate_up_bias=_address(weights.optional("gate_up_bias")),
         down_bias=_address(weights.optional("down_bias")),
         shared=shared,
-        kept=_kept(spec.layers[layer_id].feed_forward_residual),
+        kept=kept(spec.layers[layer_id].feed_forward_residual),
     )
 
 
@@ -424,48 +333,6 @@ def _router(weights: LayerWeights, kind: Router, no_choice: Tensor) -> cpu.Route
         n_groups_active=1 if sigmoid is None else sigmoid.n_groups_active,
         scale=1.0 if sigmoid is None else sigmoid.scale,
     )
-
-
-def _numbered(spec: ModelSpec, kind: type) -> dict[int, int]:
-    """The layers of a kind of attention, by their ids, counted from 0."""
-    found = [i for i, layer in enumerate(spec.layers) if isinstance(layer.attention, kind)]
-    return {layer_id: number for number, layer_id in enumerate(found)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NormEpsilons:
-    """Of the norms before each layer's attention and experts, and of the final one."""
-
-    attention: list[float]
-    experts: list[float]
-    final: float
-
-
-def norm_epsilons(spec: ModelSpec) -> NormEpsilons:
-    """As native code wants them, which adds all of what a layer computes.
-
-    Where r times that is to be added to x, or to a norm, x / r is what it keeps: norms divide r out
-    again, but for their epsilon.
-    """
-    found: list[float] = []
-    scale = spec.residual_scale
-    for layer in spec.layers:
-        for residual in (layer.attention_residual, layer.feed_forward_residual):
-            found.append(spec.norm_epsilon / scale**2)
-            scale = scale if residual is None else residual.added
-    return NormEpsilons(
-        attention=found[::2], experts=found[1::2], final=spec.norm_epsilon / scale**2
-    )
-
-
-def _kept(residual: NormedResidual | None) -> float:
-    return 0.0 if residual is None else residual.kept / residual.added
-
-
-def _remains(attention: Attention) -> Tensor:
-    """Of each head's state with every token, [A]."""
-    assert isinstance(attention, LightningAttention)
-    return torch.exp(-torch.tensor(attention.slopes))
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:
