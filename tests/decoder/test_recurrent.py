@@ -427,6 +427,24 @@ def test_natively_an_interrupted_pass_leaves_what_was_there(
         assert torch.equal(decoder.logits(decoder.forward(ids[70:], cache)), wanted[70:])
 
 
+def test_natively_a_prompt_asked_again_is_not_computed_again_and_scored_alike(
+    native: TrellisModel, ids: Tensor
+) -> None:
+    prompt = ids[:110].tolist()
+    with native.decoder(native.native()) as decoder:
+        session, scores = _session(decoder), []
+        for n_wanted in (0, 109):
+            n_kept = session.rewind(prompt[:-1])
+            assert n_kept == n_wanted
+            for _ in session.forward(prompt[n_kept:-1]):
+                pass
+            (hidden,) = session.forward(prompt[-1:])
+            scores.append(decoder.logits(hidden))
+            for token in range(30):  # an answer
+                list(session.forward([token]))
+    assert torch.equal(*scores)
+
+
 def test_natively_states_do_not_change_what_they_began_from(
     native: TrellisModel, ids: Tensor
 ) -> None:
