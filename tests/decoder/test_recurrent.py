@@ -470,3 +470,37 @@ def test_natively_caches_take_no_more_than_was_announced(native: TrellisModel, i
         before = cpu.allocated_bytes()
         decoder.forward(ids[:20], cache)
         assert cpu.allocated_bytes() - before == found
+
+
+@pytest.mark.parametrize(
+    ("ends", "count", "complaint"),
+    [
+        ([2, 1], 2, "stops out of order"),
+        ([0, 2], 2, "stops out of order"),
+        ([1], 2, "the last stop must be after the last token"),
+        ([3], 2, "the last stop must be after the last token"),
+        ([], 2, "the last stop must be after the last token"),
+        ([257], 257, "no tokens, or more than the engine was made for"),
+        ([0], 0, "no tokens, or more than the engine was made for"),
+    ],
+)
+def test_natively_stops_that_fit_no_pass_are_refused(
+    native: TrellisModel, ends: list[int], count: int, complaint: str
+) -> None:
+    states: Any = native.native()._states
+    x = torch.zeros(257, native.spec.n_hidden)
+    with pytest.raises(ValueError, match=complaint):
+        if states._delta_net is not None:
+            states._delta_net.run(0, 0, 0, [(end, 0, 0) for end in ends], x.data_ptr(), count)
+        else:
+            states._lightning.run(0, 0, [(end, 0) for end in ends], x.data_ptr(), count)
+
+
+def test_natively_a_layer_that_is_not_there_is_refused(native: TrellisModel) -> None:
+    states: Any = native.native()._states
+    x = torch.zeros(1, native.spec.n_hidden)
+    with pytest.raises(ValueError, match="no such layer"):
+        if states._delta_net is not None:
+            states._delta_net.run(2, 0, 0, [(1, 0, 0)], x.data_ptr(), 1)
+        else:
+            states._lightning.run(2, 0, [(1, 0)], x.data_ptr(), 1)
