@@ -1,21 +1,18 @@
 """Layers that keep states: what they compute, and how far a conversation can be taken back."""
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 import torch
+from conversations import interrupted, session_over
 from goldens import GOLDENS
 from hypothesis import given, settings
 from tiny_models import TinyModel, decoder_over, in_chunks, reference, reference_logits, spec_of
 from torch import Tensor
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
-from trellis_models import DEMANDING_SHAPES, TrellisModel, trellis_model
 
-from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.kv_cache import KvCache, cache_bytes
 from lowmoe.decoder.linear_attention import CHUNK, attend_state
 from lowmoe.decoder.state_cache import (
@@ -30,10 +27,8 @@ from lowmoe.decoder.state_cache import (
     states_bytes,
     stops,
 )
-from lowmoe.engine.generate import Session
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
-from lowmoe.kernels import cpu
 from tests.live_bytes import LiveBytes
 
 FAMILIES = ["minimax", "qwen3_5_moe_text", "qwen3_next"]
@@ -172,26 +167,6 @@ def test_an_answer_can_be_taken_back_to_where_its_prompt_ended(folder: Path, ids
         assert cache.keep(49) == 50 - TAIL_TOKENS
 
 
-def _interrupted(decoder: Decoder, at: int) -> Callable[[Tensor, KvCache], None]:
-    """A pass that ends in the middle of a layer, as Ctrl-C ends it."""
-    computation: Any = decoder.computation
-    mix = type(computation).mix
-
-    def stopping(self: Any, x: Tensor, routing: Any, layer_id: int, store: Any) -> Tensor:
-        if layer_id == at:
-            raise KeyboardInterrupt
-        found: Tensor = mix(self, x, routing, layer_id, store)
-        return found
-
-    def run(ids: Tensor, cache: KvCache) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(computation), "mix", stopping)
-            with pytest.raises(KeyboardInterrupt):
-                decoder.forward(ids, cache)
-
-    return run
-
-
 @pytest.mark.parametrize("at", [0, 1, 2])
 @pytest.mark.parametrize("count", [1, 30])
 def test_an_interrupted_pass_leaves_what_was_there(
@@ -201,20 +176,12 @@ def test_an_interrupted_pass_leaves_what_was_there(
         wanted = in_chunks(decoder, ids, [70, N_TOKENS - 70])
         cache = decoder.new_cache(N_TOKENS)
         assert isinstance(cache, KvCache)
-        _interrupted(decoder, at)(torch.full((count,), 5), cache)  # of an empty conversation
+        interrupted(decoder, at)(torch.full((count,), 5), cache)  # of an empty conversation
         decoder.forward(ids[:70], cache)
-        _interrupted(decoder, at)(torch.full((count,), 6), cache)
+        interrupted(decoder, at)(torch.full((count,), 6), cache)
         assert cache.n_tokens == 70
         rest = decoder.logits(decoder.forward(ids[70:], cache))
         assert torch.equal(rest, wanted[70:])
-
-
-def _session(decoder: Decoder) -> Session:
-    spec = decoder.spec
-    runtime: Any = SimpleNamespace(decoder=decoder, n_context=spec.context_length, spec=spec)
-    session = Session(runtime)
-    session.chunk_tokens = 40
-    return session
 
 
 def test_a_session_keeps_what_it_can_of_a_prompt_that_begins_its_answer_otherwise(
@@ -223,7 +190,7 @@ def test_a_session_keeps_what_it_can_of_a_prompt_that_begins_its_answer_otherwis
     prompt = ids[:110].tolist()
     other = [*prompt[:105], *range(40, 60)]  # the last words told the model how to answer
     with decoder_over(folder) as decoder:
-        session = _session(decoder)
+        session = session_over(decoder)
         for _ in session.forward(prompt):
             pass
         for token in (1, 2, 3):
@@ -238,11 +205,11 @@ def test_a_session_keeps_what_it_can_of_a_prompt_that_begins_its_answer_otherwis
 def test_a_session_goes_on_after_an_interruption(folder: Path, ids: Tensor) -> None:
     prompt = ids[:110].tolist()
     with decoder_over(folder) as decoder:
-        session = _session(decoder)
+        session = session_over(decoder)
         steps = session.forward(prompt)
         next(steps)
         cache: Any = session._cache
-        _interrupted(decoder, 1)(ids[40:80], cache)
+        interrupted(decoder, 1)(ids[40:80], cache)
         n_kept = session.rewind(prompt)
         assert n_kept == 40
         *_, found = session.forward(prompt[n_kept:])
@@ -374,133 +341,3 @@ def test_a_prefill_stays_within_the_memory_set_aside_for_it(family: str, tmp_pat
         working = decoder.computation.working_bytes
     announced = working + 2 * state_bytes(decoder.spec)  # those that a pass puts into the cache
     assert announced / 4 < live.peak <= announced
-
-
-# --- in native code
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        "delta nets on either side, gates behind attention",
-        "lightning on either side, norms kept",
-    ],
-)
-def native(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[TrellisModel]:
-    shape = DEMANDING_SHAPES[request.param]
-    with trellis_model(tmp_path_factory.mktemp("model") / "folder", shape) as model:
-        yield model
-
-
-@pytest.mark.parametrize("n_kept", [0, 60, 84, 100])
-def test_natively_a_conversation_is_taken_back_and_goes_on_bit_for_bit(
-    native: TrellisModel, ids: Tensor, n_kept: int
-) -> None:
-    with native.decoder(native.native()) as decoder:
-        cache = decoder.new_cache(N_TOKENS)
-        if n_kept:
-            decoder.forward(ids[:n_kept], cache)
-        wanted = decoder.logits(decoder.forward(ids[n_kept:], cache))
-        cache = decoder.new_cache(N_TOKENS)
-        if n_kept in (60, 84):
-            decoder.forward(ids[:n_kept], cache)
-        decoder.forward(ids[cache.n_tokens : 100], cache)
-        decoder.forward(torch.full((40,), 5), cache)
-        assert cache.keep(n_kept) == n_kept
-        found = decoder.logits(decoder.forward(ids[n_kept:], cache))
-    assert torch.equal(found, wanted)
-
-
-@pytest.mark.parametrize("at", [0, 1, 2])
-@pytest.mark.parametrize("count", [1, 30])
-def test_natively_an_interrupted_pass_leaves_what_was_there(
-    native: TrellisModel, ids: Tensor, at: int, count: int
-) -> None:
-    with native.decoder(native.native()) as decoder:
-        wanted = in_chunks(decoder, ids, [70, N_TOKENS - 70])
-        cache: Any = decoder.new_cache(N_TOKENS)
-        decoder.forward(ids[:70], cache)
-        _interrupted(decoder, at)(torch.full((count,), 6), cache)
-        assert cache.n_tokens == 70
-        assert torch.equal(decoder.logits(decoder.forward(ids[70:], cache)), wanted[70:])
-
-
-def test_natively_a_prompt_asked_again_is_not_computed_again_and_scored_alike(
-    native: TrellisModel, ids: Tensor
-) -> None:
-    prompt = ids[:110].tolist()
-    with native.decoder(native.native()) as decoder:
-        session, scores = _session(decoder), []
-        for n_wanted in (0, 109):
-            n_kept = session.rewind(prompt[:-1])
-            assert n_kept == n_wanted
-            for _ in session.forward(prompt[n_kept:-1]):
-                pass
-            (hidden,) = session.forward(prompt[-1:])
-            scores.append(decoder.logits(hidden))
-            for token in range(30):  # an answer
-                list(session.forward([token]))
-    assert torch.equal(*scores)
-
-
-def test_natively_states_do_not_change_what_they_began_from(
-    native: TrellisModel, ids: Tensor
-) -> None:
-    with native.decoder(native.native()) as decoder:
-        cache: Any = decoder.new_cache(N_TOKENS)
-        decoder.forward(ids[:50], cache)
-        kept = {i: layer.at(50) for i, layer in cache.states.items()}
-        before = {i: [t.clone() for t in state] for i, state in kept.items()}
-        decoder.forward(ids[50:90], cache)
-    for layer_id, state in kept.items():
-        assert all(map(torch.equal, state, before[layer_id]))
-        assert all(t.isfinite().all() and t.any() for t in state)
-
-
-def test_natively_caches_take_no_more_than_was_announced(native: TrellisModel, ids: Tensor) -> None:
-    computation = native.native()
-    one = cpu.kv_head_bytes("float16", 16)
-    # Of three layers one has keys and values, two heads each.
-    found = computation.cache_bytes(1) - states_bytes(native.spec)
-    assert found == 2 * 2 * one * cpu.PAGE_TOKENS
-    with native.decoder(computation) as decoder:
-        cache: Any = decoder.new_cache(1024)
-        before = cpu.allocated_bytes()
-        decoder.forward(ids[:20], cache)
-        assert cpu.allocated_bytes() - before == found
-
-
-@pytest.mark.parametrize(
-    ("ends", "count", "complaint"),
-    [
-        ([2, 1], 2, "stops out of order"),
-        ([0, 2], 2, "stops out of order"),
-        ([1], 2, "the last stop must be after the last token"),
-        ([3], 2, "the last stop must be after the last token"),
-        ([], 2, "the last stop must be after the last token"),
-        ([257], 257, "no tokens, or more than the engine was made for"),
-        ([0], 0, "no tokens, or more than the engine was made for"),
-    ],
-)
-def test_natively_stops_that_fit_no_pass_are_refused(
-    native: TrellisModel, ends: list[int], count: int, complaint: str
-) -> None:
-    states: Any = native.native()._states
-    x = torch.zeros(257, native.spec.n_hidden)
-    with pytest.raises(ValueError, match=complaint):
-        if states._delta_net is not None:
-            states._delta_net.run(0, 0, 0, [(end, 0, 0) for end in ends], x.data_ptr(), count)
-        else:
-            states._lightning.run(0, 0, [(end, 0) for end in ends], x.data_ptr(), count)
-
-
-def test_natively_a_layer_that_is_not_there_is_refused(native: TrellisModel) -> None:
-    states: Any = native.native()._states
-    x = torch.zeros(1, native.spec.n_hidden)
-    with pytest.raises(ValueError, match="no such layer"):
-        if states._delta_net is not None:
-            states._delta_net.run(2, 0, 0, [(1, 0, 0)], x.data_ptr(), 1)
-        else:
-            states._lightning.run(2, 0, [(1, 0)], x.data_ptr(), 1)
