@@ -38,4 +38,6 @@ def gguf_family(config: Mapping[str, Any], values: Mapping[str, Any], names: Set
     """The family of that config, with the names that the file has.  names: of its tensors."""
     family = read_config(config)
     ignored = tuple(name.format(n_layers=len(family.spec.layers)) for name in IGNORED)
-    return replace(family, table=table(str(values[ARCHITECTURE]), names), ignored=ignored)
+    return replace(
+        family, table=table(str(values[ARCHITECTURE]), names), ignored=ignored, others={}
+    )
