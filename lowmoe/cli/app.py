@@ -66,6 +66,10 @@ Misses = Annotated[
         "when needed) or auto, which measures."
     ),
 ]
+HideThinking = Annotated[
+    bool,
+    typer.Option("--hide-thinking", help="Show answers without what the model thinks before them."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 Calibration = Annotated[
     Path | None, typer.Option(help="Text to calibrate on. Default: the one that comes with lowmoe.")
@@ -108,6 +112,7 @@ def run(
         list[str] | None, typer.Option(help="Text that ends an answer; may be given several times.")
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    hide_thinking: HideThinking = False,
     trace_timeline: TraceTimeline = None,
     json: Json = False,
 ) -> None:
@@ -121,6 +126,7 @@ def run(
             chat=chat or system is not None,
             system=system,
             json=json,
+            hide_thinking=hide_thinking,
             timeline=trace_timeline,
         ),
         _load_options(gpu, bits, ram, vram, threads, context, kv, misses),
