@@ -241,6 +241,9 @@ def bench(
             help="Random weights of that model's shape (an alias or a config.json): no download.",
         ),
     ] = False,
+    layers: Annotated[
+        int | None, typer.Option(help="With --synthetic: the first so many layers of that shape.")
+    ] = None,
     gpu: Gpu = "auto",
     bits: Bits = "auto",
     ram: Ram = None,
@@ -269,7 +272,15 @@ def bench(
         runs=runs, prompt_tokens=prompt_tokens, new_tokens=new_tokens, profile=profile
     )
     load = _load_options(gpu, bits, ram, vram, threads, context, kv, misses, sequences)
-    bench_command(model, options, load, synthetic=synthetic, json=json, timeline=trace_timeline)
+    bench_command(
+        model,
+        options,
+        load,
+        synthetic=synthetic,
+        json=json,
+        layers=layers,
+        timeline=trace_timeline,
+    )
 
 
 @app.command(name="plan")
@@ -429,11 +440,19 @@ def verify(model: OptionalModel = "demo") -> None:
 
 
 @app.command(name="list")
-def list_(json: Json = False) -> None:
+def list_(
+    aliases: Annotated[
+        bool, typer.Option("--aliases", help="What can be pulled by a short name, instead.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """The models on this machine."""
-    from lowmoe.cli.manage import list_command
+    from lowmoe.cli.manage import list_aliases_command, list_command
 
-    list_command(json=json)
+    if aliases:
+        list_aliases_command(json=json)
+    else:
+        list_command(json=json)
 
 
 @app.command()
