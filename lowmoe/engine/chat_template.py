@@ -6,7 +6,7 @@ Ignorant of:  tokens, how many messages fit the context, what the model answers.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 import minijinja
@@ -171,6 +171,7 @@ def _environment(source: str, *, fuel: int) -> minijinja.Environment:
         pycompat=True,
         auto_escape_callback=lambda name: False,
         filters={"tojson": _tojson},
+        tests={"iterable": _is_iterable},
         globals={"raise_exception": _raise_exception, "strftime_now": _strftime_now},
     )
     try:
@@ -193,6 +194,11 @@ def _raise_exception(message: object) -> None:
 
 def _strftime_now(pattern: str) -> str:
     return datetime.now().strftime(pattern)
+
+
+def _is_iterable(value: object) -> bool:
+    """Stand in for minijinja's test, to which None is iterable."""
+    return isinstance(value, Iterable)
 
 
 def _tojson(
