@@ -167,6 +167,7 @@ class Model:
         seed: int | None = None,
         stop: Sequence[str] | None = None,
         max_new_tokens: int | None = None,
+        hide_thinking: bool = False,
     ) -> str: ...
 
     @overload
@@ -182,6 +183,7 @@ class Model:
         seed: int | None = None,
         stop: Sequence[str] | None = None,
         max_new_tokens: int | None = None,
+        hide_thinking: bool = False,
     ) -> list[str]: ...
 
     def generate(
@@ -196,8 +198,11 @@ class Model:
         seed: int | None = None,
         stop: Sequence[str] | None = None,
         max_new_tokens: int | None = None,
+        hide_thinking: bool = False,
     ) -> str | list[str]:
         """The whole answer, without the prompt, or of a list of prompts all their answers.
+
+        hide_thinking: without what a reasoning model thinks before it, and the marks around that.
 
         Arguments and errors are stream's; several are decoded together as stream_all does.
         """
@@ -214,7 +219,8 @@ class Model:
         prompts = _several(prompt)
         answers = [""] * len(prompts)
         for index, token in self.stream_all(prompts, [options] * len(prompts)):
-            answers[index] += token.text
+            if token.kind == "answer" or not hide_thinking:
+                answers[index] += token.text
         return answers if prompts is prompt else answers[0]
 
     def logits(self, ids: Sequence[int]) -> Tensor:

@@ -80,6 +80,10 @@ Misses = Annotated[
         "when needed) or auto, which measures."
     ),
 ]
+HideThinking = Annotated[
+    bool,
+    typer.Option("--hide-thinking", help="Show answers without what the model thinks before them."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 Calibration = Annotated[
     Path | None, typer.Option(help="Text to calibrate on. Default: the one that comes with lowmoe.")
@@ -124,6 +128,7 @@ def run(
         list[str] | None, typer.Option(help="Text that ends an answer; may be given several times.")
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    hide_thinking: HideThinking = False,
     trace_timeline: TraceTimeline = None,
     json: Json = False,
 ) -> None:
@@ -137,6 +142,7 @@ def run(
             chat=chat or system is not None,
             system=system,
             json=json,
+            hide_thinking=hide_thinking,
             timeline=trace_timeline,
         ),
         _load_options(
@@ -257,6 +263,9 @@ def bench(
             help="Random weights of that model's shape (an alias or a config.json): no download.",
         ),
     ] = False,
+    layers: Annotated[
+        int | None, typer.Option(help="With --synthetic: the first so many layers of that shape.")
+    ] = None,
     gpu: Gpu = "auto",
     bits: Bits = "auto",
     ram: Ram = None,
@@ -299,7 +308,15 @@ def bench(
         miss_planes,
         sequences,
     )
-    bench_command(model, options, load, synthetic=synthetic, json=json, timeline=trace_timeline)
+    bench_command(
+        model,
+        options,
+        load,
+        synthetic=synthetic,
+        json=json,
+        layers=layers,
+        timeline=trace_timeline,
+    )
 
 
 @app.command(name="plan")
@@ -470,11 +487,19 @@ def verify(model: OptionalModel = "demo") -> None:
 
 
 @app.command(name="list")
-def list_(json: Json = False) -> None:
+def list_(
+    aliases: Annotated[
+        bool, typer.Option("--aliases", help="What can be pulled by a short name, instead.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """The models on this machine."""
-    from lowmoe.cli.manage import list_command
+    from lowmoe.cli.manage import list_aliases_command, list_command
 
-    list_command(json=json)
+    if aliases:
+        list_aliases_command(json=json)
+    else:
+        list_command(json=json)
 
 
 @app.command()

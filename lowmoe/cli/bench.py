@@ -21,6 +21,7 @@ from lowmoe.engine.runtime import Runtime
 from lowmoe.errors import UnknownModelError, UsageError
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES, near_names
+from lowmoe.families.fewer_layers import with_layers
 from lowmoe.library import models_home
 from lowmoe.loader.synthetic import write_synthetic
 from lowmoe.settings import read_settings
@@ -34,9 +35,13 @@ def bench_command(
     *,
     synthetic: bool,
     json: bool,
+    layers: int | None = None,
     timeline: Path | None = None,
 ) -> None:
-    """Print the machine, the medians and what the machine allows."""
+    """Print the machine, the medians and what the machine allows.
+
+    layers: of a synthetic model, if not all.
+    """
     for field in ("runs", "prompt_tokens", "new_tokens"):
         value = getattr(options, field)
         if value < 1:
@@ -46,8 +51,12 @@ def bench_command(
             f"--profile shows a token of one sequence, but --sequences is {load.sequences}. "
             "Leave one of them out."
         )
+    if layers is not None and not synthetic:
+        raise UsageError(
+            f"--layers {layers} cuts a shape, and needs --synthetic. Give both or neither."
+        )
     if synthetic:
-        name = str(_synthetic(name, load))
+        name = str(_synthetic(name, load, layers))
     with traced(load, timeline) as traced_load, load_model(name, traced_load) as model:
         if options.profile:
             require_native(model.runtime)
@@ -58,9 +67,17 @@ def bench_command(
         _show(result, _machine(model.runtime), json=json)
 
 
-def _synthetic(name: str, load: LoadOptions) -> Path:
+def _synthetic(name: str, load: LoadOptions, layers: int | None) -> Path:
     """The folder of random codes of that shape, written now if it is not there."""
     title, config = _shape(name)
+    if layers is not None:
+        title, config = f"{title}-{layers}layers", with_layers(config, layers)
+    family = read_config(config)
+    if not family.spec.n_experts_total:
+        raise UsageError(
+            f"--layers is {layers}, but the first {layers} layers of {name} have no experts. "
+            "Give more."
+        )
     bits = 4 if load.bits == "auto" else int(load.bits)
     folder = models_home(read_settings()) / f"synthetic-{title}-{bits}bit"
     recipe = Recipe(expert_planes=bits // SYMBOL_BITS)
@@ -68,7 +85,7 @@ def _synthetic(name: str, load: LoadOptions) -> Path:
         write_synthetic(
             folder,
             config,
-            read_config(config),
+            family,
             recipe,
             name=f"synthetic {title}",
             progress=lambda done, total: report.step("write", done, total, "spans"),

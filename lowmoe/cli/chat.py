@@ -4,7 +4,6 @@ Knows:        the commands, the conversation so far, keys.
 Ignorant of:  how an answer is made.
 """
 
-import sys
 import time
 from collections.abc import Callable
 
@@ -35,10 +34,18 @@ TWICE_WITHIN_S = 2.0
 
 
 class Chat:
-    """messages: the conversation, as chat messages."""
+    """messages: the conversation, as chat messages, without what the model thought."""
 
-    def __init__(self, model: Model, sampling: SamplingOptions, system: str | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        sampling: SamplingOptions,
+        system: str | None,
+        *,
+        hide_thinking: bool = False,
+    ) -> None:
         self.model, self.sampling, self.system = model, sampling, system
+        self.hide_thinking = hide_thinking
         self.messages: list[dict[str, str]] = []
         self._interrupted_at = -TWICE_WITHIN_S
         self._answered = False
@@ -99,9 +106,15 @@ class Chat:
         """Answer the last of messages; where that fails the conversation stays as it was."""
         head = [{"role": "system", "content": self.system}] if self.system else []
         with stopping(self.model) as interrupted:
-            said = list(write_answer(self.model, head + messages, self.sampling, interrupted))
-        sys.stdout.write("\n")
-        self.messages = [*messages, {"role": "assistant", "content": "".join(said).strip()}]
+            said = write_answer(
+                self.model,
+                head + messages,
+                self.sampling,
+                interrupted,
+                hide_thinking=self.hide_thinking,
+            )
+        # Models are trained to go on without what they thought before earlier answers.
+        self.messages = [*messages, {"role": "assistant", "content": said.strip()}]
         self._answered = True
         if interrupted:
             err.print("stopped", style="dim")

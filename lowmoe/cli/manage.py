@@ -14,7 +14,7 @@ from typing import Any
 from cuda_ext import card
 from lowmoe.checkpoint import files
 from lowmoe.checkpoint.folder import ModelFolder
-from lowmoe.cli.render import TerminalReporter, err, out, print_json, size
+from lowmoe.cli.render import TerminalReporter, billions, err, out, print_json, size
 from lowmoe.decoder.open_checkpoint import open_checkpoint
 from lowmoe.engine.load_options import TORCH
 from lowmoe.engine.machine import machine_line, new_pool
@@ -22,6 +22,7 @@ from lowmoe.engine.memory import available_ram_bytes, total_ram_bytes
 from lowmoe.errors import FolderError, UsageError
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
+from lowmoe.families.licences import LICENCES
 from lowmoe.kernels import cpu
 from lowmoe.library import (
     HubModel,
@@ -67,7 +68,39 @@ def list_command(*, json: bool) -> None:
         note = "" if model.finished else "  unfinished: run the same command again to go on"
         out.print(f"{model.name:40} {size(model.n_bytes):>9}{note}", markup=False, soft_wrap=True)
     out.print(f"in {models_home(settings)}", style="dim", markup=False, soft_wrap=True)
-    out.print(f"aliases to pull: {', '.join(ALIASES)}", style="dim", soft_wrap=True)
+    out.print(
+        f"aliases to pull (sizes, licences: --aliases): {', '.join(ALIASES)}",
+        style="dim",
+        soft_wrap=True,
+    )
+
+
+def list_aliases_command(*, json: bool) -> None:
+    """What aliases stand for, and how large it is."""
+    specs = {name: read_config(alias.config).spec for name, alias in ALIASES.items()}
+    if json:
+        rows = [
+            {
+                "name": name,
+                "repository": alias.repository,
+                "licence": alias.licence,
+                "parameters": specs[name].n_parameters,
+                "active_parameters": specs[name].n_active_parameters,
+            }
+            for name, alias in ALIASES.items()
+        ]
+        print_json({"aliases": rows})
+        return
+    width = max(map(len, ALIASES))
+    of_licences = max(len(alias.licence or "") for alias in ALIASES.values())
+    for name, alias in ALIASES.items():
+        spec = specs[name]
+        sizes = f"{billions(spec.n_parameters)}, {billions(spec.n_active_parameters)} active"
+        out.print(
+            f"{name:{width}} {sizes:22} {alias.licence or '-':{of_licences}}  {alias.repository}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def inspect_command(name: str, *, json: bool) -> None:
@@ -90,6 +123,8 @@ def inspect_command(name: str, *, json: bool) -> None:
         print_json(values)
         return
     for key, value in values.items():
+        if value is None:
+            continue
         out.print(f"{key.replace('_', ' '):20} {_shown(key, value)}", markup=False, soft_wrap=True)
 
 
@@ -137,6 +172,7 @@ def _contents(folder: ModelFolder) -> Mapping[str, Any]:
         "path": str(folder.path),
         "format": f"{recipe.format}{planes}",
         "source": manifest.source.name + (f" @ {c}" if (c := manifest.source.commit) else ""),
+        "licence": LICENCES.get(manifest.source.name),
         "calibration": f"{calibration.n_tokens} tokens" if calibration else "none",
         "spans": len(manifest.spans),
         "bytes": sizes,

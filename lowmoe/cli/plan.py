@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowmoe.cli.render import out, print_json, size
+from lowmoe.cli.render import billions, out, print_json, size
 from lowmoe.engine.load import DEFAULT_CONTEXT
 from lowmoe.engine.load_options import DEFAULT_KV
 from lowmoe.errors import UsageError
@@ -51,9 +51,24 @@ def plan_command(model: str, asked: Asked) -> None:
         draw(asked.plot, model, question, machine)
     if asked.json:
         values = [{**row.to_json(), "command": _command(model, row, asked)} for row in rows]
-        print_json({"model": model, "machine": source, "context": question.context, "rows": values})
+        print_json(
+            {
+                "model": model,
+                "parameters": spec.n_parameters,
+                "active_parameters": spec.n_active_parameters,
+                "machine": source,
+                "context": question.context,
+                "rows": values,
+            }
+        )
         return
     print_machine(machine, source, question.context)
+    licence = f"; {ALIASES[model].licence}" if model in ALIASES else ""
+    out.print(
+        f"{billions(spec.n_parameters)} parameters, {billions(spec.n_active_parameters)} a token"
+        f"{licence}",
+        style="dim", markup=False, soft_wrap=True,
+    )  # fmt: skip
     _print_table("bits", [(f"{row.bits}{' *' if row is chosen else ''}", row) for row in rows])
     for note in sorted({row.allotment.why for row in rows if row.allotment.why}):
         out.print(note, style="dim", markup=False, soft_wrap=True)

@@ -38,6 +38,12 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.3g} TB"
 
 
+def billions(n_parameters: int) -> str:
+    """1030B, 46.7B, 0.124B: as models are called."""
+    count = n_parameters / 1e9
+    return f"{count:.0f}B" if count >= 1000 else f"{count:.3g}B"
+
+
 def amount(count: float, unit: str) -> str:
     """Bytes as sizes; anything else in millions or as it is, the unit left to the reader."""
     if unit == "B":

@@ -14,23 +14,29 @@ from types import FrameType
 
 from lowmoe.api import Model, Prompt, open_model
 from lowmoe.checkpoint.files import write_whole
-from lowmoe.cli.render import TerminalReporter, print_json, print_statistics
+from lowmoe.cli.render import TerminalReporter, err, print_json, print_statistics
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.errors import PromptError, UsageError
 from lowmoe.timeline import Timeline
 
+THOUGHT_ONLY = (
+    "It was still thinking when it ended. Give it a larger --max-new-tokens, or leave "
+    "--hide-thinking out to see what it thought."
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What to do.  prompt: None to read stdin or to chat; chat: take it as a message; timeline:
-    where to write one.
+    """What to do.  prompt: None to read stdin or to chat; chat: take it as a message;
+    hide_thinking: show answers alone; timeline: where to write one.
     """
 
     prompt: str | None
     chat: bool
     system: str | None
     json: bool
+    hide_thinking: bool = False
     timeline: Path | None = None
 
 
@@ -103,9 +109,9 @@ def run_model(name: str, asked: Asked, options: LoadOptions, generating: Generat
         if prompt is None:
             from lowmoe.cli.chat import Chat
 
-            Chat(model, sampling, asked.system).run()
+            Chat(model, sampling, asked.system, hide_thinking=asked.hide_thinking).run()
             return
-        answer(model, _as_asked(prompt, asked), sampling, json=asked.json)
+        answer(model, _as_asked(prompt, asked), sampling, asked)
 
 
 def _read_stdin() -> str:
@@ -122,13 +128,11 @@ def _as_asked(prompt: str, asked: Asked) -> Prompt:
     return ([{"role": "system", "content": asked.system}] if asked.system else []) + messages
 
 
-def answer(model: Model, prompt: Prompt, sampling: SamplingOptions, *, json: bool) -> None:
+def answer(model: Model, prompt: Prompt, sampling: SamplingOptions, asked: Asked) -> None:
     """Stream one answer to stdout and end with the statistics; Ctrl-C ends it early, code 130."""
     with stopping(model) as interrupted:
-        for _ in write_answer(model, prompt, sampling, interrupted):
-            pass
-    sys.stdout.write("\n")
-    if json:
+        write_answer(model, prompt, sampling, interrupted, hide_thinking=asked.hide_thinking)
+    if asked.json:
         print_json(model.statistics().to_json())
     else:
         print_statistics(model.statistics())
@@ -138,16 +142,33 @@ def answer(model: Model, prompt: Prompt, sampling: SamplingOptions, *, json: boo
 
 
 def write_answer(
-    model: Model, prompt: Prompt, sampling: SamplingOptions, interrupted: list[bool]
-) -> Iterator[str]:
-    """Stream an answer to stdout, piece by piece.  interrupted: what `stopping` yields."""
+    model: Model,
+    prompt: Prompt,
+    sampling: SamplingOptions,
+    interrupted: list[bool],
+    *,
+    hide_thinking: bool,
+) -> str:
+    """Stream an answer and a line break to stdout.  interrupted: what `stopping` yields.
+
+    Returns the answer without the thinking before it.
+    """
     tokens = model.stream_with(prompt, sampling)
     if interrupted:  # while the prompt became tokens, when there was no stream to stop yet
         model.stop()
+    said, thought = "", False
     for token in tokens:
+        if token.kind == "answer":
+            said += token.text
+        elif hide_thinking:
+            thought = True
+            continue
         sys.stdout.write(token.text)
         sys.stdout.flush()
-        yield token.text
+    sys.stdout.write("\n")
+    if thought and not said:
+        err.print(THOUGHT_ONLY, style="dim", soft_wrap=True)
+    return said
 
 
 @contextmanager

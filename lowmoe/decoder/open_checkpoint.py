@@ -15,6 +15,7 @@ from lowmoe.checkpoint.tensors import CheckpointFiles
 from lowmoe.families import Family, read_config
 
 MAX_SMALL_BYTES = 256 * 2**20
+TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +40,19 @@ def open_checkpoint(path: Path) -> OpenCheckpoint:
 def in_folder(checkpoint: Checkpoint, folder: Path) -> OpenCheckpoint:
     """folder: of its small files."""
     packed = checkpoint.quant_method
+    family = read_config(checkpoint.config).as_found(checkpoint.names())
+
+    def small_file(name: str) -> bytes | None:
+        found = small_file_in(folder, name)
+        if found is None and name == TOKENIZER:
+            return _made_tokenizer(family.spec.model_type, folder)
+        return found
+
     return OpenCheckpoint(
         files=checkpoint,
-        family=read_config(checkpoint.config).as_found(checkpoint.names()),
+        family=family,
         form=f"checkpoint, {'unquantized' if packed is None else f'packed as {packed}'}",
-        small_file=lambda name: small_file_in(folder, name),
+        small_file=small_file,
     )
 
 
@@ -67,6 +76,12 @@ def _open_gguf(path: Path) -> OpenCheckpoint:
         form="GGUF",
         small_file=lambda name: gguf_small_file(found.values, name),
     )
+
+
+def _made_tokenizer(model_type: str, folder: Path) -> bytes | None:
+    from lowmoe.families.tokenizer_files import made_tokenizer
+
+    return made_tokenizer(model_type, lambda name: small_file_in(folder, name))
 
 
 def small_file_in(folder: Path, name: str) -> bytes | None:

@@ -16,7 +16,8 @@ from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.run_clock import RunClock, Tally
 from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.sampling import Sampler
-from lowmoe.engine.text import StopText, StreamingDetokenizer
+from lowmoe.engine.spelling import Spelling
+from lowmoe.engine.thinking import Kind
 from lowmoe.errors import LowMoeError, PromptError
 
 # An end token, a stop text, max_new_tokens or the context, `cancel`, a LowMoeError, another answer
@@ -28,12 +29,15 @@ EndReason: TypeAlias = Literal["end", "stop", "length", "cancelled", "error", "o
 class Token:
     """One token of an answer.  text: what became printable with it, often a word, maybe nothing.
 
-    id: None where an answer has ended and text is left that was held back, because it might have
-    become a stop string or a character.
+    id: None where text is left: of an answer that has ended, which was held back because it might
+    have become a stop string or a character; or of a token that has text of several kinds.
+    kind: whether the text is of the answer, of the model's thinking before it, or a mark between
+    the two, such as `</think>`.
     """
 
     id: int | None
     text: str
+    kind: Kind = "answer"
 
 
 class Answer:
@@ -66,7 +70,7 @@ class Answer:
         self.error: LowMoeError | None = None
         self._sampler, self._end_ids = Sampler(options), end_ids
         self._n_most = min(len(prompt_ids) + options.max_new_tokens, runtime.n_context)
-        self._spelling = _Spelling(runtime, options) if spelled else None
+        self._spelling = Spelling(runtime.text, options.stop, prompt_ids) if spelled else None
         self._new: list[Token] = []
         self._cancelled = threading.Event()
         self._conversation: Conversation | None = None
@@ -148,35 +152,24 @@ class Answer:
 
     def finish(self, reason: EndReason) -> None:
         """No more tokens come; text that was held back does."""
-        rest, stopped = self._spelling.flush() if self._spelling else ("", False)
-        if rest:
-            self._new.append(Token(None, rest))
+        pieces, stopped = self._spelling.flush() if self._spelling else ([], False)
+        self._new += [Token(None, text, kind) for kind, text in pieces]
         self._end("stop" if stopped else reason)
 
     def _say(self, token_id: int) -> bool:
         """Whether a stop text has come."""
-        text, stopped = self._spelling.push(token_id) if self._spelling else ("", False)
-        self._new.append(Token(token_id, text))
+        if self._spelling is None:
+            self._new.append(Token(token_id, ""))
+            return False
+        pieces, stopped = self._spelling.push(token_id)
+        (kind, text), *others = pieces or [(self._spelling.kind, "")]
+        self._new.append(Token(token_id, text, kind))
+        self._new += [Token(None, text, kind) for kind, text in others]
         return stopped
 
     def _end(self, reason: EndReason) -> None:
         self.end = reason
         self.clock.ended()
-
-
-class _Spelling:
-    """Tokens to text that is certain to stay; and whether a stop text was found."""
-
-    def __init__(self, runtime: Runtime, options: SamplingOptions) -> None:
-        self._spell = StreamingDetokenizer(runtime.text.tokenizer)
-        self._stops = StopText(options.stop)
-
-    def push(self, token_id: int) -> tuple[str, bool]:
-        return self._stops.push(self._spell.push(token_id))
-
-    def flush(self) -> tuple[str, bool]:
-        text, stopped = self._stops.push(self._spell.flush())
-        return (text, True) if stopped else (text + self._stops.flush(), False)
 
 
 def check_prompt(runtime: Runtime, prompt_ids: Sequence[int]) -> None:

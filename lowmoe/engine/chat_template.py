@@ -6,7 +6,7 @@ Ignorant of:  tokens, how many messages fit the context, what the model answers.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 import minijinja
@@ -48,14 +48,14 @@ class ChatTemplate:
                 f"the chat template has {len(source)} characters, but at most "
                 f"{MAX_TEMPLATE_CHARS} are read; download it again"
             )
-        self._source = _GENERATION_TAG.sub(_as_condition, source)
+        self.source = _GENERATION_TAG.sub(_as_condition, source)
         # An absent token is an undefined variable, which prints as nothing, as in transformers.
         self._tokens = {
             name: token
             for name, token in (("bos_token", bos_token), ("eos_token", eos_token))
             if token is not None
         }
-        _environment(self._source, fuel=FUEL)
+        _environment(self.source, fuel=FUEL)
 
     @staticmethod
     def from_files(
@@ -111,12 +111,12 @@ class ChatTemplate:
         Arguments and errors are render's; control_tokens.py says what control tokens are.
         """
         require_messages(messages)
-        control = ControlTokens(tokenizer, template=self._source)
+        control = ControlTokens(tokenizer, template=self.source)
         marked = [control.mark(message) for message in messages]
         return control.encode(self._render(marked, add_generation_prompt))
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        environment = _environment(self._source, fuel=FUEL + FUEL_PER_MESSAGE * len(messages))
+        environment = _environment(self.source, fuel=FUEL + FUEL_PER_MESSAGE * len(messages))
         try:
             text = environment.render_template(
                 "chat_template",
@@ -171,6 +171,7 @@ def _environment(source: str, *, fuel: int) -> minijinja.Environment:
         pycompat=True,
         auto_escape_callback=lambda name: False,
         filters={"tojson": _tojson},
+        tests={"iterable": _is_iterable},
         globals={"raise_exception": _raise_exception, "strftime_now": _strftime_now},
     )
     try:
@@ -193,6 +194,11 @@ def _raise_exception(message: object) -> None:
 
 def _strftime_now(pattern: str) -> str:
     return datetime.now().strftime(pattern)
+
+
+def _is_iterable(value: object) -> bool:
+    """Stand in for minijinja's test, to which None is iterable."""
+    return isinstance(value, Iterable)
 
 
 def _tojson(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from lowmoe.engine.chat_template import ChatTemplate
 from lowmoe.engine.options import GenerationDefaults
 from lowmoe.engine.text import Tokenizer
+from lowmoe.engine.thinking import Thinking, thinking_of
 from lowmoe.errors import TextError
 
 TOKENIZER = "tokenizer.json"
@@ -45,6 +46,15 @@ class TextParts:
             chat_template_jinja=self._read(CHAT_TEMPLATE),
             tokenizer_config_json=self._read(TOKENIZER_CONFIG),
         )
+
+    @functools.cached_property
+    def thinking(self) -> Thinking | None:
+        """How the model marks its thinking, if it does."""
+        try:
+            return thinking_of(self.chat_template.source)
+        except TextError:
+            # Who asks without a template asks for plain text, and hears of it with messages.
+            return None
 
     @functools.cached_property
     def defaults(self) -> GenerationDefaults:

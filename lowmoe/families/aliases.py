@@ -10,20 +10,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from lowmoe.families.hub_models import HUB_MODELS
+from lowmoe.families.licences import LICENCES
 
 DEMO = "demo"
 
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A hub repository and what its config.json says that decides shapes."""
+    """A hub repository, what its config.json says that decides shapes, and its licence's name.
+
+    licence: None where its page names none.
+    """
 
     repository: str
     config: Mapping[str, Any]
+    licence: str | None
 
 
 ALIASES: Mapping[str, Alias] = {
-    name: Alias(repository, config) for name, (repository, config) in HUB_MODELS.items()
+    name: Alias(repository, config, LICENCES.get(repository))
+    for name, (repository, config) in HUB_MODELS.items()
 }
 
 

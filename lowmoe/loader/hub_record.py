@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowmoe.errors import CheckpointError, DiskSpaceError, DownloadError
+from lowmoe.families.tokenizer_files import SENTENCEPIECE, TIKTOKEN_FILES
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -35,6 +36,8 @@ SMALL_NAMES = frozenset(
         "tokenizer.json",
         "tokenizer_config.json",
         "chat_template.jinja",
+        SENTENCEPIECE,
+        *TIKTOKEN_FILES,
     }
 )
 # What a repository without safetensors may hold instead; only named in the message.

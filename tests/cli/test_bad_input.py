@@ -358,6 +358,7 @@ CASES = [
     Case("text too short", lambda w: ["eval", w.model, w.written("a", "")], 2, "has 0 tokens"),
     Case("another vocabulary", another_model, 1, "320, but demo one of 8192"),
     Case("runs", lambda w: ["bench", w.model, "--runs", "0"], 2, "--runs is 0, but must be"),
+    Case("layers", lambda w: ["bench", w.model, "--layers", "2"], 2, "and needs --synthetic"),
     Case(
         "shape", lambda w: ["bench", "mixtral", "--synthetic"], 2, r"no alias and no config\.json"
     ),

@@ -7,6 +7,7 @@ from typing import Any
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.engine.load import LoadOptions, load_folder
 from lowmoe.engine.profile import BETWEEN
+from lowmoe.families import read_config
 from tests.cli.conftest import Done, RunCommand
 from tests.engine.test_statistics import KEYS
 from tests.talking_mixtral import CONFIG
@@ -99,6 +100,27 @@ def test_a_shape_alone_is_measured_without_a_checkpoint_and_written_once(
     written = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
     assert values_of(lowmoe_command(*command))["bits"] == 4
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == written
+
+
+def test_a_shapes_layers_are_cut(lowmoe_command: RunCommand, tmp_path: Path, home: Path) -> None:
+    config = tmp_path / "shape" / "config.json"
+    config.parent.mkdir()
+    config.write_text(json.dumps(SHAPE))
+    command = ("bench", config, "--synthetic", *SMALL, "--json", "--layers")
+    assert values_of(lowmoe_command(*command, 3))["bits"] == 4
+    (folder,) = (home / "models").iterdir()
+    assert folder.name.endswith("-3layers-4bit")
+    with ModelFolder(folder) as written:
+        assert (
+            read_config(written.manifest.config).spec.layers == read_config(SHAPE).spec.layers[:3]
+        )
+    assert "--layers is 9, but must be 1 to 8" in lowmoe_command(*command, 9).err
+
+
+def test_layers_without_experts_are_no_shape_to_measure(lowmoe_command: RunCommand) -> None:
+    refused = lowmoe_command("bench", "deepseek-v3", "--synthetic", "--layers", "3")
+    assert refused.code == 2
+    assert "the first 3 layers of deepseek-v3 have no experts" in refused.err
 
 
 def test_a_model_twice_as_large_as_its_budget_runs_from_disk(

@@ -45,9 +45,11 @@ Talk = Callable[..., Talked]
 def talk(model: Model, home: Path, capsys: pytest.CaptureFixture[str]) -> Talk:
     """Types keys into a chat; all of them must have been read when it ends."""
 
-    def type_in(*keys: str, system: str | None = None) -> Talked:
+    def type_in(
+        *keys: str, system: str | None = None, sampling: SamplingOptions = SAMPLING
+    ) -> Talked:
         capsys.readouterr()
-        chat = Chat(model, SAMPLING, system)
+        chat = Chat(model, sampling, system)
         with (
             create_pipe_input() as pipe,
             create_app_session(input=pipe, output=DummyOutput()),
@@ -241,6 +243,13 @@ def test_a_retry_that_fails_keeps_question_and_answer(
     talked = talk("Hi", ENTER, "/retry", ENTER, CTRL_D)
     assert "the disk is gone" in talked.err
     assert talked.messages == once
+
+
+def test_thinking_is_shown_and_not_remembered(talk: Talk, thinking_answers: list[str]) -> None:
+    thinking_answers += ["<think>Hm</think>\n\nYes"]
+    talked = talk("Hi", ENTER, CTRL_D, sampling=SamplingOptions())
+    assert "<think>Hm</think>\n\nYes\n" in talked.out
+    assert talked.messages[1] == ("assistant", "Yes")
 
 
 def test_questions_are_kept_for_the_next_time(talk: Talk, home: Path) -> None:

@@ -9,10 +9,14 @@ import pytest
 
 import lowmoe
 from cuda_ext import card
+from lowmoe.checkpoint.layout import Recipe
+from lowmoe.families import read_config
+from lowmoe.families.aliases import ALIASES
 from lowmoe.kernels import cpu
+from lowmoe.loader.synthetic import write_synthetic
 from lowmoe.plan.memo import NAME
 from tests.cli.conftest import RunCommand
-from tests.talking_mixtral import copy_of
+from tests.talking_mixtral import CONFIG, copy_of
 
 
 def test_a_models_life_from_quantize_to_rm(
@@ -251,3 +255,32 @@ def test_eval_prints_perplexity_and_with_a_checkpoint_what_quantizing_cost(
     assert 0.5 < six["top1"] <= 1
     shown = lowmoe_command("eval", model_folder, text, "--window", "8").out
     assert shown.startswith("perplexity ")
+
+
+def test_aliases_are_listed_with_sizes_and_licences(lowmoe_command: RunCommand) -> None:
+    lines = lowmoe_command("list", "--aliases").out.splitlines()
+    assert len(lines) == len(ALIASES)
+    (line,) = [line for line in lines if line.startswith("mixtral-8x7b ")]
+    name, whole, active, _, licence, repository = line.split()
+    assert (whole, active, licence) == ("46.7B,", "12.9B", "apache-2.0")
+    values = json.loads(lowmoe_command("list", "--aliases", "--json").out)["aliases"]
+    assert [row["name"] for row in values] == list(ALIASES)
+    (row,) = [row for row in values if row["name"] == name]
+    assert row["repository"] == repository
+    assert row["parameters"] == 46702792704  # as its makers' index file counts
+
+
+def test_a_licence_is_shown_of_what_was_pulled(
+    lowmoe_command: RunCommand, model_folder: Path, tmp_path: Path
+) -> None:
+    assert json.loads(lowmoe_command("inspect", model_folder, "--json").out)["licence"] is None
+    pulled = tmp_path / "pulled"
+    write_synthetic(
+        pulled,
+        CONFIG,
+        read_config(CONFIG),
+        Recipe(expert_planes=1),
+        name="allenai/OLMoE-1B-7B-0924-Instruct",
+        progress=lambda done, total: None,
+    )
+    assert "apache-2.0" in lowmoe_command("inspect", pulled).out

@@ -194,3 +194,24 @@ def test_ctrl_c_while_the_prompt_becomes_tokens_is_not_lost(
     monkeypatch.setattr(TextParts, "encode", pressing)
     done = lowmoe_command("run", model_folder, "--prompt", "Once", *GREEDY)
     assert (done.code, done.out) == (130, "\n")
+
+
+def test_thinking_is_shown_unless_it_is_hidden(
+    lowmoe_command: RunCommand, model_folder: Path, thinking_answers: list[str]
+) -> None:
+    command = ("run", model_folder, "--prompt", "Hi", "--chat")
+    thinking_answers += ["<think>Hm</think>\n\nYes", "<think>Hm</think>\n\nYes", "<think>Hm"]
+    assert lowmoe_command(*command).out == "<think>Hm</think>\n\nYes\n"
+    assert lowmoe_command(*command, "--hide-thinking").out == "Yes\n"
+    cut = lowmoe_command(*command, "--hide-thinking")
+    assert cut.out == "\n"
+    assert "It was still thinking when it ended." in cut.err
+
+
+def test_python_hides_thinking_too(model_folder: Path, thinking_answers: list[str]) -> None:
+    thinking_answers += ["<think>Hm</think>Yes"] * 3
+    with lowmoe.load(model_folder) as model:
+        assert model.generate("Hi") == "<think>Hm</think>Yes"
+        assert model.generate("Hi", hide_thinking=True) == "Yes"
+        kinds = {token.kind for token in model.stream("Hi") if token.text}
+        assert kinds == {"mark", "thinking", "answer"}

@@ -3,9 +3,10 @@ from typing import Any
 
 import pytest
 
-from lowmoe.errors import CheckpointError, UnsupportedModelError
+from lowmoe.errors import CheckpointError, UnsupportedModelError, UsageError
 from lowmoe.families import FAMILIES, Family, read_config
 from lowmoe.families.aliases import ALIASES, DEMO, near_names
+from lowmoe.families.fewer_layers import with_layers
 from lowmoe.spec import Role
 
 MIXTRAL = dict(ALIASES["mixtral-8x7b"].config)
@@ -246,3 +247,56 @@ def test_no_alias_hides_a_repository_or_the_demo() -> None:
     for name, alias in ALIASES.items():
         assert re.fullmatch(r"[a-z0-9.-]+", name)
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", alias.repository)
+
+
+def test_an_alias_says_its_licence() -> None:
+    """But for one whose page names none."""
+    unnamed = {alias.repository for alias in ALIASES.values() if alias.licence is None}
+    assert unnamed == {"xDAN2099/APUS-xDAN-4.0-MoE-v2"}
+
+
+# --- fewer layers
+
+
+@pytest.mark.parametrize("name", sorted(ALIASES))
+def test_a_shape_with_fewer_layers_is_the_beginning_of_the_whole(name: str) -> None:
+    config = ALIASES[name].config
+    layers = read_config(config).spec.layers
+    for n_layers in {1, 4, 7, len(layers)}:
+        assert read_config(with_layers(config, n_layers)).spec.layers == layers[:n_layers]
+
+
+def per_layer(alias: str, **lists: Any) -> dict[str, Any]:
+    config = dict(ALIASES[alias].config)
+    whole = config.get("text_config", config)
+    changed = {**whole, **lists}
+    return {**config, "text_config": changed} if "text_config" in config else changed
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        per_layer("gpt-oss-20b", layer_types=["full_attention", "sliding_attention"] * 12),
+        per_layer("qwen3-30b-a3b", mlp_only_layers=[0, 2, 40]),
+        per_layer("glm-4.5-air", mlp_layer_types=["dense", "dense"] + ["sparse"] * 44),
+        per_layer("llama-4-scout", no_rope_layers=[0, 1, 1] * 16, moe_layers=[1, 2, 3, 30]),
+        per_layer("hunyuan-a13b", moe_topk=[8] * 32, num_experts=64),
+        per_layer("ernie-4.5-21b-a3b", moe_layer_end_index=27),
+    ],
+    ids=lambda config: str(config["model_type"]),
+)
+def test_what_is_listed_by_layer_is_cut_with_the_layers(config: dict[str, Any]) -> None:
+    layers = read_config(config).spec.layers
+    for n_layers in (1, 3, 5):
+        assert read_config(with_layers(config, n_layers)).spec.layers == layers[:n_layers]
+
+
+@pytest.mark.parametrize("n_layers", [0, 33, -1])
+def test_layers_that_a_shape_does_not_have_are_refused(n_layers: int) -> None:
+    with pytest.raises(UsageError, match=f"--layers is {n_layers}, but must be 1 to 32"):
+        with_layers(MIXTRAL, n_layers)
+
+
+def test_a_config_that_counts_no_layers_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="says how many layers there are"):
+        with_layers({"model_type": "mixtral"}, 1)
