@@ -85,8 +85,8 @@ def observe(setting: Setting) -> dict[str, Any]:
     from lowmoe.plan.here import remembered
     from lowmoe.plan.memory import scratch_bytes
     from lowmoe.plan.of_run import predictor
-    from lowmoe.plan.skew import Skew
     from lowmoe.plan.sizes import model_sizes
+    from lowmoe.plan.skew import Skew
     from lowmoe.settings import read_settings
 
     settings, context = read_settings(), 1024

@@ -11,8 +11,8 @@ Ignorant of:  where the numbers of a machine come from; what a user sees.
 from dataclasses import dataclass
 
 from lowmoe.plan.machine import Machine
-from lowmoe.plan.skew import Skew
 from lowmoe.plan.sizes import ModelSizes
+from lowmoe.plan.skew import Skew
 
 # Of plain reads by the same threads, what streaming through all matrices of a model comes to when
 # decoding them costs nothing (docs/cpu_kernels.md).

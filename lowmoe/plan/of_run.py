@@ -16,8 +16,8 @@ from lowmoe.kernels import cpu
 from lowmoe.plan.cost import Places, decode
 from lowmoe.plan.here import remember_run, remembered
 from lowmoe.plan.machine import DISK_BYTES_PER_S, Machine
-from lowmoe.plan.skew import Skew, expected
 from lowmoe.plan.sizes import ModelSizes, model_sizes
+from lowmoe.plan.skew import Skew, expected
 from lowmoe.settings import Settings
 from quant.layout import SYMBOL_BITS
 

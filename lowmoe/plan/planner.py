@@ -13,8 +13,8 @@ from lowmoe.kernels import cpu
 from lowmoe.plan.cost import Cost, Places, decode, prefill
 from lowmoe.plan.machine import Machine
 from lowmoe.plan.memory import Allotment, allot
-from lowmoe.plan.skew import expected
 from lowmoe.plan.sizes import ModelSizes, model_sizes
+from lowmoe.plan.skew import expected
 from lowmoe.spec import ModelSpec
 from quant.layout import MAX_PLANES, SYMBOL_BITS
 

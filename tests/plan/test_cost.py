@@ -13,8 +13,8 @@ from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
 from lowmoe.plan.cost import GPU_SHARE, RAM_SHARE, Places, decode, prefill
 from lowmoe.plan.machine import Machine, processor
-from lowmoe.plan.skew import UNIFORM, Skew, expected
 from lowmoe.plan.sizes import ModelSizes, model_sizes
+from lowmoe.plan.skew import UNIFORM, Skew, expected
 
 PC = Machine(
     ram_bytes=64 * 10**9,
