@@ -62,8 +62,12 @@ def predictor(
 
 
 def keep_run(runtime: Runtime, run: RunStatistics, settings: Settings) -> None:
-    """Remember how far a run came of what was predicted, if it was long enough to tell."""
+    """Remember how far a run came of what was predicted, if it was long enough to tell and did
+    nothing that is not predicted.
+    """
     predict, achieved = runtime.predict, run.decode_tokens_per_s
+    if run.trades:
+        return
     if not isinstance(predict, Predictor) or achieved is None or run.new_tokens < LEAST_TOKENS:
         return
     if run.predicted_tokens_per_s is None or predict.sizes.bytes_per_token < LEAST_BYTES:
