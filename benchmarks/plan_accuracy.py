@@ -85,8 +85,8 @@ def observe(setting: Setting) -> dict[str, Any]:
     from lowmoe.plan.here import remembered
     from lowmoe.plan.memory import scratch_bytes
     from lowmoe.plan.of_run import predictor
-    from lowmoe.plan.popularity import Popularity
     from lowmoe.plan.sizes import model_sizes
+    from lowmoe.plan.skew import Skew
     from lowmoe.settings import read_settings
 
     settings, context = read_settings(), 1024
@@ -126,7 +126,7 @@ def observe(setting: Setting) -> dict[str, Any]:
     share = min(1.0, runtime.store.n_slots / sizes.n_experts)
     hit = statistics.median(hits[1:])
     if 0 < hit < 1 and 0 < share < 1:
-        predict = replace(predict, popularity=Popularity(math.log(hit) / math.log(share)))
+        predict = replace(predict, skew=Skew(math.log(hit) / math.log(share)))
     runtime.close()
     predicted_bytes = beside + min(held, sizes.n_experts) * sizes.expert_bytes
     return {

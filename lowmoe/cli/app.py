@@ -407,6 +407,7 @@ def simulate(
     ] = None,
     threads: Threads = None,
     context: Context = None,
+    kv: Kv = None,
     plot: Annotated[
         Path | None, typer.Option(help="A picture to write: hit rate against slots.")
     ] = None,
@@ -416,10 +417,19 @@ def simulate(
     from lowmoe.cli.simulate import Asked, simulate_command
     from lowmoe.plan.here import Described
 
-    machine = Described(
-        gpu=gpu, ram=ram, vram=vram, disk=disk, ram_speed=ram_speed, threads=threads
+    # Refuses what cannot be; a card need not be here.
+    _load_options("none", "auto", ram, None, threads, context, kv, "auto", None, None)
+    asked = Asked(
+        machine=Described(
+            gpu=gpu, ram=ram, vram=vram, disk=disk, ram_speed=ram_speed, threads=threads
+        ),
+        policy=policy,
+        bits=bits,
+        context=context,
+        kv=kv,
+        plot=plot,
+        json=json,
     )
-    asked = Asked(machine=machine, policy=policy, bits=bits, context=context, plot=plot, json=json)
     simulate_command(trace, asked)
 
 

@@ -119,6 +119,7 @@ class Chat:
         if interrupted:
             err.print("stopped", style="dim")
         print_statistics(self.model.statistics())
+        self.model.keep_run()
 
     # --- commands
 

@@ -19,6 +19,14 @@ from lowmoe.errors import CheckpointError, UsageError
 from lowmoe.experts.ledger import Traffic
 
 
+def read_text(file: Path) -> str:
+    """A file that a user gives.  Raises UsageError."""
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"{file}: cannot be read as UTF-8 text ({e}).") from e
+
+
 def evaluate_command(
     name: str,
     file: Path,
@@ -33,10 +41,7 @@ def evaluate_command(
 
     Every window begins with what the tokenizer puts in front of a text, if anything.
     """
-    try:
-        text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"{file}: cannot be read as UTF-8 text ({e}).") from e
+    text = read_text(file)
     if window < 2:
         raise UsageError(f"--window is {window}, but must be at least 2.")
     with ExitStack() as stack:

@@ -42,7 +42,7 @@ def plan_command(model: str, asked: Asked) -> None:
     settings = read_settings()
     spec = read_config(config_of(model, settings)).spec
     machine, source = machine_of(asked.machine, settings)
-    question = _question(spec, asked)
+    question = question_of(spec, asked.context, asked.kv)
     rows = [row for row in plan(question, machine) if asked.bits in (AUTO, str(row.bits))]
     chosen = best(rows)
     if asked.plot is not None:
@@ -77,12 +77,15 @@ def plan_command(model: str, asked: Asked) -> None:
 
 
 def plan_all_command(asked: Asked) -> None:
-    """Every model that has an alias, each at its best width, the fastest first."""
+    """Every model with an alias and such a context, each at its best width, the fastest first."""
     settings = read_settings()
     machine, source = machine_of(asked.machine, settings)
     found: list[tuple[str, Row]] = []
-    for name, alias in ALIASES.items():
-        question = _question(read_config(alias.config).spec, asked)
+    specs = {name: read_config(alias.config).spec for name, alias in ALIASES.items()}
+    if asked.context is not None:  # of models that were made for less nothing is asked
+        specs = {n: spec for n, spec in specs.items() if asked.context <= spec.context_length}
+    for name, spec in specs.items():
+        question = question_of(spec, asked.context, asked.kv)
         rows = [row for row in plan(question, machine) if asked.bits in (AUTO, str(row.bits))]
         found.append((name, best(rows) or rows[0]))
     found.sort(key=lambda pair: -pair[1].middle)
@@ -93,7 +96,7 @@ def plan_all_command(asked: Asked) -> None:
         ]
         print_json({"machine": source, "rows": values})
         return
-    print_machine(machine, source, None)
+    print_machine(machine, source, asked.context)
     _print_table("model", [(f"{name} at {row.bits} bits", row) for name, row in found])
 
 
@@ -108,14 +111,15 @@ def print_machine(machine: Machine, source: str, context: int | None) -> None:
     out.print(source, style="dim", markup=False, soft_wrap=True)
 
 
-def _question(spec: ModelSpec, asked: Asked) -> Question:
-    context = asked.context or min(DEFAULT_CONTEXT, spec.context_length)
+def question_of(spec: ModelSpec, context: int | None, kv: str | None) -> Question:
+    """With the defaults of what was not given.  Raises UsageError for too long a context."""
+    context = context or min(DEFAULT_CONTEXT, spec.context_length)
     if context > spec.context_length:
         raise UsageError(
             f"--context is {context} tokens, but this model was made for {spec.context_length}."
         )
-    kv = next((kv for kv in cpu.KV_FORMATS if kv == asked.kv), DEFAULT_KV)
-    return Question(spec=spec, context=context, kv=kv)
+    kv_format = next((known for known in cpu.KV_FORMATS if known == kv), DEFAULT_KV)
+    return Question(spec=spec, context=context, kv=kv_format)
 
 
 def _command(model: str, row: Row, asked: Asked) -> str | None:

@@ -73,17 +73,22 @@ def load_model(name: str, options: LoadOptions) -> Model:
         return open_model(name, options, report)
 
 
+def require_place(file: Path, option: str) -> None:
+    """Raises UsageError where a file cannot be written, before it takes minutes to know what."""
+    if file.is_dir() or not file.parent.is_dir():
+        raise UsageError(
+            f"--{option} is {file}, but that is a folder or in none. Give a file's name in a "
+            "folder that is there."
+        )
+
+
 @contextmanager
 def traced(options: LoadOptions, file: Path | None) -> Iterator[LoadOptions]:
     """Options of a model whose timeline is written to a file at the end, however that comes."""
     if file is None:
         yield options
         return
-    if file.is_dir() or not file.parent.is_dir():
-        raise UsageError(
-            f"--trace-timeline is {file}, but that is a folder or in none. Give a file's name in a "
-            "folder that is there."
-        )
+    require_place(file, "trace-timeline")
     timeline = Timeline()
     try:
         yield replace(options, timeline=timeline)

@@ -9,28 +9,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lowmoe.checkpoint import files
-from lowmoe.cli.plan import print_machine
+from lowmoe.cli.evaluate import read_text
+from lowmoe.cli.plan import print_machine, question_of
 from lowmoe.cli.render import TerminalReporter, out, print_json
-from lowmoe.cli.run import load_model
-from lowmoe.engine.load import DEFAULT_CONTEXT
-from lowmoe.engine.load_options import DEFAULT_KV, LoadOptions
+from lowmoe.cli.run import load_model, require_place
+from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.record import record
-from lowmoe.errors import MemoryBudgetError, UsageError
+from lowmoe.errors import MemoryBudgetError, PromptError, UsageError
 from lowmoe.experts.trace import RoutingTrace, read_trace, write_trace
 from lowmoe.families import read_config
 from lowmoe.families.routing_fits import FITS
 from lowmoe.library.optimize import optimize
 from lowmoe.plan.cost import decode_with_hits
 from lowmoe.plan.here import Described, machine_of
-from lowmoe.plan.planner import Question, placed, speed_words
+from lowmoe.plan.planner import placed, speed_words
 from lowmoe.plan.policies import NAMES, counted, halves, policy_of
 from lowmoe.plan.simulate import Replayed, replay
 from lowmoe.plan.synthetic_trace import synthetic_trace
 from lowmoe.settings import read_settings
 from quant.layout import MAX_PLANES, SYMBOL_BITS
 
-MAX_TEXT_BYTES = 2**28
 PICTURE_POINTS = 8
 ALL, CEILING = "all", "belady"
 
@@ -43,6 +41,7 @@ class Asked:
     policy: str
     bits: int
     context: int | None
+    kv: str | None
     plot: Path | None
     json: bool
 
@@ -59,6 +58,7 @@ def trace_command(
     """Write a trace of a text, or a drawn one."""
     if n_tokens < 2:
         raise UsageError(f"--tokens is {n_tokens}, but a trace has at least 2.")
+    require_place(path, "out")
     if synthetic == (file is not None):
         raise UsageError("trace takes a text file, or --synthetic without one. Give one of them.")
     if file is None:
@@ -66,9 +66,11 @@ def trace_command(
             raise UsageError(f"{model!r} has no fit. Those that do: {', '.join(FITS)}.")
         write_trace(path, synthetic_trace(model, n_tokens))
         return
-    text = files.read_all(file, limit=MAX_TEXT_BYTES).decode("utf-8", "replace")
+    text = read_text(file)
     with load_model(model, options) as loaded, TerminalReporter() as report:
         ids = loaded.runtime.text.encode(text)[:n_tokens]
+        if len(ids) < 2:
+            raise PromptError(f"{file} has {len(ids)} tokens, but a trace has at least 2.")
         trace = record(
             loaded.runtime, [ids], lambda done, total: report.step("trace", done, total, "tokens")
         )
@@ -88,25 +90,26 @@ def simulate_command(path: Path, asked: Asked) -> None:
     if asked.bits not in [SYMBOL_BITS * n for n in range(1, MAX_PLANES + 1)]:
         raise UsageError(f"--bits is {asked.bits}, but must be 2, 4 or 6.")
     trace = read_trace(path)
+    if trace.n_tokens < 2:
+        raise UsageError(f"{path} has {trace.n_tokens} token, but is replayed after a first half.")
     spec = read_config(trace.config).spec
     machine, source = machine_of(asked.machine, read_settings())
-    context = asked.context or min(DEFAULT_CONTEXT, spec.context_length)
-    question = Question(spec=spec, context=context, kv=DEFAULT_KV)
+    question = question_of(spec, asked.context, asked.kv)
     sizes, machine, allotment = placed(question, machine, asked.bits // SYMBOL_BITS)
     if not allotment.fits:
         raise MemoryBudgetError(f"{trace.model} at {asked.bits} bits: {allotment.why}.")
     places = allotment.places
     names = NAMES if asked.policy == ALL else (asked.policy,)
-    results = {}
+    results, n_cached = {}, question.context // 2
     for name in names:
         found = _replayed(trace, name, places.on_gpu, places.in_ram)
-        cost = decode_with_hits(sizes, machine, found.gpu, found.gpu + found.ram, context // 2)
+        cost = decode_with_hits(sizes, machine, found.gpu, found.gpu + found.ram, n_cached)
         results[name] = {
             "gpu": found.gpu,
             "ram": found.ram,
             "disk": max(0.0, 1 - found.gpu - found.ram),
             "promoted_per_token": found.promoted,
-            "tokens_per_s": 1 / cost.total,
+            "tokens_per_s": machine.factor / cost.total,
             "limit": cost.limit,
         }
     if asked.plot is not None:
@@ -116,7 +119,7 @@ def simulate_command(path: Path, asked: Asked) -> None:
     if asked.json:
         print_json({"model": trace.model, "tokens": trace.n_tokens, "policies": results})
         return
-    print_machine(machine, source, context)
+    print_machine(machine, source, question.context)
     _print(trace, places.on_gpu, places.in_ram, results)
 
 
@@ -144,9 +147,12 @@ def _replayed(trace: RoutingTrace, name: str, n_gpu: int, n_ram: int) -> Replaye
     make = partial(policy_of, name, second, counted(first))
     if name == CEILING and n_gpu:
         # Slots that take in every miss, whatever that costs: no way of moving experts does better.
-        found = replay(second, n_gpu=0, n_ram=n_gpu, policy=make)
-        rest = 1 - found.ram
-        return Replayed(gpu=found.ram, ram=rest, promoted=rest * trace.n_layers * trace.n_active)
+        on_gpu = replay(second, n_gpu=0, n_ram=n_gpu, policy=make).ram
+        in_memory = 1.0
+        if n_gpu + n_ram < sum(trace.n_experts):
+            in_memory = replay(second, n_gpu=0, n_ram=n_gpu + n_ram, policy=make).ram
+        promoted = (1 - on_gpu) * trace.n_layers * trace.n_active
+        return Replayed(gpu=on_gpu, ram=in_memory - on_gpu, promoted=promoted)
     return replay(second, n_gpu=n_gpu, n_ram=n_ram, policy=make)
 
 

@@ -114,9 +114,10 @@ class RunClock:
         )
 
     def _predicted(self) -> float | None:
-        """For the token in the middle of the answer."""
-        predict = self._runtime.predict
-        return None if predict is None else predict(self._n_prompt + self._n_new // 2)
+        """For the token in the middle of the answer; of one that was decoded alone."""
+        predict, decoding = self._runtime.predict, self.decoding
+        shared = decoding.tokens > decoding.steps or decoding.prompts != Traffic()
+        return None if predict is None or shared else predict(self._n_prompt + self._n_new // 2)
 
     def _decode_tokens_per_s(self, n_steps: int) -> float | None:
         return n_steps / (self._now - self._first_token_at) if n_steps > 0 else None

@@ -43,11 +43,11 @@ class RunStatistics:
     those on disk only; hit_rate: share of expert requests served by a tier; bytes_per_token:
     bytes read by a tier for each token generated, those of answers decoded together included;
     bound_tokens_per_s: of this answer's tokens, what the bandwidths measured in this run allow for
-    what was read; predicted_tokens_per_s: what the planner said beforehand, None where it does not
-    know; to_gpu_bytes: experts' bytes that crossed from RAM to the GPU in the whole run; promoted:
-    experts that moved up there to stay; trades: of quality for speed, those that were on;
-    coarse_rate: share of expert requests at fewer planes for it. None stands for what a run too
-    short did not measure.
+    what was read; predicted_tokens_per_s: what the planner said beforehand of an answer alone, None
+    where it does not know or others were decoded meanwhile; to_gpu_bytes: experts' bytes that
+    crossed from RAM to the GPU in the whole run; promoted: experts that moved up there to stay;
+    trades: of quality for speed, those that were on; coarse_rate: share of expert requests at fewer
+    planes for it. None stands for what a run too short did not measure.
     """
 
     prompt_tokens: int

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lowmoe.checkpoint import files
 from lowmoe.errors import FolderError
 
 MAX_NUMBERS = 2**31  # of experts: more than an hour of any model
@@ -48,22 +49,20 @@ class RoutingTrace:
 
 
 def write_trace(path: Path, trace: RoutingTrace) -> None:
-    """Raises FolderError where it cannot be written."""
+    """Write it whole.  Raises FolderError, DiskSpaceError."""
     about = {
         "model": trace.model,
         "config": dict(trace.config),
         "n_experts": list(trace.n_experts),
     }
-    try:
-        with path.open("wb") as file:
-            np.savez_compressed(
-                file,
-                experts=trace.experts.astype(np.uint16),
-                begins=np.array(trace.begins, np.int32),
-                about=np.array(json.dumps(about)),
-            )
-    except OSError as e:
-        raise FolderError(f"{path}: writing gave {e.strerror}. Give another file.") from e
+    packed = io.BytesIO()
+    np.savez_compressed(
+        packed,
+        experts=trace.experts.astype(np.uint16),
+        begins=np.array(trace.begins, np.int32),
+        about=np.array(json.dumps(about)),
+    )
+    files.write_whole(path, packed.getvalue())
 
 
 def read_trace(path: Path) -> RoutingTrace:

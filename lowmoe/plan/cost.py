@@ -11,8 +11,8 @@ Ignorant of:  where the numbers of a machine come from; what a user sees.
 from dataclasses import dataclass
 
 from lowmoe.plan.machine import Machine
-from lowmoe.plan.popularity import Popularity
 from lowmoe.plan.sizes import ModelSizes
+from lowmoe.plan.skew import Skew
 
 # Of plain reads by the same threads, what streaming through all matrices of a model comes to when
 # decoding them costs nothing (docs/cpu_kernels.md).
@@ -63,18 +63,16 @@ class Cost:
         return max(busy, key=lambda name: busy[name])
 
 
-def hit_rates(sizes: ModelSizes, places: Places, popularity: Popularity) -> tuple[float, float]:
+def hit_rates(sizes: ModelSizes, places: Places, skew: Skew) -> tuple[float, float]:
     """Shares of a token's experts that are on the GPU, and in GPU or RAM."""
     n = max(sizes.n_experts, 1)
-    on_gpu = popularity.hit_rate(places.on_gpu / n)
-    return on_gpu, popularity.hit_rate((places.on_gpu + places.in_ram) / n)
+    on_gpu = skew.hit_rate(places.on_gpu / n)
+    return on_gpu, skew.hit_rate((places.on_gpu + places.in_ram) / n)
 
 
-def decode(
-    sizes: ModelSizes, machine: Machine, places: Places, popularity: Popularity, n_cached: int
-) -> Cost:
+def decode(sizes: ModelSizes, machine: Machine, places: Places, skew: Skew, n_cached: int) -> Cost:
     """One token after n_cached others."""
-    return decode_with_hits(sizes, machine, *hit_rates(sizes, places, popularity), n_cached)
+    return decode_with_hits(sizes, machine, *hit_rates(sizes, places, skew), n_cached)
 
 
 def decode_with_hits(

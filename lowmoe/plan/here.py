@@ -53,6 +53,11 @@ def machine_of(described: Described, settings: Settings) -> tuple[Machine, str]:
     """
     name, is_here = _card(described.gpu)
     card = CARDS.get(name)
+    if described.vram is not None and (described.gpu == NONE or is_without(look())) and not card:
+        raise UsageError(
+            f"--vram is {described.vram!r}, but no GPU is planned for. Leave it out, or name a "
+            "card: --gpu 4090."
+        )
     elsewhere = card is not None and not is_here
     ram = _ram_bytes(described, elsewhere=elsewhere)
     vram = 0 if card is None else _vram_bytes(described, card)

@@ -16,8 +16,8 @@ from lowmoe.kernels import cpu
 from lowmoe.plan.cost import Places, decode
 from lowmoe.plan.here import remember_run, remembered
 from lowmoe.plan.machine import DISK_BYTES_PER_S, Machine
-from lowmoe.plan.popularity import Popularity, expected
 from lowmoe.plan.sizes import ModelSizes, model_sizes
+from lowmoe.plan.skew import Skew, expected
 from lowmoe.settings import Settings
 from quant.layout import SYMBOL_BITS
 
@@ -33,10 +33,10 @@ class Predictor:
     sizes: ModelSizes
     machine: Machine
     places: Places
-    popularity: Popularity
+    skew: Skew
 
     def __call__(self, n_cached: int) -> float:
-        cost = decode(self.sizes, self.machine, self.places, self.popularity, n_cached)
+        cost = decode(self.sizes, self.machine, self.places, self.skew, n_cached)
         return self.machine.factor / cost.total
 
 
@@ -56,14 +56,18 @@ def predictor(
     sizes = model_sizes(runtime.spec, folder.recipe, kv, n_planes=runtime.bits // SYMBOL_BITS)
     places = _places(runtime)
     machine = _machine(runtime, sizes, places, card, settings)
-    powers = [popularity.power for popularity in expected(sizes.most_experts)]
-    middle = Popularity(sum(powers) / len(powers))
-    return Predictor(sizes=sizes, machine=machine, places=places, popularity=middle)
+    powers = [skew.power for skew in expected(sizes.most_experts)]
+    middle = Skew(sum(powers) / len(powers))
+    return Predictor(sizes=sizes, machine=machine, places=places, skew=middle)
 
 
 def keep_run(runtime: Runtime, run: RunStatistics, settings: Settings) -> None:
-    """Remember how far a run came of what was predicted, if it was long enough to tell."""
+    """Remember how far a run came of what was predicted, if it was long enough to tell and did
+    nothing that is not predicted.
+    """
     predict, achieved = runtime.predict, run.decode_tokens_per_s
+    if run.trades:
+        return
     if not isinstance(predict, Predictor) or achieved is None or run.new_tokens < LEAST_TOKENS:
         return
     if run.predicted_tokens_per_s is None or predict.sizes.bytes_per_token < LEAST_BYTES:

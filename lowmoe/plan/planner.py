@@ -13,8 +13,8 @@ from lowmoe.kernels import cpu
 from lowmoe.plan.cost import Cost, Places, decode, prefill
 from lowmoe.plan.machine import Machine
 from lowmoe.plan.memory import Allotment, allot
-from lowmoe.plan.popularity import Popularity, expected
 from lowmoe.plan.sizes import ModelSizes, model_sizes
+from lowmoe.plan.skew import expected
 from lowmoe.spec import ModelSpec
 from quant.layout import MAX_PLANES, SYMBOL_BITS
 
@@ -32,7 +32,6 @@ class Question:
     context: int
     kv: cpu.KvFormat
     prompt_tokens: int = PROMPT_TOKENS
-    popularity: tuple[Popularity, Popularity] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +120,8 @@ def _decoding(
     question: Question, sizes: ModelSizes, machine: Machine, places: Places
 ) -> tuple[tuple[float, float], str]:
     """The range of tokens a second, and what limits the slower end."""
-    popular = question.popularity or expected(sizes.most_experts)
-    costs = [decode(sizes, machine, places, p, question.context // 2) for p in popular]
+    skews = expected(sizes.most_experts)
+    costs = [decode(sizes, machine, places, s, question.context // 2) for s in skews]
     slowest: Cost = max(costs, key=lambda cost: cost.total)
     return _range([machine.factor / cost.total for cost in costs]), slowest.limit
 

@@ -1,11 +1,14 @@
 """`lowmoe plan`, as a user types it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lowmoe.experts.trace import write_trace
 from lowmoe.families.aliases import ALIASES
+from lowmoe.plan.synthetic_trace import synthetic_trace
 from tests.cli.conftest import RunCommand
 
 
@@ -48,6 +51,7 @@ def test_plan_all_ranks_every_alias(lowmoe_command: RunCommand) -> None:
         (["mixtral-8x7b", "--gpu", "9999"], "must be auto, none or one of"),
         (["mixtral-8x7b", "--gpu", "none", "--disk", "7GB"], "a speed like 7GB/s"),
         (["mixtral-8x7b", "--gpu", "none", "--bits", "3"], "must be 2, 4, 6 or auto"),
+        (["mixtral-8x7b", "--gpu", "none", "--vram", "8GB"], "no GPU is planned for"),
         (["mixtral-8x7b", "--gpu", "none", "--context", "99999999"], "was made for"),
         ([], "plan takes a model, or --all"),
         (["mixtral-8x7b", "--all"], "plan takes a model, or --all"),
@@ -106,6 +110,10 @@ def test_a_text_is_traced_and_simulated(
         (["trace", "mixtral-8x7b", "--synthetic", "--tokens", "1"], "at least 2"),
         (["simulate", "nowhere.npz", "--policy", "best"], "must be all, decayed"),
         (["simulate", "nowhere.npz", "--bits", "5"], "must be 2, 4 or 6"),
+        (["simulate", "nowhere.npz", "--threads", "-2"], "must be at least 1"),
+        (["simulate", "nowhere.npz", "--context", "0"], "must be at least 1"),
+        (["trace", "demo", "nowhere.txt"], "nowhere.txt: cannot be read"),
+        (["trace", "demo", "text", "--out", "nowhere/trace.npz"], "a folder that is there"),
     ],
 )
 def test_what_cannot_be_traced_or_simulated_is_said_in_a_line(
@@ -115,3 +123,41 @@ def test_what_cannot_be_traced_or_simulated_is_said_in_a_line(
     assert done.code == 2
     assert said in done.err
     assert len(done.err.splitlines()) == 1
+
+
+def test_a_trace_of_one_token_is_neither_recorded_nor_replayed(
+    lowmoe_command: RunCommand, model_folder: Path, tmp_path: Path
+) -> None:
+    text, short = tmp_path / "text", tmp_path / "short.npz"
+    text.write_text("a")
+    done = lowmoe_command("trace", model_folder, text, "--out", short)
+    assert done.code == 2
+    assert "at least 2" in done.err
+    assert not short.exists()
+    whole = synthetic_trace("mixtral-8x7b", 2)
+    write_trace(short, replace(whole, experts=whole.experts[:1]))
+    done = lowmoe_command("simulate", short, "--gpu", "4090", "--ram", "16GiB")
+    assert done.code == 2
+    assert "1 token" in done.err
+
+
+def test_the_ceiling_reads_from_disk_what_no_memory_holds(
+    lowmoe_command: RunCommand, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.npz"
+    write_trace(trace, synthetic_trace("mixtral-8x7b", 96))
+    machine = ["--gpu", "4090", "--ram", "8GiB", "--bits", "6"]  # 36 GB of weights
+    done = lowmoe_command("simulate", trace, *machine, "--policy", "belady", "--json")
+    found = json.loads(done.out.splitlines()[-1])["policies"]["belady"]
+    assert found["disk"] > 0.02
+    assert found["gpu"] + found["ram"] + found["disk"] == pytest.approx(1)
+
+
+def test_plan_all_asks_of_no_model_a_longer_context_than_it_has(
+    lowmoe_command: RunCommand,
+) -> None:
+    machine = ["--gpu", "4090", "--ram", "64GiB"]
+    done = lowmoe_command("plan", "--all", *machine, "--context", 100_000, "--json")
+    named = {row["model"] for row in json.loads(done.out.splitlines()[-1])["rows"]}
+    assert "qwen3-coder-480b-a35b" in named
+    assert "mixtral-8x7b" not in named

@@ -395,6 +395,7 @@ class Failing:
 
 
 def test_what_is_read_for_several_is_shared_among_their_tokens(runtime: Runtime) -> None:
+    all_of(Batch(runtime), answer_to(runtime, [7]))  # from now on its experts are in RAM
     batch, session = Batch(runtime), Session(runtime)
     answers = [answer_to(runtime, [7]) for _ in range(4)]  # the same, so their experts are too
     all_of(batch, *answers)
@@ -419,3 +420,23 @@ def test_a_prompt_that_is_read_meanwhile_is_not_put_down_to_decoding(runtime: Ru
     # Of 11 steps one had a second token, with four experts of its own at most.
     most = 11 * runtime.dense_bytes_per_token + (11 * 4 + 4) * runtime.store.expert_bytes
     assert read <= most / 12 + 1  # a rounding
+
+
+def test_speed_is_predicted_of_an_answer_that_is_alone(runtime: Runtime) -> None:
+    predicting = replace(runtime, predict=lambda n_cached: 100.0 + n_cached)
+    batch, session = Batch(predicting), Session(predicting)
+
+    def predicted(answer: Answer) -> float | None:
+        return answer.clock.statistics(session.bandwidths()).predicted_tokens_per_s
+
+    alone, *together = (answer_to(predicting, [7]) for _ in range(3))
+    all_of(batch, alone)
+    assert predicted(alone) == 100 + 1 + 6  # in the middle of 12 tokens
+    all_of(batch, *together)
+    assert [predicted(answer) for answer in together] == [None, None]
+    first, late = answer_to(predicting, [7]), answer_to(predicting, prompt(1, 200))
+    batch.join(first)
+    batch.step()
+    batch.join(late)
+    batch.step()  # a chunk of a prompt took its time
+    assert predicted(first) is None

@@ -13,8 +13,8 @@ from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
 from lowmoe.plan.cost import GPU_SHARE, RAM_SHARE, Places, decode, prefill
 from lowmoe.plan.machine import Machine, processor
-from lowmoe.plan.popularity import UNIFORM, Popularity, expected, held_share
 from lowmoe.plan.sizes import ModelSizes, model_sizes
+from lowmoe.plan.skew import UNIFORM, Skew, expected
 
 PC = Machine(
     ram_bytes=64 * 10**9,
@@ -23,7 +23,7 @@ PC = Machine(
     cpu=processor("avx512", 8),
 )
 WITH_4090 = replace(PC, card=CARDS["4090"], card_name="4090", vram_bytes=24 * 10**9)
-EVEN = Popularity(UNIFORM)
+EVEN = Skew(UNIFORM)
 
 
 @functools.cache
@@ -41,7 +41,7 @@ def test_more_memory_is_never_slower(a: float, b: float, power: float, machine: 
 
     def seconds(share: float) -> float:
         places = Places(on_gpu=0, in_ram=int(share * sizes.n_experts))
-        return decode(sizes, machine, places, Popularity(power), 4096).total
+        return decode(sizes, machine, places, Skew(power), 4096).total
 
     few, many = sorted([a, b])
     # A run of which nothing is read from disk loses less between layers, too.
@@ -87,7 +87,7 @@ def test_a_mixtral_8x22b_on_a_4090_stays_below_its_published_roofline(
     sizes = sizes_of("mixtral-8x22b", n_planes)
     n_on_gpu = {2: 118, 1: 224}[n_planes]
     places = Places(on_gpu=n_on_gpu, in_ram=448 - n_on_gpu)
-    found = {2: Popularity(0.823), 1: Popularity(0.798)}[n_planes]
+    found = {2: Skew(0.823), 1: Skew(0.798)}[n_planes]
     speed = 1 / decode(sizes, WITH_4090, places, found, 4096).total
     assert 0.7 * bound < speed < bound
 
@@ -115,6 +115,5 @@ def test_expected_hit_rates_embrace_what_was_measured(
     assert all(low - 0.07 <= m <= high + 0.07 for m in measured)  # they are rounded, and texts'
 
 
-def test_a_profiles_most_used_experts_are_its_best_hits() -> None:
-    assert held_share([5, 1, 3, 1], 2) == pytest.approx(0.8)
-    assert held_share([0, 0], 1) == 0.0
+def test_a_dense_layer_is_found_as_often_as_it_is_held() -> None:
+    assert [skew.hit_rate(0.25) for skew in expected(1)] == [0.25, 0.25]

@@ -9,11 +9,10 @@
 A power of the share held runs through each of these: few experts near the first, many between .2
 and .75, where text and model decide. Uniform routing, as of random weights, is the power 1.
 
-Knows:        powers, and recorded counts of uses.
-Ignorant of:  bytes, speeds, policies.
+Knows:        powers.
+Ignorant of:  bytes, speeds, policies; what was counted of a model, see experts/policy.py.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 UNIFORM = 1.0
@@ -23,7 +22,7 @@ POWERS_OF_FEW, POWERS_OF_MANY = (0.70, 0.93), (0.20, 0.75)
 
 
 @dataclass(frozen=True, slots=True)
-class Popularity:
+class Skew:
     """power: the hit rate of a tier with a share s of all experts is s ** power."""
 
     power: float
@@ -33,13 +32,12 @@ class Popularity:
         return float(min(max(share, 0.0), 1.0) ** self.power)
 
 
-def expected(n_experts: int) -> tuple[Popularity, Popularity]:
-    """Of models with so many experts a layer: the least and the most even text."""
+def expected(n_experts: int) -> tuple[Skew, Skew]:
+    """Of models with so many experts a layer: the least and the most even text.
+
+    Of one, which is what dense layers count as, every token uses all that there is.
+    """
+    if n_experts <= 1:
+        return Skew(UNIFORM), Skew(UNIFORM)
     powers = POWERS_OF_FEW if n_experts <= FEW_EXPERTS else POWERS_OF_MANY
-    return Popularity(powers[0]), Popularity(powers[1])
-
-
-def held_share(counts: Sequence[int], n_held: int) -> float:
-    """The hit rate of the n_held most used of a recorded profile's experts."""
-    total = sum(counts)
-    return sum(sorted(counts, reverse=True)[:n_held]) / total if total else 0.0
+    return Skew(powers[0]), Skew(powers[1])
