@@ -1,6 +1,6 @@
 """Cutting a role's tensor out of what was read of a file, and refusing numbers that are none.
 
-Knows:        pieces: rows, columns for rows, pairs of channels for halves.
+Knows:        pieces: rows, of heads or of all, columns for rows, pairs of channels for halves.
 Ignorant of:  files, and which family keeps which tensor how.
 """
 
@@ -14,10 +14,15 @@ from lowmoe.spec import Piece
 def cut_out(tensor: Tensor, piece: Piece) -> Tensor:
     """What was read of a file, rows first..first+count of it, as the role's tensor."""
     if tensor.dim() > len(piece.wanted):
-        tensor = tensor[0]
+        tensor = tensor[0] if tensor.shape[0] == 1 else tensor.squeeze(1)
     if piece.transposed:
         tensor = tensor.T
-    tensor = tensor[piece.rows]
+    if piece.n_heads > 1:
+        tensor = tensor.unflatten(0, (piece.n_heads, -1))[:, piece.rows].flatten(0, 1)
+    else:
+        tensor = tensor[piece.rows]
+    if piece.less_one:
+        tensor = tensor.float() + 1
     assert tensor.shape == piece.wanted, (piece, tensor.shape)
     if piece.pairs is not None:
         tensor = _halves_of_pairs(tensor, *piece.pairs)

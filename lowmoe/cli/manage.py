@@ -38,7 +38,13 @@ from lowmoe.plan.here import measured_again
 from lowmoe.plan.memo import Memo
 from lowmoe.plan.shortfall import reasons
 from lowmoe.settings import read_settings
-from lowmoe.spec import Attention, LatentAttention, ModelSpec
+from lowmoe.spec import (
+    Attention,
+    GatedDeltaNet,
+    LatentAttention,
+    LightningAttention,
+    ModelSpec,
+)
 
 
 def list_command(*, json: bool) -> None:
@@ -114,6 +120,9 @@ def _heads(attention: Attention) -> str:
     if isinstance(attention, LatentAttention):
         kept = attention.kv_rank + attention.rope_size
         return f"{attention.n_heads} of {attention.key_size}, {kept} latent key-value channels"
+    if isinstance(attention, GatedDeltaNet | LightningAttention):
+        *_, (n_heads, rows, columns) = attention.state_shapes
+        return f"{n_heads} with states of {rows} x {columns} in the first layer"
     return f"{attention.n_heads} of {attention.head_size}, {attention.n_kv_heads} key-value"
 
 

@@ -19,13 +19,14 @@ from lowmoe.engine.record import record
 from lowmoe.errors import MemoryBudgetError, UsageError
 from lowmoe.experts.trace import RoutingTrace, read_trace, write_trace
 from lowmoe.families import read_config
+from lowmoe.families.routing_fits import FITS
 from lowmoe.library.optimize import optimize
 from lowmoe.plan.cost import decode_with_hits
 from lowmoe.plan.here import Described, machine_of
 from lowmoe.plan.planner import Question, placed, speed_words
 from lowmoe.plan.policies import NAMES, counted, halves, policy_of
 from lowmoe.plan.simulate import Replayed, replay
-from lowmoe.plan.synthetic_trace import FITS, synthetic_trace
+from lowmoe.plan.synthetic_trace import synthetic_trace
 from lowmoe.settings import read_settings
 from quant.layout import MAX_PLANES, SYMBOL_BITS
 

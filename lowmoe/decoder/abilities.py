@@ -13,8 +13,12 @@ from lowmoe.spec import (
     SILU,
     EveryToken,
     ExpertsFeedForward,
+    GatedDeltaNet,
     GroupedQueryAttention,
     HeadNorm,
+    LatentAttention,
+    LayerSpec,
+    LightningAttention,
     LongScaling,
     ModelSpec,
     Rope,
@@ -33,6 +37,21 @@ _OF_MODELS: Mapping[str, Callable[[ModelSpec], bool]] = {
     "scaled embeddings": lambda s: s.embedding_scale != 1,
     "scaled layers": lambda s: s.residual_scale != 1,
     "scaled logits": lambda s: s.logit_scale != 1,
+    "norms behind layers that keep states": lambda s: (
+        s.norm_after
+        and any(isinstance(x.attention, GatedDeltaNet | LightningAttention) for x in s.layers)
+    ),
+    "states in every layer": lambda s: (
+        not any(isinstance(x.attention, GroupedQueryAttention | LatentAttention) for x in s.layers)
+    ),
+}
+_OF_LAYERS: Mapping[str, Callable[[LayerSpec], bool]] = {
+    "latent attention": lambda x: isinstance(x.attention, LatentAttention),
+    "gated delta nets": lambda x: isinstance(x.attention, GatedDeltaNet),
+    "lightning attention": lambda x: isinstance(x.attention, LightningAttention),
+    "layers that add to their norms": lambda x: (
+        x.attention_residual is not None or x.feed_forward_residual is not None
+    ),
 }
 _OF_ATTENTION: Mapping[str, Callable[[GroupedQueryAttention], bool]] = {
     "biases of queries, keys and values": lambda a: a.qkv_bias,
@@ -51,6 +70,7 @@ _OF_ATTENTION: Mapping[str, Callable[[GroupedQueryAttention], bool]] = {
     "capped scores": lambda a: a.score_cap is not None,
     "temperatures of queries": lambda a: a.temperature is not None,
     "attention sinks": lambda a: a.sinks,
+    "gates behind attention": lambda a: a.gated,
 }
 _OF_FEED_FORWARDS: Mapping[str, Callable[[ExpertsFeedForward], bool]] = {
     "experts without a choice": lambda f: isinstance(f.router, EveryToken) and f.n_experts > 0,
@@ -71,8 +91,7 @@ _OF_FEED_FORWARDS: Mapping[str, Callable[[ExpertsFeedForward], bool]] = {
     "biases of experts": lambda f: f.bias,
     "weights on what experts are given": lambda f: f.weigh_input,
 }
-LATENT = "latent attention"
-ALL = frozenset({LATENT, *_OF_MODELS, *_OF_ATTENTION, *_OF_FEED_FORWARDS})
+ALL = frozenset({*_OF_MODELS, *_OF_LAYERS, *_OF_ATTENTION, *_OF_FEED_FORWARDS})
 
 
 def _has(norm: HeadNorm | None, test: Callable[[HeadNorm], bool]) -> bool:
@@ -90,7 +109,7 @@ def needs(spec: ModelSpec) -> list[str]:
     feed_forwards = {layer.feed_forward for layer in spec.layers}
     return [
         *(name for name, test in _OF_MODELS.items() if test(spec)),
-        *([LATENT] if len(attentions) < len(kinds) else []),
+        *(name for name, test in _OF_LAYERS.items() if any(map(test, spec.layers))),
         *(name for name, test in _OF_ATTENTION.items() if any(map(test, attentions))),
         *(name for name, test in _OF_FEED_FORWARDS.items() if any(map(test, feed_forwards))),
     ]

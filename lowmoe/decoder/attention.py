@@ -12,29 +12,57 @@ from lowmoe.decoder.kv_cache import LayerCache
 from lowmoe.decoder.latent import latent_values
 from lowmoe.decoder.mask import visible
 from lowmoe.decoder.norm import rms_norm
+from lowmoe.decoder.recurrent import delta_values, lightning_values
 from lowmoe.decoder.rope import rope_angles, rotate
+from lowmoe.decoder.state_cache import StateCache
 from lowmoe.decoder.weights import LayerWeights
 from lowmoe.kernels import Kernels
-from lowmoe.spec import Attention, GroupedQueryAttention, LatentAttention, QueryTemperature
+from lowmoe.spec import (
+    Attention,
+    GatedDeltaNet,
+    GroupedQueryAttention,
+    LatentAttention,
+    LightningAttention,
+    QueryTemperature,
+)
 
 
 def attend(
     x: Tensor,
     weights: LayerWeights,
     spec: Attention,
-    cache: LayerCache,
+    cache: LayerCache | StateCache,
     first: int,
     kernels: Kernels,
 ) -> Tensor:
-    """Attention of either kind.  x: [T, H], tokens at positions first on.  Returns [T, H]."""
-    if isinstance(spec, LatentAttention):
-        out = latent_values(x, weights, spec, cache, first, kernels)
-    else:
-        out = _grouped_values(x, weights, spec, cache, first, kernels)
+    """Attention of any kind.  x: [T, H], tokens at positions first on.  Returns [T, H].
+
+    cache: `layer_cache` of the same kind.
+    """
+    out = _values(x, weights, spec, cache, first, kernels).reshape(x.shape[0], -1)
     return plus_bias(
-        kernels.linear(out.reshape(x.shape[0], -1), weights.attention_out),
-        weights.optional("attention_out_bias"),
+        kernels.linear(out, weights.attention_out), weights.optional("attention_out_bias")
     )
+
+
+def _values(
+    x: Tensor,
+    weights: LayerWeights,
+    spec: Attention,
+    cache: LayerCache | StateCache,
+    first: int,
+    kernels: Kernels,
+) -> Tensor:
+    """What all heads put out, [T, ...]."""
+    if isinstance(cache, StateCache):
+        if isinstance(spec, GatedDeltaNet):
+            return delta_values(x, weights, spec, cache, first, kernels)
+        assert isinstance(spec, LightningAttention)
+        return lightning_values(x, weights, spec, cache, first, kernels)
+    if isinstance(spec, LatentAttention):
+        return latent_values(x, weights, spec, cache, first, kernels)
+    assert isinstance(spec, GroupedQueryAttention)
+    return _grouped_values(x, weights, spec, cache, first, kernels)
 
 
 def _grouped_values(
@@ -46,18 +74,24 @@ def _grouped_values(
     kernels: Kernels,
 ) -> Tensor:
     """Grouped-query attention, [T, A, D].  Source: arXiv 2305.13245."""
-    q, k, v = _projected(x, weights, spec, kernels)
+    (q, k, v), gate = _projected(x, weights, spec, kernels)
     q, k = _placed(q, k, weights, spec, first, cache.capacity)
     keys, values = cache.append(k, v, first)  # [S, B, D] each
     mask = visible(x.shape[0], first, spec.window, spec.chunk)
-    return _weighed(q, keys, values, mask, spec, weights.optional("sinks"))
+    out = _weighed(q, keys, values, mask, spec, weights.optional("sinks"))
+    return out if gate is None else out * torch.sigmoid(gate).view(out.shape)
 
 
 def _projected(
     x: Tensor, weights: LayerWeights, spec: GroupedQueryAttention, kernels: Kernels
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries [T, A, D], keys and values [T, B, D], before any of their positions is known."""
-    qkv = plus_bias(kernels.linear(x, weights.qkv), weights.optional("qkv_bias"))
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+    """Queries [T, A, D], keys and values [T, B, D], before any of their positions is known; and the
+    gate of what comes of them, [T, A * D].
+    """
+    qkv, gate = kernels.linear(x, weights.qkv), None
+    if spec.gated:
+        qkv, gate = torch.split(qkv, [qkv.shape[1] - spec.q_size, spec.q_size], dim=1)
+    qkv = plus_bias(qkv, weights.optional("qkv_bias"))
     parts = torch.split(qkv, [spec.q_size, spec.kv_size, spec.kv_size], dim=1)
     if spec.norm is not None and spec.norm.over == "all":
         parts = (*_normed(parts[0], parts[1], weights, spec.norm.epsilon), parts[2])
@@ -65,7 +99,7 @@ def _projected(
         limit = spec.clamp
         parts = tuple(p.clamp(-limit, limit) for p in parts)
     q, k, v = (p.view(x.shape[0], -1, spec.head_size) for p in parts)
-    return q, k, v
+    return (q, k, v), gate
 
 
 def _placed(

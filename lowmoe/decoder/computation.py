@@ -18,13 +18,18 @@ L_contra = TypeVar("L_contra", bound=Lender, contravariant=True)
 
 
 class Cache(Protocol):
-    """Keys and values of one conversation.
+    """What is kept of one conversation: keys and values, or states.
 
-    n_tokens: positions filled; set it back to forget the latest.  capacity: the most there may be.
+    n_tokens: positions filled; a pass sets it when it is through.  capacity: the most there may be.
     """
 
     n_tokens: int
     capacity: int
+
+    def keep(self, n_tokens: int) -> int:
+        """Forget all but the first n_tokens, of those there are; returns how many are kept, which
+        is fewer where something in it can only be set back so far.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,11 @@ class HybridCache:
     pieces: list[tuple[Piece, Piece]]
     n_tokens: int = 0
 
+    def keep(self, n_tokens: int) -> int:
+        """Forget all but the first n_tokens."""
+        self.n_tokens = n_tokens
+        return n_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class _Ahead:

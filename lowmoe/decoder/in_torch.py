@@ -13,7 +13,7 @@ from lowmoe.decoder.attention import attend, plus_bias
 from lowmoe.decoder.computation import Cache, Together, layer_by_layer
 from lowmoe.decoder.kv_cache import KvCache, cache_bytes
 from lowmoe.decoder.moe import Routing, mix_experts, shared_output
-from lowmoe.decoder.norm import norm, normed_output
+from lowmoe.decoder.norm import norm, normed_output, residual_sum
 from lowmoe.decoder.preference import Preference
 from lowmoe.decoder.weights import DenseWeights
 from lowmoe.decoder.working import working_bytes
@@ -62,12 +62,13 @@ class TorchComputation:
             rows = zip(x.split(1), cache.caches, strict=True)
             return torch.cat([self.attend(row, layer_id, of_row) for row, of_row in rows])
         assert isinstance(cache, KvCache)
-        weights, spec = self.weights.layers[layer_id], self.spec.layers[layer_id].attention
+        weights, layer = self.weights.layers[layer_id], self.spec.layers[layer_id]
         bias = weights.optional("attention_norm_bias")
         normed = norm(x, weights.attention_norm, bias, self.spec)
-        out = attend(normed, weights, spec, cache.layers[layer_id], cache.n_tokens, self.kernels)
+        kept = cache.layers[layer_id]
+        out = attend(normed, weights, layer.attention, kept, cache.n_tokens, self.kernels)
         out = normed_output(out, "attention_out_norm", weights, self.spec)
-        return x + _scaled(out, self.spec.residual_scale)
+        return residual_sum(x, normed, out, layer.attention_residual, self.spec.residual_scale)
 
     def route(self, x: Tensor, layer_id: int) -> Routing:
         weights, spec = self.weights.layers[layer_id], self.spec.layers[layer_id].feed_forward
@@ -81,7 +82,8 @@ class TorchComputation:
 
     def mix(self, x: Tensor, routing: Routing, layer_id: int, store: ExpertStore) -> Tensor:
         assert routing.given is not None
-        weights, spec = self.weights.layers[layer_id], self.spec.layers[layer_id].feed_forward
+        weights, layer = self.weights.layers[layer_id], self.spec.layers[layer_id]
+        spec = layer.feed_forward
         mixed = mix_experts(
             routing,
             layer_id,
@@ -94,7 +96,8 @@ class TorchComputation:
         shared = shared_output(routing.given, spec, weights, self.kernels)
         out = mixed if shared is None else mixed + shared
         out = normed_output(out, "experts_out_norm", weights, self.spec)
-        return x + _scaled(out, self.spec.residual_scale)
+        how, scale = layer.feed_forward_residual, self.spec.residual_scale
+        return residual_sum(x, routing.given, out, how, scale)
 
     def logits(self, x: Tensor) -> Tensor:
         x = norm(x, self.weights.final_norm, self.weights.final_norm_bias, self.spec)

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens so far.
+"""What layers keep of the tokens so far: keys and values, or states.
 
 Knows:        one buffer a layer, grown by doubling up to the context.
 Ignorant of:  what attention does with them.
@@ -7,7 +7,15 @@ Ignorant of:  what attention does with them.
 import torch
 from torch import Tensor
 
-from lowmoe.spec import LayerSpec, ModelSpec
+from lowmoe.decoder.state_cache import StateCache, StatefulCache, states_bytes
+from lowmoe.spec import (
+    Attention,
+    GatedDeltaNet,
+    GroupedQueryAttention,
+    LatentAttention,
+    LightningAttention,
+    ModelSpec,
+)
 
 FIRST_ROOM = 256  # tokens
 
@@ -18,9 +26,14 @@ class LayerCache:
     capacity: tokens that may be held.
     """
 
-    def __init__(self, layer: LayerSpec, capacity: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        attention: GroupedQueryAttention | LatentAttention,
+        capacity: int,
+        dtype: torch.dtype,
+    ) -> None:
         self.capacity, self._dtype = capacity, dtype
-        of_keys, of_values = layer.attention.kept_shapes
+        of_keys, of_values = attention.kept_shapes
         self._keys = torch.empty(0, *of_keys, dtype=dtype)
         self._values = torch.empty(0, *of_values, dtype=dtype)
 
@@ -46,18 +59,27 @@ class LayerCache:
         return new
 
 
-class KvCache:
-    """All layers' caches.  n_tokens: positions filled; set it back to forget the latest."""
+def layer_cache(attention: Attention, capacity: int, dtype: torch.dtype) -> LayerCache | StateCache:
+    """What a layer of this kind keeps of at most `capacity` tokens."""
+    if isinstance(attention, GatedDeltaNet | LightningAttention):
+        return StateCache(attention)
+    return LayerCache(attention, capacity, dtype)
+
+
+class KvCache(StatefulCache):
+    """All layers' caches."""
 
     def __init__(self, spec: ModelSpec, capacity: int, dtype: torch.dtype) -> None:
-        """capacity: tokens that may be held, at most."""
-        self.capacity = capacity
-        self.n_tokens = 0
-        self.layers = [LayerCache(layer, capacity, dtype) for layer in spec.layers]
+        super().__init__(spec, capacity)
+        self.layers = [
+            self.states.get(i) or layer_cache(layer.attention, capacity, dtype)
+            for i, layer in enumerate(spec.layers)
+        ]
 
 
 def cache_bytes(spec: ModelSpec, n_tokens: int, dtype: torch.dtype) -> int:
-    """Bytes that keys and values of n_tokens take."""
-    shapes = (shape for layer in spec.layers for shape in layer.attention.kept_shapes)
-    per_token = sum(n * size for n, size in shapes)
-    return per_token * n_tokens * dtype.itemsize
+    """Bytes that keys and values of n_tokens take, and states."""
+    kinds = (layer.attention for layer in spec.layers)
+    keeping = [k for k in kinds if isinstance(k, GroupedQueryAttention | LatentAttention)]
+    per_token = sum(n * size for kind in keeping for n, size in kind.kept_shapes)
+    return per_token * n_tokens * dtype.itemsize + states_bytes(spec)

@@ -6,17 +6,27 @@ Ignorant of:  files, what instruction sets there are.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from lowmoe.decoder.abilities import LATENT, lacking
+from lowmoe.decoder.abilities import lacking
 from lowmoe.decoder.computation import Cache, Together, layer_by_layer
 from lowmoe.decoder.moe import Routing
+from lowmoe.decoder.native_norms import (
+    address,
+    attention_norm,
+    experts_norm,
+    kept,
+    native_norm,
+    norm_epsilons,
+    out_norm,
+)
+from lowmoe.decoder.native_states import NativeStates, numbered
 from lowmoe.decoder.preference import Preference
 from lowmoe.decoder.rope import rope_frequencies, rope_length
+from lowmoe.decoder.state_cache import StatefulCache, states_bytes
 from lowmoe.decoder.weights import DenseWeights, LayerWeights
 from lowmoe.experts.store import ExpertStore
 from lowmoe.kernels import cpu
@@ -30,6 +40,7 @@ from lowmoe.spec import (
     SigmoidRouter,
     SoftmaxRouter,
     SparseMixerRouter,
+    grouped,
 )
 from quant.matrix import Matrix, TrellisMatrix
 from quant.trellis import TrellisCode
@@ -53,11 +64,15 @@ ABLE = frozenset(
         "clamped queries, keys and values",
         "experts without a choice",
         "experts without a gate",
-        LATENT,
+        "gated delta nets",
+        "gates behind attention",
+        "latent attention",
         "layer norms",
+        "layers that add to their norms",
         "layers without experts",
         "layers without rope",
         "learned positions",
+        "lightning attention",
         "norms after rope",
         "norms behind layers",
         "norms of all heads together",
@@ -80,13 +95,12 @@ ABLE = frozenset(
 _Route: TypeAlias = Callable[[int, int, int, int, int], None]
 
 
-@dataclass(slots=True, kw_only=True)
-class NativeCache:
-    """Keys and values in pages of native memory."""
+class NativeCache(StatefulCache):
+    """Keys and values in pages of native memory, and states."""
 
-    pages: cpu.KvPages
-    capacity: int
-    n_tokens: int = 0
+    def __init__(self, spec: ModelSpec, pages: cpu.KvPages, capacity: int) -> None:
+        super().__init__(spec, capacity)
+        self.pages = pages
 
 
 class NativeComputation:
@@ -118,19 +132,23 @@ class NativeComputation:
         self._no_choice = torch.zeros(1, spec.n_hidden)
         self._ones = torch.ones(max(_heads_sizes(spec), default=0))
         self._n_context = n_context
+        self._whole = numbered(spec, GroupedQueryAttention | LatentAttention)
         self._attention = cpu.Attention(
             self._engine,
-            [self._attention_layer(i) for i in range(len(spec.layers))],
+            [self._attention_layer(i) for i in self._whole],
             max_context=n_context,
             max_sequences=n_sequences,
         )
+        self._states = NativeStates(spec, weights, self._engine, self._linear)
         self._experts = cpu.Experts(
             self._engine, [self._experts_layer(i) for i in range(len(spec.layers))]
         )
         self._ends = cpu.Ends(
             engine=self._engine,
             embedding=self._linear(weights.embedding),
-            final_norm=_norm(spec, weights.final_norm, weights.final_norm_bias),
+            final_norm=native_norm(
+                spec, weights.final_norm, weights.final_norm_bias, norm_epsilons(spec).final
+            ),
             head=self._linear(weights.head),
         )
         self._layers: tuple[ExpertStore, cpu.Layers] | None = None
@@ -141,34 +159,36 @@ class NativeComputation:
         """Scratch, and the few tensors that go from call to call."""
         experts = self._spec.uniform_experts()
         per_token = 4 * (2 * self._spec.n_hidden + 3 * experts.router.n_active) + 8
-        return self._scratch_bytes + per_token * self.max_tokens + 4 * self._spec.n_vocab
+        own = self._scratch_bytes + self._states.n_bytes
+        return own + per_token * self.max_tokens + 4 * self._spec.n_vocab
 
     def new_cache(self, capacity: int) -> NativeCache:
         n_heads, size, keys_only = self._cached
         pages = cpu.KvPages(
-            n_layers=len(self._spec.layers),
+            n_layers=len(self._whole),
             n_kv_heads=n_heads,
             head_size=size,
             format=self._kv,
             keys_only=keys_only,
         )
-        return NativeCache(pages=pages, capacity=capacity)
+        return NativeCache(self._spec, pages, capacity)
 
     @property
     def _cached(self) -> tuple[int, int, bool]:
         """Heads, their size, and whether keys are all that is kept: of a latent both parts as one
         head, whose first channels serve as its value.
         """
-        attention = self._spec.layers[0].attention
+        attention = self._spec.layers[next(iter(self._whole))].attention
         if isinstance(attention, LatentAttention):
             return 1, attention.kv_rank + attention.rope_size, True
+        attention = grouped(attention)
         return attention.n_kv_heads, attention.head_size, False
 
     def cache_bytes(self, n_tokens: int) -> int:
         n_heads, size, keys_only = self._cached
         pages = -(-n_tokens // cpu.PAGE_TOKENS) * cpu.PAGE_TOKENS
         per_token = cpu.kv_head_bytes(self._kv, size) * n_heads * (1 if keys_only else 2)
-        return per_token * len(self._spec.layers) * pages
+        return per_token * len(self._whole) * pages + states_bytes(self._spec)
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         x = torch.empty(ids.shape[0], self._spec.n_hidden)
@@ -185,7 +205,7 @@ class NativeComputation:
 
     def run_layers(self, x: Tensor, cache: Cache | Together, store: ExpertStore) -> Tensor:
         """In place; in one call once every expert is in RAM."""
-        if not store.is_complete:
+        if not store.is_complete or self._states:
             return layer_by_layer(self, len(self._spec.layers), x, cache, store)
         if self.preference is not None:
             self.preference.forget()
@@ -211,12 +231,26 @@ class NativeComputation:
     def attend(self, x: Tensor, layer_id: int, cache: Cache | Together) -> Tensor:
         """Adds to x in place."""
         if isinstance(cache, Together):
-            self._attention.step(layer_id, self._places(cache), x.data_ptr())
+            self._attend_together(x, layer_id, cache)
             return x
+        assert isinstance(cache, NativeCache)
         n_tokens = x.shape[0]
+        if layer_id in self._states:
+            self._states.run(x, layer_id, cache)
+            return x
         pages = self._pages(cache, n_tokens)
-        self._attention.run(layer_id, pages, cache.n_tokens, x.data_ptr(), n_tokens)
+        number = self._whole[layer_id]
+        self._attention.run(number, pages, cache.n_tokens, x.data_ptr(), n_tokens)
         return x
+
+    def _attend_together(self, x: Tensor, layer_id: int, together: Together) -> None:
+        """Of one token each.  Adds to x in place."""
+        if layer_id not in self._states:
+            self._attention.step(self._whole[layer_id], self._places(together), x.data_ptr())
+            return
+        for row, cache in zip(x.split(1), together.caches, strict=True):
+            assert isinstance(cache, NativeCache)
+            self._states.run(row, layer_id, cache)
 
     def route(self, x: Tensor, layer_id: int) -> Routing:
         return self._routed(self._experts.route, x, layer_id)
@@ -276,10 +310,11 @@ class NativeComputation:
     def _attention_layer(self, layer_id: int) -> cpu.AttentionLayer:
         weights, spec = self.weights.layers[layer_id], self._spec.layers[layer_id].attention
         if isinstance(spec, LatentAttention):
-            return self._latent_layer(weights, spec)
+            return self._latent_layer(layer_id, spec)
+        spec = grouped(spec)
         rope, head_norm, temperature = spec.rope, spec.norm, spec.temperature
         return cpu.AttentionLayer(
-            norm=_norm(self._spec, weights.attention_norm, weights.optional("attention_norm_bias")),
+            norm=attention_norm(self._spec, weights, layer_id),
             qkv=self._linear(weights.qkv),
             out=self._linear(weights.attention_out),
             frequencies=0 if rope is None else self._frequencies_of(rope, spec.head_size),
@@ -291,33 +326,36 @@ class NativeComputation:
             rope_size=0 if rope is None else rope.size or spec.head_size,
             rope_length=1.0 if rope is None else rope_length(rope, self._n_context),
             score_scale=spec.score_scale or spec.head_size**-0.5,
-            qkv_bias=_address(weights.optional("qkv_bias")),
-            out_bias=_address(weights.optional("attention_out_bias")),
+            qkv_bias=address(weights.optional("qkv_bias")),
+            out_bias=address(weights.optional("attention_out_bias")),
             head_norm=_kind_of(head_norm),
             q_norm=self._head_norm(weights, spec, "q_norm"),
             k_norm=self._head_norm(weights, spec, "k_norm"),
             head_norm_epsilon=1.0 if head_norm is None else head_norm.epsilon,
             clamp=math.inf if spec.clamp is None else spec.clamp,
-            sinks=_address(weights.optional("sinks")),
+            sinks=address(weights.optional("sinks")),
             temperature_step=0 if temperature is None else temperature.step,
             temperature_scale=0.0 if temperature is None else temperature.scale,
             score_cap=spec.score_cap or 0.0,
-            out_norm=_out_norm(self._spec, weights, "attention_out_norm"),
+            out_norm=out_norm(self._spec, weights, "attention_out_norm"),
+            gated=spec.gated,
+            kept=kept(self._spec.layers[layer_id].attention_residual),
         )
 
     def _head_norm(self, weights: LayerWeights, spec: GroupedQueryAttention, name: str) -> int:
         """Where its weights are; ones, where it is one without."""
         if spec.norm is None or spec.norm.weighted:
-            return _address(weights.optional(name))
+            return address(weights.optional(name))
         return self._ones.data_ptr()
 
-    def _latent_layer(self, weights: LayerWeights, spec: LatentAttention) -> cpu.AttentionLayer:
+    def _latent_layer(self, layer_id: int, spec: LatentAttention) -> cpu.AttentionLayer:
         """A single key-value head of what is kept; see lowmoe/kernels/cpu/latent.h."""
+        weights = self.weights.layers[layer_id]
         down = None if spec.q_rank is None else self._linear(weights.parts["q_down"])
         latent = cpu.LatentProjection(
             engine=self._engine,
             q_down=down,
-            q_norm=_address(weights.optional("q_latent_norm")),
+            q_norm=address(weights.optional("q_latent_norm")),
             q_up=self._linear(weights.parts["q" if down is None else "q_up"]),
             kv_down=self._linear(weights.parts["kv_down"]),
             kv_norm=weights.vector("kv_latent_norm").data_ptr(),
@@ -329,7 +367,7 @@ class NativeComputation:
             value_size=spec.value_size,
         )
         return cpu.AttentionLayer(
-            norm=_norm(self._spec, weights.attention_norm, weights.optional("attention_norm_bias")),
+            norm=attention_norm(self._spec, weights, layer_id),
             qkv=None,
             out=self._linear(weights.attention_out),
             frequencies=self._frequencies_of(spec.rope, spec.rope_size),
@@ -348,7 +386,8 @@ class NativeComputation:
             head_norm_epsilon=1.0,
             clamp=math.inf,
             sinks=0,
-            out_norm=_out_norm(self._spec, weights, "attention_out_norm"),
+            out_norm=out_norm(self._spec, weights, "attention_out_norm"),
+            kept=kept(self._spec.layers[layer_id].attention_residual),
             latent=latent,
         )
 
@@ -371,7 +410,7 @@ class NativeComputation:
         return cpu.SharedExpert(
             gate_up=self._linear(weights.parts["shared_gate_up"]),
             down=self._linear(weights.parts["shared_down"]),
-            router=_address(weights.optional("shared_router")),
+            router=address(weights.optional("shared_router")),
         )
 
 
@@ -396,7 +435,7 @@ def experts_layer(
     """
     of = spec.layers[layer_id].feed_forward
     return cpu.ExpertsLayer(
-        norm=_norm(spec, weights.experts_norm, weights.optional("experts_norm_bias")),
+        norm=experts_norm(spec, weights, layer_id),
         router=_router(weights, of.router, no_choice, preference),
         d_in=weights.transforms.d_in.data_ptr(),
         d_inner=weights.transforms.d_inner.data_ptr(),
@@ -407,12 +446,13 @@ def experts_layer(
         cubic=of.activation.cubic,
         shift=of.activation.shift,
         limit=math.inf if of.activation.limit is None else of.activation.limit,
-        gate_up_bias=_address(weights.optional("gate_up_bias")),
-        down_bias=_address(weights.optional("down_bias")),
+        gate_up_bias=address(weights.optional("gate_up_bias")),
+        down_bias=address(weights.optional("down_bias")),
         shared=shared,
         weigh_input=of.weigh_input,
         gated=of.gated,
-        out_norm=_out_norm(spec, weights, "experts_out_norm"),
+        out_norm=out_norm(spec, weights, "experts_out_norm"),
+        kept=kept(spec.layers[layer_id].feed_forward_residual),
     )
 
 
@@ -423,9 +463,9 @@ def _router(
     sigmoid = kind if isinstance(kind, SigmoidRouter) else None
     scores = weights.optional("router")
     return cpu.Router(
-        weights=_address(no_choice if scores is None else scores),
-        bias=_address(weights.optional("router_bias")),
-        choice_bias=_address(weights.optional("choice_bias")),
+        weights=address(no_choice if scores is None else scores),
+        bias=address(weights.optional("router_bias")),
+        choice_bias=address(weights.optional("choice_bias")),
         sigmoid=sigmoid is not None,
         renormalize=isinstance(kind, SoftmaxRouter | SigmoidRouter) and kind.renormalize,
         n_active=kind.n_active,
@@ -434,39 +474,13 @@ def _router(
         scale=1.0 if sigmoid is None else sigmoid.scale,
         spread=(kind.spread or 0.0) if isinstance(kind, SoftmaxRouter) else 0.0,
         jitter=kind.jitter if isinstance(kind, SparseMixerRouter) else 0.0,
-        preference=_address(preference),
-    )
-
-
-def _out_norm(spec: ModelSpec, weights: LayerWeights, name: str) -> cpu.Norm | None:
-    """Of what a layer adds, which is not divided by r."""
-    if not spec.norm_after:
-        return None
-    return cpu.Norm(
-        weight=weights.vector(name).data_ptr(),
-        epsilon=spec.norm_epsilon,
-        bias=_address(weights.optional(f"{name}_bias")),
-        centred=spec.norm == "layer",
-    )
-
-
-def _norm(spec: ModelSpec, weight: Tensor, bias: Tensor | None) -> cpu.Norm:
-    """Of x / r, where layers add r times what they compute; see NativeComputation."""
-    return cpu.Norm(
-        weight=weight.data_ptr(),
-        epsilon=spec.norm_epsilon / spec.residual_scale**2,
-        bias=_address(bias),
-        centred=spec.norm == "layer",
+        preference=address(preference),
     )
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:
     """In place."""
     return x if factor == 1 else x.mul_(factor)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _kind_of(norm: HeadNorm | None) -> int:

@@ -1,11 +1,11 @@
-"""Norms of hidden states and of heads."""
+"""Norms of hidden states and of heads, and sums of hidden states."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lowmoe.decoder.weights import LayerWeights
-from lowmoe.spec import ModelSpec
+from lowmoe.spec import ModelSpec, NormedResidual
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
@@ -18,6 +18,18 @@ def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
     normed = (wide * scale).to(x.dtype)
     return normed if weight is None else weight.to(x.dtype) * normed
+
+
+def residual_sum(
+    x: Tensor, normed: Tensor, out: Tensor, how: NormedResidual | None, scale: float
+) -> Tensor:
+    """What a layer makes of x [T, H], of its norm, and of what was computed from that.
+
+    scale: of what is added, where how does not say.
+    """
+    if how is not None:
+        return how.kept * normed + how.added * out
+    return x + (out if scale == 1 else scale * out)
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ModelSpec) -> Tensor:

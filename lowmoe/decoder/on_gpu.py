@@ -37,6 +37,11 @@ class GpuCache:
     step: Callable[[], None]
     n_tokens: int = 0
 
+    def keep(self, n_tokens: int) -> int:
+        """Forget all but the first n_tokens."""
+        self.n_tokens = n_tokens
+        return n_tokens
+
 
 class GpuComputation:
     """Operations bound to a model's weights, which are in the GPU's memory."""

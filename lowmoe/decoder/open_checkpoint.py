@@ -41,7 +41,7 @@ def in_folder(checkpoint: Checkpoint, folder: Path) -> OpenCheckpoint:
     packed = checkpoint.quant_method
     return OpenCheckpoint(
         files=checkpoint,
-        family=read_config(checkpoint.config).as_named_in(checkpoint.names()),
+        family=read_config(checkpoint.config).as_found(checkpoint.names()),
         form=f"checkpoint, {'unquantized' if packed is None else f'packed as {packed}'}",
         small_file=lambda name: small_file_in(folder, name),
     )

@@ -22,7 +22,15 @@ from quant import nf4
 from quant.layout import REGION_ALIGNMENT, PlaneLayout, round_up
 from quant.matrix import Matrix, Nf4Matrix, TrellisMatrix
 
-HARMLESS_SUFFIX = "rotary_emb.inv_freq"
+# Constants that follow from config.json, which some programs store all the same: of rope, and of
+# lightning attention.
+HARMLESS_SUFFIXES = (
+    "rotary_emb.inv_freq",
+    "self_attn.slope_rate",
+    "self_attn.query_decay",
+    "self_attn.key_decay",
+    "self_attn.diagonal_decay",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,9 +257,9 @@ class CheckpointTensors:
 
     def __init__(self, checkpoint: CheckpointFiles, family: Family) -> None:
         """Raises CheckpointError where the names of the tensors contradict the config."""
-        self.checkpoint, self.family = checkpoint, family
+        self.checkpoint, self.family = checkpoint, family.as_found(checkpoint.names())
         self._check_names()
-        pieces = (family.piece(role) for role in family.shapes)
+        pieces = (self.family.piece(role) for role in self.family.shapes)
         checkpoint.check_shapes({piece.name: piece.shape for piece in pieces})
 
     def _check_names(self) -> None:
@@ -263,12 +271,12 @@ class CheckpointTensors:
                 f"have are missing, {missing[0]} among them. Its files are incomplete or of "
                 "different models; download them again."
             )
-        # A tied head may be stored all the same; older conversions stored rope's constants.
+        # A tied head may be stored all the same.
         harmless = set(stored(self.family.tensor_name(Role("head"))))
         extra = sorted(
             n
             for n in found - wanted - harmless
-            if not n.endswith(HARMLESS_SUFFIX)
+            if not n.endswith(HARMLESS_SUFFIXES)
             and not n.startswith(self.family.ignored)
             and not self.checkpoint.ignores(n)
         )

@@ -4,8 +4,19 @@ Knows:        the widest matrices and activations of a spec.
 Ignorant of:  how much there is, what it is divided among.
 """
 
+import math
+
+from lowmoe.decoder.linear_attention import CHUNK
 from lowmoe.kernels import Kernels
-from lowmoe.spec import LatentAttention, LayerSpec, ModelSpec, layer_parts
+from lowmoe.spec import (
+    GatedDeltaNet,
+    GroupedQueryAttention,
+    LatentAttention,
+    LayerSpec,
+    LightningAttention,
+    ModelSpec,
+    layer_parts,
+)
 
 FLOAT_BYTES = 4  # products of transformed activations are float32, whatever theirs is
 
@@ -21,7 +32,8 @@ def working_bytes(spec: ModelSpec, max_tokens: int, n_context: int, kernels: Ker
     unfolded = n_context * max(_floats_of_a_cached_token(layer) for layer in spec.layers)
     mask = n_tokens * n_context * (1 + 2 * FLOAT_BYTES)  # which token sees which, also as numbers
     scores = n_tokens * n_context * max(_floats_of_a_score(layer) for layer in spec.layers)
-    activations = FLOAT_BYTES * (n_tokens * floats + unfolded + scores)
+    states = max(_floats_of_a_state(layer) for layer in spec.layers)
+    activations = FLOAT_BYTES * (n_tokens * floats + unfolded + scores + states)
     return decoding + activations + mask + FLOAT_BYTES * spec.n_vocab
 
 
@@ -48,22 +60,42 @@ def _floats_of_a_cached_token(layer: LayerSpec) -> int:
 def _floats_of_a_score(layer: LayerSpec) -> int:
     """Of the heads of one key-value head: as it was, capped, hidden or not, and its chance."""
     attention = layer.attention
-    if isinstance(attention, LatentAttention):
+    if not isinstance(attention, GroupedQueryAttention):
         return 0
     if attention.score_cap is None and not attention.sinks:
         return 0
     return 4 * attention.n_heads // attention.n_kv_heads
 
 
+def _floats_of_a_state(layer: LayerSpec) -> int:
+    """A state, what it becomes and what is added to it; and what a chunk's tokens are to another:
+    how much decays between them, their products, those that decayed, and the triangle.
+    """
+    attention = layer.attention
+    if not isinstance(attention, GatedDeltaNet | LightningAttention):
+        return 0
+    *_, maps = attention.state_shapes
+    return 3 * math.prod(maps) + 5 * attention.n_heads * CHUNK**2
+
+
 def _floats_of_a_token(n_hidden: int, layer: LayerSpec) -> int:
     """Activations alive at once: the residual stream, and attention's or those of the experts."""
-    attention, experts = layer.attention, layer.feed_forward
-    wide = attention.q_size
-    if isinstance(attention, LatentAttention):
-        wide += attention.n_heads * attention.key_size
-    else:
-        wide += attention.kv_size
-    attending = 4 * n_hidden + 6 * wide
+    experts = layer.feed_forward
+    attending = 4 * n_hidden + 6 * _wide(layer)
     inner = max(experts.n_inner, 0 if experts.shared is None else experts.shared.n_inner)
     mixing = 4 * n_hidden + 8 * inner + 2 * experts.router.n_active * n_hidden
     return 4 * n_hidden + max(attending, mixing)
+
+
+def _wide(layer: LayerSpec) -> int:
+    """Of attention, the numbers of a token that are alive at once a few times over."""
+    attention = layer.attention
+    match attention:
+        case LatentAttention():
+            return attention.q_size + attention.n_heads * attention.key_size
+        case GroupedQueryAttention():
+            return (1 + attention.gated) * attention.q_size + attention.kv_size
+        case GatedDeltaNet():
+            return attention.n_mixed + 2 * attention.n_heads * attention.key_size
+        case LightningAttention():
+            return 3 * attention.q_size

@@ -46,12 +46,11 @@ class Conversation:
         return min(len(self._tokens), len(ids))
 
     def keep(self, ids: Sequence[int]) -> int:
-        """Forget all but what the cache and ids have in common at the start; returns how many
-        tokens that is.
+        """Forget all but what the cache and ids have in common at the start, as far as the cache
+        can be set back to that; returns how many tokens are kept.
         """
-        n_common = self.n_common(ids)
-        self.forget_beyond(n_common)
-        return n_common
+        self.forget_beyond(self.n_common(ids))
+        return self.n_tokens
 
     def forward(self, ids: Sequence[int]) -> Tensor:
         """Run ids through the layers after what is there.  Returns the last hidden state [T, H]."""
@@ -60,9 +59,11 @@ class Conversation:
         return hidden
 
     def forget_beyond(self, n_tokens: int) -> None:
-        """What comes after n_tokens, and what a pass left that was interrupted at its end."""
-        del self._tokens[n_tokens:]
-        self._cache.n_tokens = len(self._tokens)
+        """What comes after n_tokens, and what a pass left that was interrupted at its end; and what
+        comes before as far as the cache cannot be set back to just there.
+        """
+        n_kept = self._cache.keep(min(n_tokens, len(self._tokens)))
+        del self._tokens[n_kept:]
 
 
 def step(

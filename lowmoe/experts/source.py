@@ -64,7 +64,7 @@ class CheckpointExperts:
         experts = family.spec.uniform_experts()
         self._gated = experts.gated
         self.format = PlainFormat(family.spec.n_hidden, experts.n_inner, dtype, gated=experts.gated)
-        self._checkpoint, self._family = checkpoint, family
+        self._checkpoint, self._family = checkpoint, family.as_found(checkpoint.names())
         self.buffer_bytes = tuple(round_up(n, ALIGNMENT) for n in self.format.part_bytes)
 
     def read_matrices(self, layer_id: int, expert_id: int) -> tuple[Tensor | None, Tensor, Tensor]:

@@ -5,7 +5,7 @@ Ignorant of:  what any of the tensors is for at run time.
 """
 
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +24,7 @@ from lowmoe.families import (
     llama,
     llama4,
     llama4_whole,
+    minimax,
     minimax_m2,
     mistral,
     mixtral,
@@ -31,12 +32,17 @@ from lowmoe.families import (
     phimoe,
     qwen,
     qwen2,
+    qwen3_5_moe,
+    qwen3_5_moe_text,
+    qwen3_next,
     qwen_moe,
     skywork,
 )
 from lowmoe.spec import (
+    GatedDeltaNet,
     HfConfig,
     LatentAttention,
+    LightningAttention,
     ModelSpec,
     Piece,
     Role,
@@ -61,7 +67,10 @@ FAMILIES: Mapping[str, ModuleType] = {
     "llama": llama,
     "llama4": llama4_whole,
     "llama4_text": llama4,
+    "minimax": minimax,
+    "minimax_m1": minimax,
     "minimax_m2": minimax_m2,
+    "minimax_text_01": minimax,
     "mistral": mistral,
     "mixtral": mixtral,
     "olmoe": olmoe,
@@ -69,7 +78,10 @@ FAMILIES: Mapping[str, ModuleType] = {
     "qwen": qwen,
     "qwen2": qwen2,
     "qwen2_moe": qwen_moe,
+    "qwen3_5_moe": qwen3_5_moe,
+    "qwen3_5_moe_text": qwen3_5_moe_text,
     "qwen3_moe": qwen_moe,
+    "qwen3_next": qwen3_next,
     "skywork": skywork,
     "skywork_moe": skywork,
 }
@@ -82,7 +94,9 @@ _KNOWN_CODE: Mapping[str, str] = {
     "grok-1": "Grok1ModelForCausalLM",
     "hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM",
     "kimi_k2": "DeepseekV3ForCausalLM",
+    "minimax_m1": "MiniMaxM1ForCausalLM",
     "minimax_m2": "MiniMaxM2ForCausalLM",
+    "minimax_text_01": "MiniMaxText01ForCausalLM",
     "phimoe": "PhiMoEForCausalLM",
     "qwen": "QWenLMHeadModel",
     "skywork": "SkyworkForCausalLM",
@@ -101,6 +115,15 @@ _IGNORED: Mapping[str, tuple[str, ...]] = {
     "gpt2": ("transformer.h.{layer}.attn.bias", "transformer.h.{layer}.attn.masked_bias"),
     "kimi_k2": _GUESSING,
     "llama4": ("vision_model.", "multi_modal_projector."),
+    "qwen3_5_moe": ("model.visual.", "mtp."),
+    "qwen3_5_moe_text": ("mtp.",),
+    "qwen3_next": ("mtp.",),
+}
+
+# Where some roles are in checkpoints that another program wrote.
+_OTHER_NAMES: Mapping[str, Mapping[str, str | Stored]] = {
+    "qwen3_5_moe": qwen3_5_moe.OTHER_NAMES,
+    "qwen3_5_moe_text": qwen3_5_moe_text.OTHER_NAMES,
 }
 
 # How the names of tensors begin that some checkpoints of a family begin without.
@@ -112,16 +135,31 @@ _DANGEROUS = ("auto_map", "trust_remote_code", "_attn_implementation_internal")
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A model's spec, and where its checkpoint keeps every role."""
+    """A model's spec, and where its checkpoint keeps every role.
+
+    others: where some roles are instead in checkpoints that another program wrote; ignored:
+    beginnings of names that no role needs; without: what names of this checkpoint begin without.
+    """
 
     spec: ModelSpec
     table: Mapping[str, str | Stored]
     shapes: Mapping[Role, tuple[int, ...]]
-    ignored: tuple[str, ...]  # beginnings of names that no role needs
-    without: str = ""  # what names of this checkpoint begin without
+    ignored: tuple[str, ...]
+    others: Mapping[str, str | Stored] = field(default_factory=dict)
+    without: str = ""
 
-    def as_named_in(self, names: Set[str]) -> "Family":
-        """The same for a checkpoint of these names, which may begin without what others' do."""
+    def as_found(self, names: Set[str]) -> "Family":
+        """The same for a checkpoint that has tensors of these names."""
+        return self._of_other_program(names)._without_prefix(names)
+
+    def _of_other_program(self, names: Set[str]) -> "Family":
+        other = replace(self, table={**self.table, **self.others}, others={})
+        some = next((role for role in self.shapes if role.name in self.others), None)
+        if some is not None and other.tensor_name(some) in names:
+            return other
+        return self
+
+    def _without_prefix(self, names: Set[str]) -> "Family":
         prefix = _PREFIXES.get(self.spec.model_type, "")
         if not prefix or any(name.startswith(prefix) for name in names):
             return self
@@ -141,6 +179,7 @@ class Family:
         if isinstance(entry, str):
             entry = Stored(name=entry)
         start, end, all_rows = self._rows(entry, role)
+        n_heads = self._n_heads(role) if entry.in_heads else 1
         step = len(entry.holds) if entry.interleaved else 1
         if entry.interleaved:
             start, end = entry.holds.index(role.name), all_rows
@@ -156,11 +195,15 @@ class Family:
                 shape, first, count = (n, *whole), role.expert_id, 1
             else:
                 shape, first = (n * whole[0], *whole[1:]), role.expert_id * whole[0]
+        elif entry.in_heads:
+            start, end = start // n_heads, end // n_heads
         elif not entry.transposed and not entry.interleaved:
             # What is contiguous in the file is all that is read.
             first, count, start, end = start, end - start, 0, end - start
         if entry.leading_one:
             shape, first, count = (1, *shape), 0, 1
+        if entry.middle_one:
+            shape = (shape[0], 1, *shape[1:])
         return Piece(
             name=self.tensor_name(role),
             shape=shape,
@@ -170,7 +213,17 @@ class Family:
             rows=slice(start, end, step),
             wanted=wanted,
             pairs=self._pairs(role) if entry.pairs else None,
+            n_heads=n_heads,
+            less_one=entry.less_one,
         )
+
+    def _n_heads(self, role: Role) -> int:
+        """By how many heads a tensor is divided that several roles share."""
+        assert role.layer_id is not None
+        attention = self.spec.layers[role.layer_id].attention
+        if isinstance(attention, GatedDeltaNet):
+            return attention.n_key_heads
+        return attention.n_heads
 
     def _rows(self, entry: Stored, role: Role) -> tuple[int, int, int]:
         """Where a role's rows begin and end in the tensor that holds them, and all rows of it."""
@@ -190,6 +243,7 @@ class Family:
     def _pairs(self, role: Role) -> tuple[int, int, int]:
         assert role.layer_id is not None
         attention = self.spec.layers[role.layer_id].attention
+        assert not isinstance(attention, GatedDeltaNet | LightningAttention)
         if isinstance(attention, LatentAttention):
             # Those that turn come last, in every query head as in what is kept of a token.
             before = attention.kv_rank if role.name == "kv_down" else attention.plain_size
@@ -217,7 +271,8 @@ def read_config(config: Mapping[str, Any]) -> Family:
     module = FAMILIES[model_type]
     spec: ModelSpec = module.spec(HfConfig(config))
     shapes = dict(checkpoint_tensors(spec))
-    return Family(spec, module.NAMES, shapes, tuple(_ignored(model_type, len(spec.layers))))
+    ignored = tuple(_ignored(model_type, len(spec.layers)))
+    return Family(spec, module.NAMES, shapes, ignored, _OTHER_NAMES.get(model_type, {}))
 
 
 def _ignored(model_type: str, n_layers: int) -> Iterator[str]:

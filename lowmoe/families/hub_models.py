@@ -212,6 +212,62 @@ _MINIMAX_M2 = _decoder(
 )  # fmt: skip
 
 
+def _minimax(model_type: str, **keys: Any) -> Config:
+    return _decoder(
+        model_type, layers=80, hidden=6144, inner=9216, heads=(64, 8, 128), vocab=200064,
+        context=10240000, theta=1e7, num_local_experts=32, num_experts_per_tok=2, rotary_dim=64,
+        **keys,
+    )  # fmt: skip
+
+
+_ALPHA = 3.5565588200778455
+_MINIMAX_OWN: Config = {
+    "attn_type_list": [0, 0, 0, 0, 0, 0, 0, 1] * 10,
+    "postnorm": True,
+    "layernorm_full_attention_alpha": _ALPHA,
+    "layernorm_linear_attention_alpha": _ALPHA,
+    "layernorm_mlp_alpha": _ALPHA,
+}
+_MINIMAX_HF: Config = {
+    "layer_types": [*["linear_attention"] * 7, "full_attention"] * 10,
+    "full_attn_alpha_factor": _ALPHA,
+    "linear_attn_alpha_factor": _ALPHA,
+    "mlp_alpha_factor": _ALPHA,
+}
+_DELTA: Config = {
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_value_head_dim": 128,
+    "full_attention_interval": 4,
+    "partial_rotary_factor": 0.25,
+}
+_QWEN3_NEXT = _decoder(
+    "qwen3_next", layers=48, hidden=2048, inner=5120, heads=(16, 2, 256), vocab=151936,
+    context=262144, theta=1e7, epsilon=1e-6, num_experts=512, num_experts_per_tok=10,
+    moe_intermediate_size=512, shared_expert_intermediate_size=512, linear_num_value_heads=32,
+    norm_topk_prob=True, **_DELTA,
+)  # fmt: skip
+
+
+def _qwen35(*, expert: int, experts: int = 256, active: int = 8, values: int = 64, **keys: Any,
+) -> Config:  # fmt: skip
+    """values: heads of the delta nets."""
+    text = _decoder(
+        "qwen3_5_moe_text", inner=expert, vocab=248320, context=262144, theta=1e7, epsilon=1e-6,
+        num_experts=experts, num_experts_per_tok=active, moe_intermediate_size=expert,
+        shared_expert_intermediate_size=expert, linear_num_value_heads=values, **_DELTA, **keys,
+    )  # fmt: skip
+    return {"model_type": "qwen3_5_moe", "text_config": text}
+
+
+_QWEN35_35B = _qwen35(layers=40, hidden=2048, heads=(16, 2, 256), expert=512, values=32)
+_QWEN35_122B = _qwen35(layers=48, hidden=3072, heads=(32, 2, 256), expert=1024)
+_QWEN35_397B = _qwen35(
+    layers=60, hidden=4096, heads=(32, 2, 256), expert=1024, experts=512, active=10
+)  # fmt: skip
+
+
 def _llama4(*, experts: int, step: int, normed: bool, context: int) -> Config:
     text = _decoder(
         "llama4_text", layers=48, hidden=5120, inner=8192, heads=(40, 8, 128), vocab=202048,
@@ -325,7 +381,13 @@ HUB_MODELS: Mapping[str, tuple[str, Config]] = {
     "llama-3.1-8b": ("meta-llama/Llama-3.1-8B-Instruct", _LLAMA31_8B),
     "llama-4-maverick": ("meta-llama/Llama-4-Maverick-17B-128E-Instruct", _MAVERICK),
     "llama-4-scout": ("meta-llama/Llama-4-Scout-17B-16E-Instruct", _SCOUT),
+    "minimax-m1": ("MiniMaxAI/MiniMax-M1-80k", _minimax("minimax_m1", **_MINIMAX_OWN)),
     "minimax-m2": ("MiniMaxAI/MiniMax-M2", _MINIMAX_M2),
+    "minimax-text-01": (
+        "MiniMaxAI/MiniMax-Text-01",
+        _minimax("minimax_text_01", **_MINIMAX_OWN),
+    ),
+    "minimax-text-01-hf": ("MiniMaxAI/MiniMax-Text-01-hf", _minimax("minimax", **_MINIMAX_HF)),
     "mistral-7b": ("mistralai/Mistral-7B-Instruct-v0.3", _MISTRAL_7B),
     "mixtral-8x22b": ("mistralai/Mixtral-8x22B-Instruct-v0.1", {**_8X22B, "vocab_size": 32768}),
     "mixtral-8x22b-base": ("mistralai/Mixtral-8x22B-v0.1", _8X22B),
@@ -340,6 +402,12 @@ HUB_MODELS: Mapping[str, tuple[str, Config]] = {
     "qwen3-235b-a22b": ("Qwen/Qwen3-235B-A22B", _QWEN3_235B),
     "qwen3-30b-a3b": ("Qwen/Qwen3-30B-A3B", _QWEN3_30B),
     "qwen3-coder-480b-a35b": ("Qwen/Qwen3-Coder-480B-A35B-Instruct", _QWEN3_CODER),
+    "qwen3-coder-next": ("Qwen/Qwen3-Coder-Next", _QWEN3_NEXT),
+    "qwen3-next-80b-a3b": ("Qwen/Qwen3-Next-80B-A3B-Instruct", _QWEN3_NEXT),
+    "qwen3.5-122b-a10b": ("Qwen/Qwen3.5-122B-A10B", _QWEN35_122B),
+    "qwen3.5-35b-a3b": ("Qwen/Qwen3.5-35B-A3B", _QWEN35_35B),
+    "qwen3.5-397b-a17b": ("Qwen/Qwen3.5-397B-A17B", _QWEN35_397B),
+    "qwen3.6-35b-a3b": ("Qwen/Qwen3.6-35B-A3B", _QWEN35_35B),
     "skywork-moe": ("Skywork/Skywork-MoE-Base", _SKYWORK),
     "skywork-moe-fp8": (
         "Skywork/Skywork-MoE-Base-FP8",

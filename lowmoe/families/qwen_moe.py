@@ -52,17 +52,20 @@ def spec(hf: HfConfig) -> ModelSpec:
     if not third:
         n_inner = hf.integer("shared_expert_intermediate_size")
         shared = SharedExpert(n_inner=n_inner, weighed=True)
-    return read_model(hf, attention, _feed_forwards(hf, shared), norm_epsilon=eps)
+    return read_model(hf, attention, feed_forwards(hf, shared, renormalize=False), norm_epsilon=eps)
 
 
-def _feed_forwards(hf: HfConfig, shared: SharedExpert | None) -> list[ExpertsFeedForward]:
+def feed_forwards(
+    hf: HfConfig, shared: SharedExpert | None, *, renormalize: bool
+) -> list[ExpertsFeedForward]:
+    """Of each layer.  renormalize: where the config does not say."""
     n_experts = hf.integer("num_experts", default=hf.optional_integer("num_local_experts"))
     experts = ExpertsFeedForward(
         n_experts=n_experts,
         n_inner=hf.integer("moe_intermediate_size"),
         router=SoftmaxRouter(
             n_active=hf.integer("num_experts_per_tok", maximum=n_experts),
-            renormalize=hf.boolean("norm_topk_prob", default=False),
+            renormalize=hf.boolean("norm_topk_prob", default=renormalize),
         ),
         shared=shared,
     )

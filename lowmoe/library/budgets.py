@@ -115,6 +115,7 @@ def most_shard_bytes(
     at the end of the last that does, so one that holds both ends of the model stays throughout.
     """
     steps: dict[str, list[int]] = {}
+    family = family.as_found(set(shard_of))
     for role in family.shapes:
         # A tensor or shard that is missing is complained of where tensors are read.
         name = family.tensor_name(role)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from lowmoe.decoder.attention import attend
-from lowmoe.decoder.kv_cache import LayerCache
+from lowmoe.decoder.kv_cache import layer_cache
 from lowmoe.decoder.moe import Routing, expert_output, shared_output
-from lowmoe.decoder.norm import norm, normed_output
+from lowmoe.decoder.norm import norm, normed_output, residual_sum
 from lowmoe.decoder.weights import LayerWeights
 from lowmoe.kernels.reference import ReferenceKernels
 from lowmoe.spec import ExpertsFeedForward, LayerSpec, ModelSpec, layer_parts
@@ -124,8 +124,7 @@ class CalibrationRun:
         Raises ValueError where activations overflow, before anything is made from them.
         """
         model, spec = self._spec, self._spec.layers[layer_id]
-        out = normed_output(self._attention(spec, weights), "attention_out_norm", weights, model)
-        hidden = self.hidden + model.residual_scale * out
+        hidden = self._attended(spec, weights)
         bias = weights.optional("experts_norm_bias")
         normed = norm(hidden, weights.experts_norm, bias, model)
         routing = Routing.of(normed, weights, spec.feed_forward.router)
@@ -136,7 +135,8 @@ class CalibrationRun:
         if shared is not None:
             mixed += shared
         mixed = normed_output(mixed, "experts_out_norm", weights, model)
-        self.hidden = hidden + model.residual_scale * mixed
+        how, scale = spec.feed_forward_residual, model.residual_scale
+        self.hidden = residual_sum(hidden, normed, mixed, how, scale)
         layer_inner = Moments(spec.feed_forward.n_inner)
         for moments in inner:
             layer_inner.total += moments.total
@@ -170,12 +170,16 @@ class CalibrationRun:
         moments.add(norm(self.hidden, weight, bias, self._spec))
         return moments.covariance()
 
-    def _attention(self, spec: LayerSpec, weights: LayerWeights) -> Tensor:
+    def _attended(self, spec: LayerSpec, weights: LayerWeights) -> Tensor:
+        """Hidden states behind attention, [T, H]."""
         outputs, bias = [], weights.optional("attention_norm_bias")
+        how, scale = spec.attention_residual, self._spec.residual_scale
         for sequence in torch.split(self.hidden, self._lengths):
-            cache = LayerCache(spec, sequence.shape[0], torch.float32)
+            cache = layer_cache(spec.attention, sequence.shape[0], torch.float32)
             normed = norm(sequence, weights.attention_norm, bias, self._spec)
-            outputs.append(attend(normed, weights, spec.attention, cache, 0, self._kernels))
+            out = attend(normed, weights, spec.attention, cache, 0, self._kernels)
+            out = normed_output(out, "attention_out_norm", weights, self._spec)
+            outputs.append(residual_sum(sequence, normed, out, how, scale))
         return torch.cat(outputs)
 
     def _experts(

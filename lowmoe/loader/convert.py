@@ -31,7 +31,15 @@ from quant.expert import NO_COVARIANCES, InputCovariances
 from quant.layout import PlaneLayout
 from quant.transform import channel_factors
 
-UNCODED = ("router", "shared_router", "positions")  # matrices that are kept in float32
+# Matrices that are kept in float32.
+UNCODED = (
+    "router",
+    "shared_router",
+    "positions",
+    "delta_correction",
+    "delta_decay",
+    "delta_taps",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,7 +81,7 @@ def decode_with_hits(
     sizes: ModelSizes, machine: Machine, on_gpu: float, in_memory: float, n_cached: int
 ) -> Cost:
     """The same where hit rates are known: of the GPU, and of GPU and RAM together."""
-    kv = sizes.kv_bytes_per_token * n_cached
+    kv = sizes.kv_bytes_per_token * n_cached + 2 * sizes.state_bytes  # read, and written
     disk_bytes = (1 - in_memory) * sizes.active_expert_bytes * DISK_MORE
     disk = disk_bytes / machine.disk_bytes_per_s
     if machine.card is None:

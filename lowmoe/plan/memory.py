@@ -20,7 +20,14 @@ from lowmoe.kernels.cuda import MARGIN_BYTES
 from lowmoe.plan.cost import Places
 from lowmoe.plan.machine import Machine
 from lowmoe.plan.sizes import ModelSizes
-from lowmoe.spec import GroupedQueryAttention, ModelSpec
+from lowmoe.spec import (
+    Attention,
+    GatedDeltaNet,
+    GroupedQueryAttention,
+    LatentAttention,
+    LightningAttention,
+    ModelSpec,
+)
 
 FLOAT_BYTES = 4
 ROUNDED_BYTES = 1 + FLOAT_BYTES / 128 + FLOAT_BYTES / 64  # a number as int8, its scale, its sum
@@ -137,7 +144,8 @@ def _on_cpu(
     why: str | None,
 ) -> Allotment:
     chunk = min(NATIVE_CHUNK, n_context)
-    beside = sizes.dense_bytes + sizes.kv_bytes_per_token * n_context + scratch_bytes(spec, chunk)
+    cache = sizes.kv_bytes_per_token * n_context + sizes.states_bytes
+    beside = sizes.dense_bytes + cache + scratch_bytes(spec, chunk)
     n_slots = min(sizes.n_experts, max(0, machine.ram_bytes - beside) // sizes.expert_bytes)
     if n_slots < min(MIN_SLOTS, sizes.n_experts):
         least = beside + MIN_SLOTS * sizes.expert_bytes
@@ -156,13 +164,11 @@ def _on_cpu(
 
 def scratch_bytes(spec: ModelSpec, n_tokens: int) -> int:
     """What a pass of so many tokens takes beside weights and cache: the largest buffers of
-    lowmoe/kernels/cpu/{attention,experts}.cpp; what else there is does not grow with tokens.
+    lowmoe/kernels/cpu/{attention,delta_net,lightning,experts}.cpp; what else there is does not
+    grow with tokens.
     """
     attentions = [layer.attention for layer in spec.layers]
-    wide = max(
-        a.q_size + 2 * a.kv_size if isinstance(a, GroupedQueryAttention) else a.q_size
-        for a in attentions
-    )
+    wide = max(_attention_floats(a) for a in attentions)
     out = max(a.q_size for a in attentions)
     feed = max((layer.feed_forward for layer in spec.layers), key=lambda f: f.n_experts)
     n_hidden, n_active = spec.n_hidden, feed.router.n_active
@@ -173,6 +179,19 @@ def scratch_bytes(spec: ModelSpec, n_tokens: int) -> int:
     ) + ROUNDED_BYTES * (n_hidden + n_active * (n_hidden + feed.n_inner) + n_hidden + shared)
     between = FLOAT_BYTES * (2 * n_hidden + 3 * n_active) + 8
     return int(n_tokens * (attending + mixing + between)) + FLOAT_BYTES * spec.n_vocab
+
+
+def _attention_floats(attention: Attention) -> int:
+    """Of a token's queries, keys and values, gates and what becomes of them."""
+    match attention:
+        case GroupedQueryAttention():
+            return (1 + attention.gated) * attention.q_size + 2 * attention.kv_size
+        case LatentAttention():
+            return attention.q_size
+        case GatedDeltaNet():
+            return 2 * attention.n_mixed + attention.q_size + 2 * attention.n_heads
+        case LightningAttention():
+            return 4 * attention.q_size
 
 
 def without_card(machine: Machine) -> Machine:

@@ -11,8 +11,9 @@ from lowmoe.checkpoint.files import ALIGNMENT
 from lowmoe.checkpoint.layout import Recipe, dense_tensors
 from lowmoe.decoder.abilities import lacking
 from lowmoe.decoder.native import ABLE
+from lowmoe.decoder.state_cache import state_bytes, states_bytes
 from lowmoe.kernels import cpu
-from lowmoe.spec import ModelSpec
+from lowmoe.spec import GatedDeltaNet, LightningAttention, ModelSpec
 from quant.layout import round_up
 
 
@@ -22,8 +23,10 @@ class ModelSizes:
 
     n_active: experts a token uses, of all layers; most_experts: of any layer; dense_bytes:
     everything but experts; dense_bytes_per_token: of it, what every token reads; expert_bytes: one
-    expert, on disk as in RAM; kv_bytes_per_token: of one position in all layers; active_weights:
-    numbers that one token is multiplied by; is_native: whether the CPU's kernels compute it.
+    expert, on disk as in RAM; kv_bytes_per_token: of one position in all layers; state_bytes: of
+    those layers that keep states, which every token reads and writes; states_bytes: the most that a
+    conversation keeps of them; active_weights: numbers that one token is multiplied by; is_native:
+    whether the CPU's kernels compute it.
     """
 
     n_planes: int
@@ -35,6 +38,8 @@ class ModelSizes:
     dense_bytes_per_token: int
     expert_bytes: int
     kv_bytes_per_token: int
+    state_bytes: int
+    states_bytes: int
     active_weights: int
     is_native: bool
 
@@ -81,6 +86,8 @@ def model_sizes(
         dense_bytes_per_token=dense - embedding,
         expert_bytes=sum(round_up(part, ALIGNMENT) for part in parts),
         kv_bytes_per_token=sum(_kv_bytes(spec, i, kv) for i in range(len(spec.layers))),
+        state_bytes=state_bytes(spec),
+        states_bytes=states_bytes(spec),
         active_weights=spec.n_active_parameters - (0 if spec.tied_head else _embedding(spec)),
         is_native=not lacking(spec, ABLE),
     )
@@ -88,8 +95,10 @@ def model_sizes(
 
 def _kv_bytes(spec: ModelSpec, layer_id: int, kv: cpu.KvFormat) -> int:
     """Of one position in one layer."""
-    shapes = spec.layers[layer_id].attention.kept_shapes
-    return sum(n_heads * cpu.kv_head_bytes(kv, size) for n_heads, size in shapes)
+    attention = spec.layers[layer_id].attention
+    if isinstance(attention, GatedDeltaNet | LightningAttention):
+        return 0
+    return sum(n_heads * cpu.kv_head_bytes(kv, size) for n_heads, size in attention.kept_shapes)
 
 
 def _embedding(spec: ModelSpec) -> int:

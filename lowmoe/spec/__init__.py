@@ -44,12 +44,14 @@ from lowmoe.spec.hf_config import HfConfig
 from lowmoe.spec.model import (
     LayerSpec,
     ModelSpec,
+    NormedResidual,
     NormKind,
     checkpoint_tensors,
     end_parts,
     layer_parts,
 )
 from lowmoe.spec.parts import Part, Role, expert_shapes
+from lowmoe.spec.recurrent import GatedDeltaNet, LightningAttention, Recurrent
 from lowmoe.spec.stored import Piece, Stored
 
 __all__ = [
@@ -59,18 +61,22 @@ __all__ = [
     "Attention",
     "EveryToken",
     "ExpertsFeedForward",
+    "GatedDeltaNet",
     "GroupedQueryAttention",
     "HeadNorm",
     "HfConfig",
     "LatentAttention",
     "LayerSpec",
+    "LightningAttention",
     "LinearScaling",
     "LongScaling",
     "ModelSpec",
     "NormKind",
+    "NormedResidual",
     "Part",
     "Piece",
     "QueryTemperature",
+    "Recurrent",
     "Role",
     "Rope",
     "RopeScaling",

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from lowmoe.spec.recurrent import GatedDeltaNet, LightningAttention
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearScaling:
@@ -102,7 +104,8 @@ class GroupedQueryAttention:
     qkv_bias, out_bias: of the linear maps; clamp: queries, keys and values, after norms of all
     heads, are kept within +-clamp; score_scale: what scores are multiplied by, None for
     head_size ** -0.5; score_cap: scores are then cap * tanh(scores / cap); sinks: each head has a
-    learned score of nothing.
+    learned score of nothing; gated: what heads put out is multiplied by the sigmoid of as many
+    channels.
     """
 
     n_heads: int
@@ -119,6 +122,7 @@ class GroupedQueryAttention:
     score_cap: float | None = None
     temperature: QueryTemperature | None = None
     sinks: bool = False
+    gated: bool = False
 
     @property
     def q_size(self) -> int:
@@ -170,7 +174,7 @@ class LatentAttention:
         return (1, self.kv_rank), (1, self.rope_size)
 
 
-Attention: TypeAlias = GroupedQueryAttention | LatentAttention
+Attention: TypeAlias = GroupedQueryAttention | LatentAttention | GatedDeltaNet | LightningAttention
 
 
 def grouped(attention: Attention) -> GroupedQueryAttention:

@@ -23,11 +23,24 @@ NormKind: TypeAlias = Literal["rms", "layer"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NormedResidual:
+    """x = kept * norm(x) + added * f(norm(x)), where most have x += f(norm(x))."""
+
+    kept: float
+    added: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
-    """One layer: x += attention(norm(x)); x += feed_forward(norm(x)).  See norm_after, too."""
+    """One layer: x += attention(norm(x)); x += feed_forward(norm(x)).  See norm_after, too.
+
+    attention_residual, feed_forward_residual: None for these sums.
+    """
 
     attention: Attention
     feed_forward: ExpertsFeedForward
+    attention_residual: NormedResidual | None = None
+    feed_forward_residual: NormedResidual | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

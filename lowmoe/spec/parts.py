@@ -13,6 +13,7 @@ from lowmoe.spec.feed_forward import (
     SoftmaxRouter,
     SparseMixerRouter,
 )
+from lowmoe.spec.recurrent import GatedDeltaNet, LightningAttention
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +78,38 @@ def norm_parts(name: str, n_hidden: int, *, bias: bool) -> Iterator[Part]:
 
 def attention_parts(attention: Attention, n_hidden: int) -> Iterator[Part]:
     """What attention keeps."""
-    if isinstance(attention, LatentAttention):
-        yield from _latent(attention, n_hidden)
-    else:
-        yield from _grouped(attention, n_hidden)
+    match attention:
+        case LatentAttention():
+            yield from _latent(attention, n_hidden)
+        case GroupedQueryAttention():
+            yield from _grouped(attention, n_hidden)
+        case GatedDeltaNet():
+            yield from _delta(attention, n_hidden)
+        case LightningAttention():
+            yield from _lightning(attention, n_hidden)
+
+
+def _delta(attention: GatedDeltaNet, n_hidden: int) -> Iterator[Part]:
+    """What decays and corrects states is kept exact, as routers are: its errors add up."""
+    keys, values, n = attention.all_keys, attention.q_size, attention.n_heads
+    mixed = (("delta_q", keys), ("delta_k", keys), ("delta_v", values))
+    yield matrix("delta_in", n_hidden, *mixed, ("delta_gate", values))
+    rates = (("delta_correction", n), ("delta_decay", n))
+    yield Part(name="delta_rates", rows=rates, n_columns=n_hidden)
+    taps = (("delta_taps", attention.n_mixed),)
+    yield Part(name="delta_taps", rows=taps, n_columns=attention.n_taps)
+    yield vector("delta_decay_bias", n)
+    yield vector("delta_log_decay", n)
+    yield vector("delta_norm", attention.value_size)
+    yield matrix("attention_out", values, ("delta_out", n_hidden))
+
+
+def _lightning(attention: LightningAttention, n_hidden: int) -> Iterator[Part]:
+    n = attention.q_size
+    yield matrix("qkv", n_hidden, *((f"lightning_{name}", n) for name in "qkv"))
+    yield matrix("attention_gate", n_hidden, ("lightning_gate", n))
+    yield vector("lightning_norm", n)
+    yield matrix("attention_out", n, ("lightning_out", n_hidden))
 
 
 def _latent(attention: LatentAttention, n_hidden: int) -> Iterator[Part]:
@@ -101,7 +130,8 @@ def _latent(attention: LatentAttention, n_hidden: int) -> Iterator[Part]:
 
 def _grouped(attention: GroupedQueryAttention, n_hidden: int) -> Iterator[Part]:
     q, kv = attention.q_size, attention.kv_size
-    yield matrix("qkv", n_hidden, ("q", q), ("k", kv), ("v", kv))
+    gate = (("attention_gate", q),) if attention.gated else ()
+    yield matrix("qkv", n_hidden, ("q", q), ("k", kv), ("v", kv), *gate)
     if attention.qkv_bias:
         yield Part(name="qkv_bias", rows=(("q_bias", q), ("k_bias", kv), ("v_bias", kv)))
     if attention.norm is not None and attention.norm.weighted:

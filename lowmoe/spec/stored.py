@@ -15,16 +15,21 @@ class Stored:
     name: its template; holds: the roles in it, one above the other, () for one role alone;
     interleaved: their rows take turns instead; experts: None for a tensor of each expert, "axis"
     for a first axis [E, ...], "rows" for one above the other; transposed: columns in, rows out;
-    leading_one: vectors are [1, n]; pairs: channels that rope turns against each other stand side
-    by side within a head, where the decoder wants halves.
+    in_heads: head by head instead, each head's rows of one role above those of the next role;
+    leading_one: vectors are [1, n]; middle_one: matrices are [rows, 1, columns]; less_one: weights
+    are kept less 1; pairs: channels that rope turns against each other stand side by side within a
+    head, where the decoder wants halves.
     """
 
     name: str
     holds: tuple[str, ...] = ()
     interleaved: bool = False
+    in_heads: bool = False
     experts: Literal["axis", "rows"] | None = None
     transposed: bool = False
     leading_one: bool = False
+    middle_one: bool = False
+    less_one: bool = False
     pairs: bool = False
 
 
@@ -33,8 +38,9 @@ class Piece:
     """What to read for one role, and how to make it a tensor [rows out, columns in].
 
     name, shape: of the whole tensor; first, count: of its first axis, what is read; transposed: to
-    be turned over then; start, stop, step: the rows that are the role's then; wanted: its shape;
-    pairs: (head size, first channel, channels) where pairs are to become halves.
+    be turned over then; rows: those that are the role's then, of each of n_heads equal parts;
+    wanted: its shape; pairs: (head size, first channel, channels) where pairs are to become halves;
+    less_one: 1 is to be added.
     """
 
     name: str
@@ -45,3 +51,5 @@ class Piece:
     rows: slice
     wanted: tuple[int, ...]
     pairs: tuple[int, int, int] | None
+    n_heads: int = 1
+    less_one: bool = False

@@ -88,6 +88,7 @@ _ODD = {
     "num_attention_heads": 5,
     "num_key_value_heads": 5,
 }
+_LIGHTNING, _WHOLE = "linear_attention", "full_attention"
 
 GOLDENS: Mapping[str, Mapping[str, TinyModel]] = {
     "dbrx": {
@@ -259,10 +260,37 @@ GOLDENS: Mapping[str, Mapping[str, TinyModel]] = {
         ),
         "biases": TinyModel(config={"attention_bias": True, "attention_chunk_size": 16}),
     },
+    "minimax": {
+        "lightning on either side": TinyModel(config={}),
+        "6 heads, top 3, another order, shards": TinyModel(
+            config={
+                "layer_types": [_WHOLE, _LIGHTNING, _LIGHTNING],
+                "num_experts_per_tok": 3,
+                "full_attn_beta_factor": 0.6,
+                **_SIX_HEADS,
+            },
+            shard_size="30KB",
+        ),
+        "by turns, all layers alike, tied": TinyModel(
+            config={
+                "layer_types": None,
+                "tie_word_embeddings": True,
+                **dict.fromkeys(("full_attn_alpha_factor", "linear_attn_alpha_factor"), 3.5),
+                **dict.fromkeys(("full_attn_beta_factor", "linear_attn_beta_factor"), 1.0),
+            }
+        ),
+    },
+    "minimax_m1": {"as its makers spell it": TinyModel(config={})},
     "minimax_m2": {
         "half turns": TinyModel(config={}),
         "a quarter turns, top 3": TinyModel(config={"rotary_dim": 4, "num_experts_per_tok": 3}),
         "all turns, 6 heads": TinyModel(config={"rotary_dim": 16, **_SIX_HEADS}, shard_size="30KB"),
+    },
+    "minimax_text_01": {
+        "as its makers spell it": TinyModel(config={}),
+        "lightning in the middle": TinyModel(
+            config={"layer_types": [_WHOLE, _LIGHTNING, _WHOLE], "mlp_beta_factor": 1.3}
+        ),
     },
     "mistral": {
         "plain": TinyModel(config={}),
@@ -309,6 +337,25 @@ GOLDENS: Mapping[str, Mapping[str, TinyModel]] = {
             config={"decoder_sparse_step": 2, "qkv_bias": False}, shard_size="30KB"
         ),
     },
+    "qwen3_5_moe": {"within a model that sees, experts in one": TinyModel(config={})},
+    "qwen3_5_moe_text": {
+        "nets on either side": TinyModel(config={}),
+        "3 heads of values to one of keys, top 4": TinyModel(
+            config={"linear_num_value_heads": 6, "num_experts_per_tok": 4}
+        ),
+        "tied, half turns, bf16": TinyModel(
+            config={
+                "tie_word_embeddings": True,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": THETA,
+                    "partial_rotary_factor": 0.5,
+                },
+                "layer_types": [_WHOLE, _LIGHTNING, _WHOLE],
+            },
+            saved_dtype=torch.bfloat16,
+        ),
+    },
     "qwen3_moe": {
         "experts everywhere": TinyModel(config={}),
         "plain layers, not renormalized, biases": TinyModel(
@@ -321,6 +368,30 @@ GOLDENS: Mapping[str, Mapping[str, TinyModel]] = {
                 "tie_word_embeddings": True,
                 "num_experts_per_tok": 4,
             }
+        ),
+    },
+    "qwen3_next": {
+        "nets on either side": TinyModel(config={}),
+        "plain in the middle, not renormalized, 3 heads of values to one": TinyModel(
+            config={
+                "mlp_only_layers": [1],
+                "norm_topk_prob": False,
+                "linear_num_value_heads": 6,
+                **_SIX_HEADS,
+            },
+            shard_size="30KB",
+        ),
+        "nets first, two taps, a head of keys each": TinyModel(
+            config={
+                "layer_types": [_LIGHTNING, _LIGHTNING, _WHOLE],
+                "linear_conv_kernel_dim": 2,
+                "linear_num_key_heads": 3,
+                "linear_num_value_heads": 3,
+                "linear_key_head_dim": 10,
+            }
+        ),
+        "whole in the last layers, tied": TinyModel(
+            config={"layer_types": [_LIGHTNING, _WHOLE, _WHOLE], "tie_word_embeddings": True}
         ),
     },
     "skywork": {
@@ -371,6 +442,61 @@ def _under_its_own_name(folder: Path) -> None:
     }
     guessing = {"model.layers.3.embed_tokens.weight": torch.ones(3)}
     _rewrite(folder, lambda tensors: tensors | guessing, lambda values: values | own)
+
+
+def _as_minimax_does(model_type: str, architecture: str) -> Callable[[Path], None]:
+    kinds = {"full_attn": "full_attention", "linear_attn": "linear_attention", "mlp": "mlp"}
+
+    def config(values: dict[str, Any]) -> dict[str, Any]:
+        own = {
+            f"layernorm_{ours}_{name}": values.pop(f"{theirs}_{name}_factor")
+            for theirs, ours in kinds.items()
+            for name in ("alpha", "beta")
+        }
+        own["attn_type_list"] = [int(kind == _WHOLE) for kind in values.pop("layer_types")]
+        own["rope_theta"] = values.pop("rope_parameters")["rope_theta"]
+        return values | own | {
+            "model_type": model_type,
+            "auto_map": {"AutoModelForCausalLM": f"modeling_{model_type}.{architecture}"},
+            "postnorm": True,
+            "rotary_dim": values["head_dim"],
+            "shared_intermediate_size": 0,
+        }  # fmt: skip
+
+    def tensors(found: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {n: t for n, t in found.items() if not n.endswith(("_decay", "slope_rate"))}
+
+    return lambda folder: _rewrite(folder, tensors, config)
+
+
+def _experts_in_one_within_a_model_that_sees(folder: Path) -> None:
+    """As Qwen/Qwen3.5-35B-A3B was published."""
+
+    def named(found: dict[str, Tensor]) -> dict[str, Tensor]:
+        kept = {n: t for n, t in found.items() if ".experts." not in n}
+        for i in range(3):
+            place = f"model.layers.{i}.mlp.experts."
+            gate, up, down = (
+                torch.stack([found[f"{place}{e}.{m}_proj.weight"] for e in range(6)])
+                for m in ("gate", "up", "down")
+            )
+            kept[place + "gate_up_proj"] = torch.cat([gate, up], dim=1)
+            kept[place + "down_proj"] = down
+        inside = {n.replace("model.", "model.language_model.", 1): t for n, t in kept.items()}
+        return inside | {
+            "model.visual.pos_embed.weight": torch.ones(3),
+            "mtp.layers.0.mlp.experts.0.up_proj.weight": torch.ones(3),
+        }
+
+    _rewrite(
+        folder,
+        named,
+        lambda values: {
+            "model_type": "qwen3_5_moe",
+            "text_config": values,
+            "tie_word_embeddings": values["tie_word_embeddings"],
+        },
+    )
 
 
 def _as_the_first(folder: Path) -> None:
@@ -444,7 +570,10 @@ SPELLINGS: Mapping[str, Callable[[Path], None]] = {
     "gpt2": _with_masks_and_without_a_beginning,
     "kimi_k2": _under_its_own_name,
     "llama4": _within_a_model_that_sees,
+    "minimax_m1": _as_minimax_does("minimax_m1", "MiniMaxM1ForCausalLM"),
+    "minimax_text_01": _as_minimax_does("minimax_text_01", "MiniMaxText01ForCausalLM"),
     "qwen": _as_the_first,
+    "qwen3_5_moe": _experts_in_one_within_a_model_that_sees,
     "skywork": _as_skywork("skywork"),
     "skywork_moe": _as_skywork("skywork_moe"),
 }

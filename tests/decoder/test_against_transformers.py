@@ -27,9 +27,11 @@ from lowmoe.families import FAMILIES, read_config
 from lowmoe.families.aliases import ALIASES
 from lowmoe.spec import (
     Activation,
+    GatedDeltaNet,
     GroupedQueryAttention,
     LatentAttention,
     LayerSpec,
+    LightningAttention,
     ModelSpec,
     SoftmaxRouter,
     layer_parts,
@@ -182,6 +184,13 @@ def _latent(change: Callable[[Any], Any]) -> Callable[[ModelSpec], ModelSpec | N
     return lambda spec: _each(spec, layer)
 
 
+def _of(kind: type, change: Callable[[Any], Any]) -> Callable[[ModelSpec], ModelSpec | None]:
+    def layer(x: LayerSpec) -> LayerSpec:
+        return replace(x, attention=change(x.attention)) if isinstance(x.attention, kind) else x
+
+    return lambda spec: _each(spec, layer)
+
+
 def _router(change: Callable[[Any], Any]) -> Callable[[ModelSpec], ModelSpec | None]:
     def layer(x: LayerSpec) -> LayerSpec:
         feed = x.feed_forward
@@ -235,6 +244,21 @@ def _weighed_elsewhere(feed: Any) -> Any:
     return replace(feed, weigh_input=not feed.weigh_input)
 
 
+def _residuals(name: str, **changes: float) -> Callable[[ModelSpec], ModelSpec | None]:
+    """Of the layers whose sums are of norms, where norms themselves count for more than nothing."""
+
+    def layer(x: LayerSpec) -> LayerSpec:
+        found = getattr(x, name)
+        return x if found is None else replace(x, **{name: replace(found, **changes)})
+
+    return lambda spec: _each(spec, layer)
+
+
+def _of_sums(change: Callable[[ModelSpec], ModelSpec]) -> Callable[[ModelSpec], ModelSpec | None]:
+    """What says nothing of layers that add to their norms, in whatever size x comes to them."""
+    return lambda spec: None if spec.layers[0].attention_residual else change(spec)
+
+
 BREAKS: dict[str, Callable[[ModelSpec], ModelSpec | None]] = {
     "router renormalized or not": _router(
         lambda r: _fields(r, renormalize=not getattr(r, "renormalize", False))
@@ -261,12 +285,23 @@ BREAKS: dict[str, Callable[[ModelSpec], ModelSpec | None]] = {
     "latents without scaling": _latent(_unscaled),
     "latents with other scores": _latent(lambda a: replace(a, score_scale=a.score_scale * 1.1)),
     "latents with another epsilon": _latent(lambda a: replace(a, norm_epsilon=5e-2)),
+    "nets with another epsilon": _of(GatedDeltaNet, lambda a: replace(a, norm_epsilon=5e-2)),
+    "lightning that decays more": _of(
+        LightningAttention, lambda a: replace(a, slopes=tuple(1.1 * s for s in a.slopes))
+    ),
+    "lightning with another epsilon": _of(
+        LightningAttention, lambda a: replace(a, norm_epsilon=5e-2)
+    ),
+    "norms kept more behind attention": _residuals("attention_residual", kept=1.2),
+    "less added by attention": _residuals("attention_residual", added=0.5),
+    "norms kept more behind experts": _residuals("feed_forward_residual", kept=1.2),
+    "less added by experts": _residuals("feed_forward_residual", added=0.5),
     "no clamp": _attention(lambda a: replace(a, clamp=None)),
     "other scores": _attention(lambda a: replace(a, score_scale=a.head_size**-0.5 * 1.1)),
     "norm with another epsilon": lambda spec: replace(spec, norm_epsilon=5e-3),
     "another norm": lambda spec: replace(spec, norm="layer" if spec.norm == "rms" else "rms"),
-    "embeddings of another size": lambda spec: replace(spec, embedding_scale=1.5),
-    "layers that add more": lambda spec: replace(spec, residual_scale=1.1),
+    "embeddings of another size": _of_sums(lambda spec: replace(spec, embedding_scale=1.5)),
+    "layers that add more": _of_sums(lambda spec: replace(spec, residual_scale=1.1)),
     "scores without a cap": _attention(lambda a: replace(a, score_cap=None)),
     "no positions": lambda spec: replace(spec, learned_positions=False),
     "no norms behind": lambda spec: replace(spec, norm_after=False),
@@ -291,6 +326,11 @@ VECTORS = [
     "attention_out_bias",
     "attention_out_norm",
     "choice_bias",
+    "delta_decay_bias",
+    "delta_log_decay",
+    "delta_norm",
+    "delta_rates",
+    "delta_taps",
     "down_bias",
     "experts_norm",
     "experts_norm_bias",
@@ -298,6 +338,7 @@ VECTORS = [
     "gate_up_bias",
     "k_norm",
     "kv_latent_norm",
+    "lightning_norm",
     "q_latent_norm",
     "q_norm",
     "qkv_bias",

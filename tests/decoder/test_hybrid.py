@@ -461,7 +461,7 @@ def test_forgetting_the_latest_tokens_leaves_no_trace_of_them(plain: Golden) -> 
         cache = decoder.new_cache(N_TOKENS)
         decoder.forward(plain.ids[:10], cache)
         decoder.forward(plain.ids[40:], cache)
-        cache.n_tokens = 10
+        assert cache.keep(10) == 10
         found = [
             decoder.logits(decoder.forward(part, cache))
             for part in (plain.ids[10:59], plain.ids[59:])

@@ -151,8 +151,10 @@ def test_the_experts_and_their_weights_are_torchs(golden: Golden) -> None:
     model = golden.model
     x = torch.randn(40, model.spec.n_hidden, generator=torch.Generator().manual_seed(2))
     native, in_torch = model.native(), model.in_torch()
-    native_x = x / model.spec.residual_scale  # see NativeComputation
     for layer_id in range(LAYERS):
+        residual = model.spec.layers[layer_id].attention_residual
+        scale = model.spec.residual_scale if residual is None else residual.added
+        native_x = x / scale  # see norm_epsilons
         found, wanted = native.route(native_x, layer_id), in_torch.route(x, layer_id)
         assert found.expert_ids.dtype == torch.int64
         assert torch.equal(found.expert_ids, wanted.expert_ids)
@@ -388,7 +390,7 @@ def test_forgetting_the_latest_tokens_leaves_no_trace_of_them(plain: Golden) -> 
         cache = decoder.new_cache(N_TOKENS)
         decoder.forward(ids[:10], cache)
         decoder.forward(ids[40:], cache)
-        cache.n_tokens = 10
+        assert cache.keep(10) == 10
         assert torch.equal(decoder.logits(decoder.forward(ids[10:], cache)), wanted)
         assert cache.n_tokens == N_TOKENS
 
@@ -415,7 +417,7 @@ def test_a_pass_takes_no_native_memory_but_pages_of_the_cache(plain: Golden) -> 
         assert cpu.allocated_bytes() == one_page
         decoder.forward(plain.ids[:1], cache)
         assert cpu.allocated_bytes() - before == native.cache_bytes(257) == 2 * (one_page - before)
-        cache.n_tokens = 0  # what was taken is kept
+        assert cache.keep(0) == 0  # what was taken is kept
         decoder.forward(plain.ids, cache)
         assert cpu.allocated_bytes() - before == native.cache_bytes(257)
         del cache

@@ -300,7 +300,7 @@ def test_forgetting_the_latest_tokens_leaves_no_trace_of_them(plain: Golden) -> 
     cache = decoder.new_cache(N_TOKENS)
     decoder.forward(ids[:10], cache)
     decoder.forward(ids[40:], cache)
-    cache.n_tokens = 10
+    assert cache.keep(10) == 10
     found = [decoder.logits(decoder.forward(part, cache)) for part in (ids[10:59], ids[59:])]
     assert torch.equal(torch.cat(found), wanted)
 

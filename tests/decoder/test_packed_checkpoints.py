@@ -42,7 +42,7 @@ def test_logits_of_packed_weights_are_transformers(tmp_path: Path, kind: str) ->
     torch.testing.assert_close(our_logits(tmp_path), wanted, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen2"])
+@pytest.mark.parametrize("family", ["minimax", "mixtral", "qwen2", "qwen3_next"])
 @pytest.mark.parametrize(
     "how",
     [

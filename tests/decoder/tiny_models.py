@@ -103,6 +103,17 @@ LATENT = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 14,
 }
+DELTA = {
+    "head_dim": 16,
+    "linear_key_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_value_head_dim": 12,
+    "linear_num_value_heads": 4,
+    "shared_expert_intermediate_size": 32,
+    "full_attention_interval": 2,
+    # Where a head of eight channels reads almost nothing, its norm makes its rounding large.
+    "rms_norm_eps": 1e-5,
+}
 FAMILY_CONFIGS: dict[str, dict[str, Any]] = {
     "dbrx": {
         "d_model": 48,
@@ -176,6 +187,19 @@ FAMILY_CONFIGS: dict[str, dict[str, Any]] = {
         "floor_scale": 8,
         "attn_scale": 0.5,
     },
+    "minimax": {
+        **USUAL,
+        **LOCAL,
+        "head_dim": 16,
+        "block_size": 8,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_attn_alpha_factor": 1.7,
+        "linear_attn_beta_factor": 0.8,
+        "full_attn_alpha_factor": 1.4,
+        "full_attn_beta_factor": 1.1,
+        "mlp_alpha_factor": 1.9,
+        "mlp_beta_factor": 0.7,
+    },
     "minimax_m2": {**USUAL, **LOCAL, "head_dim": 16, "rotary_dim": 8},
     "mistral": {**USUAL, "sliding_window": None},
     "mixtral": MIXTRAL,
@@ -183,7 +207,9 @@ FAMILY_CONFIGS: dict[str, dict[str, Any]] = {
     "phimoe": {**USUAL, **LOCAL, "attention_bias": True, "lm_head_bias": True},
     "qwen2": USUAL,
     "qwen2_moe": {**USUAL, **EXPERTS, "shared_expert_intermediate_size": 32},
+    "qwen3_5_moe_text": {**USUAL, **EXPERTS, **DELTA},
     "qwen3_moe": {**USUAL, **EXPERTS, "head_dim": 16, "norm_topk_prob": True},
+    "qwen3_next": {**USUAL, **EXPERTS, **DELTA},
 }
 FAMILY_CONFIGS["llama4_text"] = FAMILY_CONFIGS["llama4"]
 FAMILY_CONFIGS["kimi_k2"] = FAMILY_CONFIGS["deepseek_v3"] | {"n_group": 1, "topk_group": 1}
@@ -202,12 +228,17 @@ FAMILY_CONFIGS["skywork"] = MIXTRAL | {
     "moe_feature_no_mul_topk": True,
 }
 FAMILY_CONFIGS["skywork_moe"] = FAMILY_CONFIGS["skywork"]
+FAMILY_CONFIGS["minimax_m1"] = FAMILY_CONFIGS["minimax_text_01"] = FAMILY_CONFIGS["minimax"]
+FAMILY_CONFIGS["qwen3_5_moe"] = FAMILY_CONFIGS["qwen3_5_moe_text"]
 FAMILY_CONFIGS["qwen"] = {**USUAL, "num_key_value_heads": 4}
 # What transformers calls the class that computes the same.
 SAME_MODEL = {
     "kimi_k2": "deepseek_v3",
     "llama4": "llama4_text",
+    "minimax_m1": "minimax",
+    "minimax_text_01": "minimax",
     "qwen": "qwen2",
+    "qwen3_5_moe": "qwen3_5_moe_text",
     "skywork": "mixtral",
     "skywork_moe": "mixtral",
 }
@@ -221,10 +252,13 @@ def _weigh_vectors(model: torch.nn.Module) -> None:
     for name, weight in [*model.named_parameters(), *model.named_buffers()]:
         if name.endswith("e_score_correction_bias"):
             weight.uniform_(-0.15, 0.15)  # more would choose the same experts for all tokens
+        elif name.endswith("A_log"):
+            weight.uniform_(-4, 0.5)  # states that last for many tokens, and for few
         elif name.endswith(("bias", "sinks")):
             weight.uniform_(-0.5, 0.5)
         elif name.endswith(("weight", "scale")) and weight.dim() == 1:
-            weight.uniform_(0.5, 1.5)
+            middle = float(weight.any())  # some keep their weights less 1
+            weight.uniform_(middle - 0.5, middle + 0.5)
         elif weight.dim() > 1 and not weight.any():
             weight.normal_(0, 0.15)
 

@@ -336,6 +336,61 @@ DEMANDING_SHAPES = {
         },
         recipe=planes(3),
     ),
+    "delta nets on either side, gates behind attention": Shape(
+        config={
+            "model_type": "qwen3_next",
+            **SMALL_EXPERTS,
+            "head_dim": 16,
+            "shared_expert_intermediate_size": 80,
+            "linear_key_head_dim": 16,
+            "linear_num_key_heads": 2,
+            "linear_value_head_dim": 24,
+            "linear_num_value_heads": 6,
+            "full_attention_interval": 2,
+        }
+    ),
+    "delta nets of odd sizes behind attention, plain in the middle": Shape(
+        config={
+            "model_type": "qwen3_next",
+            **SMALL_EXPERTS,
+            "head_dim": 16,
+            "shared_expert_intermediate_size": 33,
+            "linear_conv_kernel_dim": 2,
+            "linear_key_head_dim": 10,
+            "linear_num_key_heads": 3,
+            "linear_value_head_dim": 7,
+            "linear_num_value_heads": 3,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+            "mlp_only_layers": [1],
+        },
+        recipe=planes(3),
+    ),
+    "lightning on either side, norms kept": Shape(
+        config={
+            "model_type": "minimax",
+            "head_dim": 16,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "linear_attn_alpha_factor": 1.7,
+            "linear_attn_beta_factor": 0.8,
+            "full_attn_alpha_factor": 1.4,
+            "full_attn_beta_factor": 1.2,
+            "mlp_alpha_factor": 1.9,
+            "mlp_beta_factor": 0.7,
+        }
+    ),
+    "lightning of 3 heads of 10, odd sizes, only kept once more": Shape(
+        config={
+            "model_type": "minimax",
+            "hidden_size": 50,
+            "intermediate_size": 33,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 10,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+            "linear_attn_alpha_factor": 3.5,
+        },
+        recipe=planes(3),
+    ),
     "everything scaled": Shape(
         config={
             "model_type": "granitemoe",
@@ -468,6 +523,8 @@ def _enliven_layer(
         if name.endswith("router"):
             # Scores of deviation 2: routers that choose, but not one expert alone.
             vectors[name].mul_(2 * vectors[name].shape[1] ** -0.5)
+        elif name in ("delta_taps", "delta_log_decay", "delta_decay_bias"):
+            vectors[name].uniform_(-2, 2, generator=generator)  # heads that keep little, and much
         elif name == "sinks":
             vectors[name].uniform_(1, 3, generator=generator)  # beside scores of about 0
         elif not name.endswith("norm"):

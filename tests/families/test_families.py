@@ -97,6 +97,7 @@ SIZES = {
     "llama-4-maverick": (400, 17),
     "llama-4-scout": (109, 17),
     "minimax-m2": (230, 10),
+    "minimax-text-01": (456, 45.9),
     "mistral-7b": (7.2, 7.2),
     "olmoe-1b-7b": (7, 1.3),
     "phi-3.5-moe": (42, 6.6),
@@ -106,6 +107,10 @@ SIZES = {
     "qwen3-235b-a22b": (235, 22),
     "qwen3-30b-a3b": (30.5, 3.3),
     "qwen3-coder-480b-a35b": (480, 35),
+    "qwen3-next-80b-a3b": (80, 3.9),
+    "qwen3.5-122b-a10b": (122, 10),
+    "qwen3.5-35b-a3b": (35, 3),
+    "qwen3.5-397b-a17b": (397, 17),
     "skywork-moe": (146, 22),
 }
 
@@ -195,12 +200,12 @@ def test_both_spellings_of_rope_mean_the_same() -> None:
 def test_names_without_their_beginning_are_found_where_a_family_allows_it() -> None:
     family = read_config(ALIASES["gpt2"].config)
     # The first names of openai-community/gpt2, and those that transformers saves.
-    short = family.as_named_in({"h.0.attn.bias", "h.0.ln_1.weight", "wte.weight"})
+    short = family.as_found({"h.0.attn.bias", "h.0.ln_1.weight", "wte.weight"})
     assert short.tensor_name(Role("embedding")) == "wte.weight"
     assert short.tensor_name(Role("q", 3)) == "h.3.attn.c_attn.weight"
     assert "h.11.attn.masked_bias" in short.ignored
-    assert family.as_named_in({"transformer.wte.weight"}) is family
-    assert mixtral().as_named_in({"embed_tokens.weight"}).without == ""
+    assert family.as_found({"transformer.wte.weight"}) is family
+    assert mixtral().as_found({"embed_tokens.weight"}).without == ""
 
 
 def test_a_model_that_chooses_what_it_sees_runs_as_long_as_it_sees_all() -> None:

@@ -162,6 +162,25 @@ def test_a_scaled_vector_is_added(isa: str, n: int, seed: int) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @settings(deadline=None, max_examples=40)
+@given(n_rows=st.integers(1, 40), n_columns=st.integers(1, 150), corrects=st.booleans(), seed=SEEDS)
+def test_a_state_decays_is_added_to_and_read(
+    isa: str, n_rows: int, n_columns: int, corrects: bool, seed: int
+) -> None:
+    query, key = random(2, n_rows, seed=seed) * n_rows**-0.5
+    value = random(n_columns, seed=seed + 1)
+    before = random(n_rows, n_columns, seed=seed + 2)
+    wide = [x.double() for x in (query, key, value, before)]
+    known = 0.7 * wide[1] @ wide[3] if corrects else 0.0
+    wanted = 0.7 * wide[3] + torch.outer(wide[1], 0.9 * (wide[2] - known))
+    out, found = torch.empty(n_columns), before.clone()
+    _native.step_state(isa, query, key, value, 0.7, 0.9, corrects, found.view(-1), out)
+    # Sums of at most 40 products of numbers up to 4, one of them inside the other.
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-5)
+    torch.testing.assert_close(out.double(), wide[0] @ wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(deadline=None, max_examples=40)
 @given(half=st.integers(1, 80), position=st.integers(0, 100_000), seed=SEEDS)
 def test_a_head_is_turned_as_the_decoder_turns_it(
     isa: str, half: int, position: int, seed: int

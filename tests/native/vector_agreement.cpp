@@ -140,6 +140,28 @@ void compare_add_scaled(const Isa& isa, const Isa& scalar) {
   }
 }
 
+void compare_step_state(const Isa& isa, const Isa& scalar) {
+  Check check(isa, "step_state");
+  Random random(16);
+  for (const size_t n_columns : kSizes) {
+    const size_t n_rows = 10;
+    const Array<float> query(n_rows), key(n_rows), value(n_columns), before(n_rows * n_columns);
+    for (const auto* x : {&query, &key, &value, &before}) random.fill(*x);
+    for (const bool corrects : {false, true}) {
+      const StateStep token{query.data(), key.data(), value.data(), n_rows,
+                            n_columns,    0.7f,       0.9f,         corrects};
+      const Array<float> found(n_columns), wanted(n_columns);
+      const Array<float> left(before), left_wanted(before);
+      isa.vector->step_state(token, left.data(), left.data(), found.data());
+      scalar.vector->step_state(token, left_wanted.data(), left_wanted.data(), wanted.data());
+      // Sums of 10 products of numbers up to 2, twice one after the other.
+      const auto allowed = [&](size_t) { return 1e3 * kRounding; };
+      check.near(found, wanted, allowed, name_of(n_columns));
+      check.near(left, left_wanted, allowed, name_of(n_columns));
+    }
+  }
+}
+
 void compare_rotate(const Isa& isa, const Isa& scalar) {
   Check check(isa, "rotate");
   Random random(7);
@@ -299,6 +321,7 @@ void compare_vector(const Isa& isa, const Isa& scalar) {
   compare_multiply_rows(isa, scalar);
   compare_silu(isa, scalar);
   compare_add_scaled(isa, scalar);
+  compare_step_state(isa, scalar);
   compare_rotate(isa, scalar);
   compare_round(isa, scalar);
   compare_store_head(isa, scalar);

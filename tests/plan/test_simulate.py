@@ -16,9 +16,10 @@ from lowmoe.engine.record import record
 from lowmoe.errors import FolderError
 from lowmoe.experts.trace import RoutingTrace, read_trace, write_trace
 from lowmoe.families.aliases import ALIASES
+from lowmoe.families.routing_fits import FITS
 from lowmoe.plan.policies import NAMES, counted, halves, policy_of
 from lowmoe.plan.simulate import Replayed, replay
-from lowmoe.plan.synthetic_trace import FITS, synthetic_trace
+from lowmoe.plan.synthetic_trace import synthetic_trace
 
 
 def trace_of(experts: np.ndarray, n_experts: int) -> RoutingTrace:

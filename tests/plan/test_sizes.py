@@ -4,10 +4,11 @@ import pytest
 
 from lowmoe.checkpoint.layout import Recipe, folder_layout
 from lowmoe.decoder.native import NativeComputation
+from lowmoe.decoder.native_states import numbered
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
 from lowmoe.plan.sizes import model_sizes
-from lowmoe.spec import ModelSpec
+from lowmoe.spec import GroupedQueryAttention, ModelSpec
 
 # Every kind of attention and feed-forward, and few enough experts for a layout to take no time.
 SHAPES = [
@@ -18,10 +19,12 @@ SHAPES = [
     "granite-3.1-3b-a800m",
     "llama-3.1-8b",
     "llama-4-scout",
+    "minimax-text-01",
     "mixtral-8x22b",
     "olmoe-1b-7b",
     "phi-3.5-moe",
     "qwen1.5-moe-a2.7b",
+    "qwen3.5-35b-a3b",
 ]
 
 
@@ -56,9 +59,19 @@ def test_fewer_planes_of_a_folder_are_the_folder_with_fewer() -> None:
 
 
 @pytest.mark.parametrize("kv", ["float32", "float16", "int8"])
-def test_a_cached_token_takes_what_the_native_cache_takes(kv: str) -> None:
-    spec = spec_of("qwen3-30b-a3b")
+@pytest.mark.parametrize("name", ["minimax-text-01", "qwen3-30b-a3b", "qwen3-next-80b-a3b"])
+def test_a_cached_token_takes_what_the_native_cache_takes(name: str, kv: str) -> None:
+    spec = spec_of(name)
     computation = NativeComputation.__new__(NativeComputation)
     computation._spec, computation._kv = spec, kv  # type: ignore[assignment]
+    computation._whole = numbered(spec, GroupedQueryAttention)
     sizes = model_sizes(spec, Recipe(), kv)  # type: ignore[arg-type]
-    assert sizes.kv_bytes_per_token * 4096 == computation.cache_bytes(4096)
+    assert sizes.kv_bytes_per_token * 4096 + sizes.states_bytes == computation.cache_bytes(4096)
+
+
+def test_layers_that_keep_states_take_what_the_docs_say() -> None:
+    """docs/families.md, "Layers that keep a state"; those without keep nothing of the kind."""
+    said = {"minimax-text-01": 294e6, "olmoe-1b-7b": 0, "qwen3-next-80b-a3b": 79e6}
+    for name, n_bytes in said.items():
+        sizes = model_sizes(spec_of(name), Recipe(), "int8")
+        assert sizes.state_bytes == pytest.approx(n_bytes, rel=0.01)

@@ -45,4 +45,6 @@ def gguf_family(config: Mapping[str, Any], values: Mapping[str, Any], names: Set
     except CheckpointError as e:
         raise type(e)(f"GGUF, in the words of a {e}") from e
     ignored = tuple(name.format(n_layers=len(family.spec.layers)) for name in IGNORED)
-    return replace(family, table=table(str(values[ARCHITECTURE]), names), ignored=ignored)
+    return replace(
+        family, table=table(str(values[ARCHITECTURE]), names), ignored=ignored, others={}
+    )

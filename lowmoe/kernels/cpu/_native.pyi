@@ -81,6 +81,8 @@ class AttentionLayer:
         head_norm_epsilon: float,
         clamp: float,
         sinks: int,
+        gated: bool = False,
+        kept: float = 0.0,
         chunk: int = 0,
         temperature_step: int = 0,
         temperature_scale: float = 0.0,
@@ -99,6 +101,61 @@ class Attention:
     ) -> None: ...
     def run(self, layer_id: int, cache: KvPages, first: int, x: int, n: int) -> None: ...
     def step(self, layer_id: int, places: Sequence[tuple[KvPages, int]], x: int) -> None: ...
+
+class DeltaLayer:
+    def __init__(
+        self,
+        *,
+        norm: Norm,
+        in_: Linear,
+        out: Linear,
+        rates: int,
+        taps: int,
+        decay_bias: int,
+        log_decay: int,
+        head_norm: int,
+        head_norm_epsilon: float,
+        kept: float,
+        n_key_heads: int,
+        n_heads: int,
+        key_size: int,
+        value_size: int,
+        n_taps: int,
+    ) -> None: ...
+
+class DeltaNet:
+    def __init__(self, engine: Engine, layers: Sequence[DeltaLayer]) -> None: ...
+    def run(
+        self,
+        layer_id: int,
+        window: int,
+        maps: int,
+        stops: Sequence[tuple[int, int, int]],
+        x: int,
+        n: int,
+    ) -> None: ...
+
+class LightningLayer:
+    def __init__(
+        self,
+        *,
+        norm: Norm,
+        qkv: Linear,
+        gate: Linear,
+        out: Linear,
+        remains: int,
+        out_norm: int,
+        out_norm_epsilon: float,
+        kept: float,
+        n_heads: int,
+        head_size: int,
+    ) -> None: ...
+
+class Lightning:
+    def __init__(self, engine: Engine, layers: Sequence[LightningLayer]) -> None: ...
+    def run(
+        self, layer_id: int, maps: int, stops: Sequence[tuple[int, int]], x: int, n: int
+    ) -> None: ...
 
 class Router:
     def __init__(
@@ -142,6 +199,7 @@ class ExpertsLayer:
         cubic: float = 0.0,
         gated: bool = True,
         out_norm: Norm | None = None,
+        kept: float = 0.0,
     ) -> None: ...
 
 class Experts:

@@ -41,7 +41,7 @@ size_t AttentionLayer::group() const {
 Attention::Attention(Engine& engine, const AttentionLayer& like, size_t max_context,
                      size_t max_sequences)
     : engine_(engine),
-      n_qkv_(like.q_size() + (like.latent ? 0 : 2 * like.kv_size())),
+      n_qkv_(like.n_qkv()),
       q_size_(like.q_size()),
       head_size_(like.head_size),
       group_(like.group()),
@@ -99,7 +99,9 @@ void Attention::compute(const AttentionLayer& layer, size_t layer_id, float* x,
       adjust(team, layer, n);
       place(team, layer, layer_id);
     }
+    engine_.keep_normed(team, normed_.data(), layer.kept, n, layer.n_hidden, x);
     attend(team);
+    if (layer.gated) gate(team, layer, n);
     const float* found = attended_.data();
     if (layer.latent) found = latents_->unfold(team, *layer.latent, found, n);
     engine_.round(team, found, n, layer.out.d, rounded_out_.tokens());
@@ -135,12 +137,13 @@ void Attention::adjust(Team& team, const AttentionLayer& layer, size_t n) {
   team.each("queries, keys and values", n, [&](size_t t) {
     float* token = qkv_.data() + t * n_qkv_;
     float* keys = token + q_size_;
-    if (layer.qkv_bias) v.add_scaled(layer.qkv_bias, 1.0f, n_qkv_, token);
+    const size_t n_all = q_size_ + 2 * layer.kv_size();
+    if (layer.qkv_bias) v.add_scaled(layer.qkv_bias, 1.0f, n_all, token);
     if (norms) {
       v.rms_norm(token, layer.q_norm, layer.head_norm_epsilon, q_size_, token);
       v.rms_norm(keys, layer.k_norm, layer.head_norm_epsilon, layer.kv_size(), keys);
     }
-    for (size_t i = 0; clamps && i < n_qkv_; i++) {
+    for (size_t i = 0; clamps && i < n_all; i++) {
       token[i] = std::clamp(token[i], -layer.clamp, layer.clamp);
     }
   });
@@ -334,6 +337,16 @@ void Attention::divide(const Part& from, const float* sinks, float* to) const {
       to[row * head_size_ + i] = from.out[row * head_size_ + i] * scale;
     }
   }
+}
+
+void Attention::gate(Team& team, const AttentionLayer& layer, size_t n) {
+  team.each("attention's gates", n * layer.n_heads, [&](size_t unit) {
+    const size_t t = unit / layer.n_heads, head = unit % layer.n_heads;
+    float* out = attended_.data() + unit * head_size_;
+    const float* gate =
+        qkv_.data() + t * n_qkv_ + q_size_ + 2 * layer.kv_size() + head * head_size_;
+    for (size_t i = 0; i < head_size_; i++) out[i] /= 1.0f + std::exp(-gate[i]);
+  });
 }
 
 const float* Attention::sinks_of(const AttentionLayer& layer, size_t head) const {

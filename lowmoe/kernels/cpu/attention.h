@@ -25,7 +25,7 @@ inline constexpr size_t kMostLatentHeads = 8;
 
 struct AttentionLayer {
   Norm norm;
-  Linear qkv;                // rows: all heads of q, then of k, then of v
+  Linear qkv;                // rows: all heads of q, then of k, then of v, then of gates
   Linear out;                // [n_hidden, q_size]
   const float* frequencies;  // [rope_size / 2], of rotary positions, radians a token
   size_t n_hidden, n_heads, n_kv_heads, head_size;
@@ -44,6 +44,8 @@ struct AttentionLayer {
   float head_norm_epsilon;
   float clamp;         // queries, keys and values are kept within +-clamp; infinity for none
   const float* sinks;  // [n_heads], each head's score of nothing; or null
+  bool gated;          // what heads put out is multiplied by the sigmoid of gates [q_size]
+  float kept;          // x becomes kept * norm(x) before anything is added; 0 if it stays as it is
 
   // Queries at position p times 1 + temperature_scale * log(1 + floor((p + 1) / temperature_step));
   // 0 for none.
@@ -58,6 +60,10 @@ struct AttentionLayer {
 
   size_t q_size() const { return n_heads * head_size; }
   size_t kv_size() const { return n_kv_heads * head_size; }
+  // Channels of a token that come of x, or of its latent for queries.
+  size_t n_qkv() const {
+    return latent ? q_size() : q_size() + 2 * kv_size() + (gated ? q_size() : 0);
+  }
   float query_scale(size_t position) const;
   // Query heads that one thread attends with at a time; they share a key-value head.
   size_t group() const;
@@ -117,6 +123,7 @@ class Attention {
   void attend_each(Team& team, const AttentionLayer& layer, size_t layer_id, size_t n_units);
   void attend_many(Team& team, const AttentionLayer& layer, size_t layer_id, const KvPages& cache,
                    size_t first, size_t n);
+  void gate(Team& team, const AttentionLayer& layer, size_t n);
   const float* sinks_of(const AttentionLayer& layer, size_t head) const;
   void add_output(Team& team, const AttentionLayer& layer, const RoundedTokens& found, float* x,
                   size_t n);

@@ -12,12 +12,14 @@
 
 #include "lowmoe/kernels/cpu/attention.h"
 #include "lowmoe/kernels/cpu/bindings.h"
+#include "lowmoe/kernels/cpu/delta_net.h"
 #include "lowmoe/kernels/cpu/ends.h"
 #include "lowmoe/kernels/cpu/engine.h"
 #include "lowmoe/kernels/cpu/experts.h"
 #include "lowmoe/kernels/cpu/kv_cache.h"
 #include "lowmoe/kernels/cpu/kv_pages.h"
 #include "lowmoe/kernels/cpu/layers.h"
+#include "lowmoe/kernels/cpu/lightning.h"
 #include "lowmoe/kernels/cpu/pool.h"
 #include "lowmoe/kernels/cpu/probe.h"
 
@@ -101,6 +103,54 @@ struct BoundAttention : Bound<Attention, AttentionLayer> {
   }
 };
 
+void check_count(const Engine& engine, size_t n) {
+  require(n > 0 && n <= engine.max_tokens(), "no tokens, or more than the engine was made for");
+}
+
+struct BoundDeltaNet : Bound<DeltaNet, DeltaLayer> {
+  const Engine& engine;
+};
+
+struct BoundLightning : Bound<Lightning, LightningLayer> {
+  const Engine& engine;
+};
+
+// (after how many tokens, maps)
+void run_lightning(BoundLightning& self, size_t layer_id, Address maps,
+                   const std::vector<std::tuple<size_t, Address>>& stops, Address x, size_t n) {
+  check_count(self.engine, n);
+  const LightningLayer& layer = self.layer(layer_id);
+  std::vector<LightningStop> found;
+  size_t last = 0;
+  for (const auto& [end, to_maps] : stops) {
+    require(end > last, "stops out of order");
+    last = end;
+    found.push_back({end, at<float>(to_maps)});
+  }
+  require(last == n, "the last stop must be after the last token");
+  nb::gil_scoped_release unlocked;
+  self.operation.run(layer, at<const float>(maps), found, at<float>(x), n);
+}
+
+// (after how many tokens, window, maps)
+using GivenStop = std::tuple<size_t, Address, Address>;
+
+void run_delta_net(BoundDeltaNet& self, size_t layer_id, Address window, Address maps,
+                   const std::vector<GivenStop>& stops, Address x, size_t n) {
+  check_count(self.engine, n);
+  const DeltaLayer& layer = self.layer(layer_id);
+  std::vector<DeltaStop> found;
+  size_t last = 0;
+  for (const auto& [end, to_window, to_maps] : stops) {
+    require(end > last, "stops out of order");
+    last = end;
+    found.push_back({end, {at<float>(to_window), at<float>(to_maps)}});
+  }
+  require(last == n, "the last stop must be after the last token");
+  nb::gil_scoped_release unlocked;
+  self.operation.run(layer, {at<float>(window), at<float>(maps)}, found, at<float>(x), n);
+}
+
 struct BoundExperts : Bound<Experts, ExpertsLayer> {
   const Engine& engine;
   std::vector<ExpertParts> given;  // of the latest run
@@ -111,10 +161,6 @@ struct BoundEnds {
   const Engine& engine;
   size_t n_vocab;
 };
-
-void check_count(const Engine& engine, size_t n) {
-  require(n > 0 && n <= engine.max_tokens(), "no tokens, or more than the engine was made for");
-}
 
 // Whether the scratch of one serves the other.
 bool same_latents(const AttentionLayer& one, const AttentionLayer& other) {
@@ -325,8 +371,8 @@ void bind_layers(nb::module_& m) {
              Address frequencies, size_t n_heads, size_t n_kv_heads, size_t head_size,
              size_t window, size_t rope_size, float rope_length, float score_scale,
              Address qkv_bias, Address out_bias, int head_norm, Address q_norm, Address k_norm,
-             float head_norm_epsilon, float clamp, Address sinks, size_t chunk,
-             size_t temperature_step, float temperature_scale, float score_cap,
+             float head_norm_epsilon, float clamp, Address sinks, bool gated, float kept,
+             size_t chunk, size_t temperature_step, float temperature_scale, float score_cap,
              const Norm* out_norm, std::shared_ptr<const LatentProjection> latent) {
             require(qkv || latent, "a layer of no attention");
             new (self) AttentionLayer{norm,
@@ -351,6 +397,8 @@ void bind_layers(nb::module_& m) {
                                       head_norm_epsilon,
                                       clamp,
                                       at<const float>(sinks),
+                                      gated,
+                                      kept,
                                       temperature_step,
                                       temperature_scale,
                                       out_norm ? std::optional(*out_norm) : std::nullopt,
@@ -359,8 +407,7 @@ void bind_layers(nb::module_& m) {
             require(n_heads > 0 && n_kv_heads > 0 && n_heads % n_kv_heads == 0 &&
                         out.w.shape.n_in == n_heads * (of ? of->value_size() : head_size),
                     "the heads do not fit the matrices");
-            require(of || (head_size % 2 == 0 &&
-                           qkv->w.shape.n_out == (n_heads + 2 * n_kv_heads) * head_size &&
+            require(of || (head_size % 2 == 0 && qkv->w.shape.n_out == self->n_qkv() &&
                            out.w.shape.n_out == qkv->w.shape.n_in),
                     "the heads do not fit the matrices");
             require(!of || (of->n_heads == n_heads && n_kv_heads == 1 &&
@@ -368,7 +415,7 @@ void bind_layers(nb::module_& m) {
                             of->kv_down.w.shape.n_in == out.w.shape.n_out),
                     "the heads do not fit the latents");
             require(!of || (!qkv_bias && !out_bias && !head_norm && std::isinf(clamp) && !sinks &&
-                            window == 0 && chunk == 0 && temperature_step == 0),
+                            window == 0 && chunk == 0 && temperature_step == 0 && !gated),
                     "latents with what only grouped queries have");
             require(rope_size % 2 == 0 && rope_size <= head_size && (!rope_size || frequencies),
                     "rope_size is odd, above head_size, or of no frequencies");
@@ -378,9 +425,9 @@ void bind_layers(nb::module_& m) {
           nb::kw_only(), "norm"_a, "qkv"_a.none(), "out"_a, "frequencies"_a, "n_heads"_a,
           "n_kv_heads"_a, "head_size"_a, "window"_a, "rope_size"_a, "rope_length"_a,
           "score_scale"_a, "qkv_bias"_a, "out_bias"_a, "head_norm"_a, "q_norm"_a, "k_norm"_a,
-          "head_norm_epsilon"_a, "clamp"_a, "sinks"_a, "chunk"_a = 0, "temperature_step"_a = 0,
-          "temperature_scale"_a = 0.0f, "score_cap"_a = 0.0f, "out_norm"_a.none() = nb::none(),
-          "latent"_a.none() = nb::none(),
+          "head_norm_epsilon"_a, "clamp"_a, "sinks"_a, "gated"_a = false, "kept"_a = 0.0f,
+          "chunk"_a = 0, "temperature_step"_a = 0, "temperature_scale"_a = 0.0f,
+          "score_cap"_a = 0.0f, "out_norm"_a.none() = nb::none(), "latent"_a.none() = nb::none(),
           "qkv: None where latent takes its place. Addresses of what a layer has not are 0; "
           "head_norm: 0 none, 1 before rope, 2 after it, "
           "3 of all heads together.");
@@ -396,7 +443,8 @@ void bind_layers(nb::module_& m) {
               const AttentionLayer& like = layers.front();
               require(layer.n_hidden == like.n_hidden && layer.n_heads == like.n_heads &&
                           layer.n_kv_heads == like.n_kv_heads &&
-                          layer.head_size == like.head_size && same_latents(layer, like),
+                          layer.head_size == like.head_size && layer.gated == like.gated &&
+                          same_latents(layer, like),
                       "layers of different sizes");
             }
             new (self) BoundAttention{
@@ -424,6 +472,100 @@ void bind_layers(nb::module_& m) {
             self.operation.step(self.layer(layer_id), layer_id, places, at<float>(x));
           },
           "layer_id"_a, "places"_a, "x"_a, "places: a cache and a position of each token");
+
+  nb::class_<DeltaLayer>(m, "DeltaLayer", "delta_net.h")
+      .def(
+          "__init__",
+          [](DeltaLayer* self, const Norm& norm, const Linear& in, const Linear& out, Address rates,
+             Address taps, Address decay_bias, Address log_decay, Address head_norm,
+             float head_norm_epsilon, float kept, size_t n_key_heads, size_t n_heads,
+             size_t key_size, size_t value_size, size_t n_taps) {
+            new (self) DeltaLayer{norm,
+                                  in,
+                                  out,
+                                  at<const float>(rates),
+                                  at<const float>(taps),
+                                  at<const float>(decay_bias),
+                                  at<const float>(log_decay),
+                                  at<const float>(head_norm),
+                                  head_norm_epsilon,
+                                  kept,
+                                  in.w.shape.n_in,
+                                  n_key_heads,
+                                  n_heads,
+                                  key_size,
+                                  value_size,
+                                  n_taps};
+            require(n_key_heads > 0 && n_heads % n_key_heads == 0 && n_taps > 0 && key_size > 0 &&
+                        value_size > 0 && in.w.shape.n_out == self->n_in() &&
+                        out.w.shape.n_in == self->n_values() &&
+                        out.w.shape.n_out == in.w.shape.n_in,
+                    "the heads do not fit the matrices");
+          },
+          nb::kw_only(), "norm"_a, "in_"_a, "out"_a, "rates"_a, "taps"_a, "decay_bias"_a,
+          "log_decay"_a, "head_norm"_a, "head_norm_epsilon"_a, "kept"_a, "n_key_heads"_a,
+          "n_heads"_a, "key_size"_a, "value_size"_a, "n_taps"_a);
+
+  nb::class_<BoundDeltaNet>(m, "DeltaNet", "delta_net.h")
+      .def(
+          "__init__",
+          [](BoundDeltaNet* self, Engine& engine, const std::vector<DeltaLayer>& layers) {
+            require(!layers.empty(), "no layers");
+            for (const DeltaLayer& layer : layers) {
+              const DeltaLayer& like = layers.front();
+              require(layer.n_hidden == like.n_hidden && layer.n_key_heads == like.n_key_heads &&
+                          layer.n_heads == like.n_heads && layer.key_size == like.key_size &&
+                          layer.value_size == like.value_size && layer.n_taps == like.n_taps,
+                      "layers of different sizes");
+            }
+            new (self) BoundDeltaNet{{layers, DeltaNet(engine, layers.front())}, engine};
+          },
+          "engine"_a, "layers"_a, nb::keep_alive<1, 2>())
+      .def("run", &run_delta_net, "layer_id"_a, "window"_a, "maps"_a, "stops"_a, "x"_a, "n"_a,
+           "stops: (after how many tokens, where to leave the window, and the maps).");
+
+  nb::class_<LightningLayer>(m, "LightningLayer", "lightning.h")
+      .def(
+          "__init__",
+          [](LightningLayer* self, const Norm& norm, const Linear& qkv, const Linear& gate,
+             const Linear& out, Address remains, Address out_norm, float out_norm_epsilon,
+             float kept, size_t n_heads, size_t head_size) {
+            new (self) LightningLayer{norm,
+                                      qkv,
+                                      gate,
+                                      out,
+                                      at<const float>(remains),
+                                      at<const float>(out_norm),
+                                      out_norm_epsilon,
+                                      kept,
+                                      qkv.w.shape.n_in,
+                                      n_heads,
+                                      head_size};
+            const size_t q_size = self->q_size(), n_hidden = self->n_hidden;
+            require(q_size > 0 && qkv.w.shape.n_out == 3 * q_size && gate.w.shape.n_out == q_size &&
+                        gate.w.shape.n_in == n_hidden && out.w.shape.n_in == q_size &&
+                        out.w.shape.n_out == n_hidden,
+                    "the heads do not fit the matrices");
+          },
+          nb::kw_only(), "norm"_a, "qkv"_a, "gate"_a, "out"_a, "remains"_a, "out_norm"_a,
+          "out_norm_epsilon"_a, "kept"_a, "n_heads"_a, "head_size"_a);
+
+  nb::class_<BoundLightning>(m, "Lightning", "lightning.h")
+      .def(
+          "__init__",
+          [](BoundLightning* self, Engine& engine, const std::vector<LightningLayer>& layers) {
+            require(!layers.empty(), "no layers");
+            for (const LightningLayer& layer : layers) {
+              const LightningLayer& like = layers.front();
+              require(layer.n_hidden == like.n_hidden && layer.n_heads == like.n_heads &&
+                          layer.head_size == like.head_size,
+                      "layers of different sizes");
+            }
+            new (self) BoundLightning{{layers, Lightning(engine, layers.front())}, engine};
+          },
+          "engine"_a, "layers"_a, nb::keep_alive<1, 2>())
+      .def("run", &run_lightning, "layer_id"_a, "maps"_a, "stops"_a, "x"_a, "n"_a,
+           "stops: (after how many tokens, where to leave the maps).");
 
   nb::class_<Router>(m, "Router", "router.h")
       .def(
@@ -469,7 +611,7 @@ void bind_layers(nb::module_& m) {
              Address d_inner, size_t n_hidden, size_t n_experts, size_t n_inner, float steepness,
              float shift, float limit, Address gate_up_bias, Address down_bias,
              const SharedExpert* shared, bool weigh_input, float cubic, bool gated,
-             const Norm* out_norm) {
+             const Norm* out_norm, float kept) {
             const size_t n_active = router.n_active;
             require(
                 n_experts == 0 ? n_active == 0 && shared : 0 < n_active && n_active <= n_experts,
@@ -494,13 +636,14 @@ void bind_layers(nb::module_& m) {
                                     at<const float>(down_bias),
                                     shared ? std::optional(*shared) : std::nullopt,
                                     out_norm ? std::optional(*out_norm) : std::nullopt,
+                                    kept,
                                     gated,
                                     weigh_input};
           },
           nb::kw_only(), "norm"_a, "router"_a, "d_in"_a, "d_inner"_a, "n_hidden"_a, "n_experts"_a,
           "n_inner"_a, "steepness"_a, "shift"_a, "limit"_a, "gate_up_bias"_a, "down_bias"_a,
           "shared"_a.none(), "weigh_input"_a = false, "cubic"_a = 0.0f, "gated"_a = true,
-          "out_norm"_a.none() = nb::none());
+          "out_norm"_a.none() = nb::none(), "kept"_a = 0.0f);
 
   nb::class_<BoundExperts>(m, "Experts", "experts.h")
       .def(

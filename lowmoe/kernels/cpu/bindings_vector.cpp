@@ -77,6 +77,17 @@ void add_scaled(const std::string& isa, Row<const float> x, float scale, Row<flo
   kernels(isa).add_scaled(x.data(), scale, x.size(), y.data());
 }
 
+void step_state(const std::string& isa, Row<const float> query, Row<const float> key,
+                Row<const float> value, float remains, float correction, bool corrects,
+                Row<float> map, Row<float> out) {
+  require(query.size() == key.size() && value.size() == out.size() &&
+              map.size() == key.size() * value.size(),
+          "map: a row for each number of key, a column for each of value");
+  const StateStep token{query.data(), key.data(), value.data(), key.size(),
+                        value.size(), remains,    correction,   corrects};
+  kernels(isa).step_state(token, map.data(), map.data(), out.data());
+}
+
 void rotate(const std::string& isa, Row<float> head, Row<const float> cos, Row<const float> sin) {
   require(head.size() == 2 * cos.size() && head.size() == 2 * sin.size(),
           "cos and sin: one for each two of head");
@@ -172,6 +183,7 @@ void bind_vector(nb::module_& m) {
   m.def("silu_multiply", silu_multiply, "y = silu(gate) * up.");
   m.def("dot", dot, "The sum of a * b.");
   m.def("add_scaled", add_scaled, "y += scale * x.");
+  m.def("step_state", step_state, "Takes a map [rows * columns] through one token, in place.");
   m.def("rotate", rotate, "Turns one head in place.");
   m.def(
       "head_bytes", [](int format, size_t size) { return head_bytes(format_of(format), size); },

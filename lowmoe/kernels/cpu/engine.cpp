@@ -75,6 +75,14 @@ void Engine::norm_and_round(Team& team, const float* x, size_t n, const Norm& no
   });
 }
 
+void Engine::keep_normed(Team& team, const float* normed, float kept, size_t n, size_t n_hidden,
+                         float* x) const {
+  if (kept == 0.0f) return;
+  team.each("norm", n, [&](size_t t) {
+    for (size_t i = t * n_hidden; i < (t + 1) * n_hidden; i++) x[i] = kept * normed[i];
+  });
+}
+
 void Engine::round(Team& team, const float* x, size_t n, const uint16_t* d,
                    const RoundedTokens& out) const {
   const size_t groups = scale_groups(out.n_in);

@@ -63,6 +63,10 @@ class Engine {
   void norm_and_round(Team& team, const float* x, size_t n, const Norm& norm, const uint16_t* d,
                       float* normed, const RoundedTokens& out) const;
 
+  // x [n][n_hidden] = kept * normed, but where kept is 0: then x stays as it is.
+  void keep_normed(Team& team, const float* normed, float kept, size_t n, size_t n_hidden,
+                   float* x) const;
+
   // Rounds n tokens x [n][x.n_in], in the basis of d.
   void round(Team& team, const float* x, size_t n, const uint16_t* d,
              const RoundedTokens& out) const;

@@ -299,6 +299,7 @@ void Experts::add(const ExpertsLayer& layer, const float* weights, size_t n, flo
     std::fill_n(x, n * layer.n_hidden, 0.0f);
   }
   engine_.pool().run([&](Team& team) {
+    engine_.keep_normed(team, normed_.data(), layer.kept, n, layer.n_hidden, residual);
     if (n_active > 0) {
       team.each("weighted sum", n * n_shares, [&](size_t unit) {
         const size_t t = unit / n_shares, first = unit % n_shares * kSummedTogether;

@@ -46,7 +46,8 @@ struct ExpertsLayer {
   const float* down_bias;     // [n_experts][n_hidden], or null
   std::optional<SharedExpert> shared;
   std::optional<Norm> out_norm;  // of what is added to x
-  bool gated;                    // else up is alone, wherever gate and up are named
+  float kept;        // x becomes kept * norm(x) before anything is added; 0 if it stays as it is
+  bool gated;        // else up is alone, wherever gate and up are named
   bool weigh_input;  // whether weights multiply what experts are given, not what they return
 
   int n_active() const { return router.n_active; }

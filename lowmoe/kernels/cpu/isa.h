@@ -59,6 +59,17 @@ constexpr size_t block_scratch_floats(size_t n_rows, size_t size) {
          kBlockPositions * kBlockRows;
 }
 
+// What one token does to a head's state, and reads of it.
+struct StateStep {
+  const float* query;  // [n_rows]
+  const float* key;    // [n_rows]
+  const float* value;  // [n_columns]
+  size_t n_rows, n_columns;
+  float remains;     // of the state
+  float correction;  // times what is added
+  bool corrects;     // whether what the state knew of the value is taken off before
+};
+
 // Everything in floating point: vector_*.cpp.
 struct VectorKernels {
   // y = x / rms(x) * weight.  n floats each; y may be x.
@@ -120,6 +131,11 @@ struct VectorKernels {
   void (*attend_block)(KvFormat format, const QueryBlock& queries, const uint8_t* keys,
                        const uint8_t* values, size_t stride, size_t size, size_t first, size_t last,
                        float* top, float* total, float* out, float* scratch);
+
+  // to = remains * from + key^T added, added = correction * value, or, where it corrects,
+  // correction * (value - remains * key from);  out = query to.
+  //   from, to  [n_rows][n_columns], `to` may be `from`;  out  [n_columns]
+  void (*step_state)(const StateStep& token, const float* from, float* to, float* out);
 };
 
 struct EncoderKernels;  // encoder.h
