@@ -1,8 +1,10 @@
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import quant
 from lowmoe.errors import CheckpointError, UnsupportedModelError
 from lowmoe.families import FAMILIES, Family, read_config
 from lowmoe.families.aliases import ALIASES, DEMO, near_names
@@ -13,6 +15,12 @@ MIXTRAL = dict(ALIASES["mixtral-8x7b"].config)
 
 def mixtral(**changes: Any) -> Family:
     return read_config({**MIXTRAL, **changes})
+
+
+def test_the_documents_table_has_every_model_type() -> None:
+    text = (Path(quant.__file__).parent.parent / "docs" / "families.md").read_text("utf-8")
+    rows = re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|.*\| (?:native|torch)\b", text, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`([^`]+)`", row)} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("key", ["auto_map", "trust_remote_code"])
