@@ -94,9 +94,10 @@ class GgufFiles:
                     )
                 part_of[name] = part
         wanted = parts[0].header.values.get("split.tensors.count", len(part_of))
-        if wanted != len(part_of):
+        # An array would compare by element.
+        if not isinstance(wanted, int) or wanted != len(part_of):
             raise CheckpointError(
-                f"{path}: promises {wanted} tensors, but the files hold {len(part_of)}. "
+                f"{path}: promises {str(wanted)[:40]} tensors, but the files hold {len(part_of)}. "
                 "Download them again."
             )
         return cls(parts, part_of)
@@ -128,8 +129,9 @@ def _require_place(part: GgufFile, number: int, count: int) -> None:
     values = part.header.values
     for key, wanted in (("split.no", number), ("split.count", count)):
         found = values.get(key, wanted)
-        if found != wanted and not (count == 1 and key == "split.count" and found == 0):
+        whole = count == 1 and key == "split.count"
+        if not isinstance(found, int) or (found != wanted and not (whole and found == 0)):
             raise CheckpointError(
-                f"{part.path}: {key} is {found!r}, but its name makes that {wanted}. The file "
-                "was renamed; give it its name back, or download the model again."
+                f"{part.path}: {key} is {str(found)[:40]}, but its name makes that {wanted}. The "
+                "file was renamed; give it its name back, or download the model again."
             )

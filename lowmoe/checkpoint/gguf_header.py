@@ -33,6 +33,8 @@ MAX_KEY_BYTES = 2**16 - 1  # the format's own limit
 MAX_NAME_BYTES = 64  # ggml's own limit, of tensors' names
 MAX_DIMENSIONS = 4  # ggml's own limit
 MAX_ELEMENTS = 2**62
+# Far above any model's. What stands for each takes many times the bytes that claim it.
+MAX_VALUES, MAX_TENSORS = 2**16, 2**18
 _BLOCK_BYTES = 2**16  # read at once where less is asked for
 _STRING, _ARRAY = 8, 9
 _NUMBERS: Final[Mapping[int, np.dtype[np.generic]]] = {
@@ -168,6 +170,8 @@ class _Cursor:
 
 def _values(cursor: _Cursor, count: int) -> Iterator[tuple[str, GgufValue]]:
     cursor.require(count * 13)  # a length, a type and a byte at the least
+    if count > MAX_VALUES:
+        raise cursor.malformed(f"{count} keys, but at most {MAX_VALUES} are allowed")
     seen = set()
     for _ in range(count):
         key = cursor.name(MAX_KEY_BYTES)
@@ -214,6 +218,8 @@ def _numbers(cursor: _Cursor, kind: int, count: int) -> NDArray[np.generic]:
 def _tensors(cursor: _Cursor, count: int) -> Iterator[tuple[str, GgufTensor]]:
     """Offsets still from the start of the data."""
     cursor.require(count * 32)  # a length, one dimension and its count, type and offset
+    if count > MAX_TENSORS:
+        raise cursor.malformed(f"{count} tensors, but at most {MAX_TENSORS} are allowed")
     seen = set()
     for _ in range(count):
         name = cursor.name(MAX_NAME_BYTES)

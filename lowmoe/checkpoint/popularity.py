@@ -33,7 +33,7 @@ def read_popularity(data: bytes, n_experts: Sequence[int]) -> list[list[float]]:
             raise ValueError(f"{[len(layer) for layer in shares]} experts by layer")
         if not all(0 <= share <= 1 for layer in shares for share in layer):
             raise ValueError("a share of tokens is not between 0 and 1")
-    except (ValueError, KeyError, TypeError, ZeroDivisionError, RecursionError) as e:
+    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as e:
         raise FolderError(
             f"{POPULARITY}: not the counts of {sum(n_experts)} experts in {len(n_experts)} layers "
             f"({e}). Make the model again."

@@ -5,7 +5,7 @@ Ignorant of:  files, what instruction sets there are.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import torch
@@ -130,7 +130,7 @@ class NativeComputation:
         self._engine = cpu.engine(isa, pool, code, max_tokens=max_tokens)
         self._frequencies: dict[object, Tensor] = {}
         self._no_choice = torch.zeros(1, spec.n_hidden)
-        self._ones = torch.ones(spec.n_hidden)
+        self._ones = torch.ones(max(_heads_sizes(spec), default=0))
         self._n_context = n_context
         self._whole = numbered(spec, GroupedQueryAttention | LatentAttention)
         self._attention = cpu.Attention(
@@ -194,6 +194,8 @@ class NativeComputation:
         x = torch.empty(ids.shape[0], self._spec.n_hidden)
         for row, part in self._chunks(ids):
             self._ends.embed(part.data_ptr(), part.shape[0], x[row:].data_ptr())
+        # Layers that add r times what they compute to x are layers that add all of it to x / r.
+        # Norms divide r out again, but for their epsilon.
         x = _scaled(x, self._spec.embedding_scale / self._spec.residual_scale)
         if self._spec.learned_positions:
             assert self.weights.positions is not None
@@ -344,7 +346,6 @@ class NativeComputation:
         """Where its weights are; ones, where it is one without."""
         if spec.norm is None or spec.norm.weighted:
             return address(weights.optional(name))
-        assert spec.head_size <= self._ones.shape[0]
         return self._ones.data_ptr()
 
     def _latent_layer(self, layer_id: int, spec: LatentAttention) -> cpu.AttentionLayer:
@@ -411,6 +412,13 @@ class NativeComputation:
             down=self._linear(weights.parts["shared_down"]),
             router=address(weights.optional("shared_router")),
         )
+
+
+def _heads_sizes(spec: ModelSpec) -> Iterator[int]:
+    """Channels of all query heads of each layer, as many as any norm of heads has weights."""
+    for layer in spec.layers:
+        if isinstance(layer.attention, GroupedQueryAttention):
+            yield layer.attention.n_heads * layer.attention.head_size
 
 
 def experts_layer(

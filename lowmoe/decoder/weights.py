@@ -267,9 +267,9 @@ class CheckpointTensors:
         wanted = {n for role in self.family.shapes for n in stored(self.family.tensor_name(role))}
         if missing := sorted(wanted - found):
             raise CheckpointError(
-                f"{self.checkpoint.folder}: {len(missing)} tensors that config.json promises are "
-                f"missing, {missing[0]} among them. The weights and config.json look like "
-                "different models; download both again."
+                f"{self.checkpoint.folder}: {len(missing)} tensors that the model is described to "
+                f"have are missing, {missing[0]} among them. Its files are incomplete or of "
+                "different models; download them again."
             )
         # A tied head may be stored all the same.
         harmless = set(stored(self.family.tensor_name(Role("head"))))

@@ -133,6 +133,9 @@ _PREFIXES: Mapping[str, str] = {"gpt2": "transformer."}
 _DANGEROUS = ("auto_map", "trust_remote_code", "_attn_implementation_internal")
 
 
+MAX_EXPERTS = 2**18  # of all layers; ten times as many as any model has
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """A model's spec, and where its checkpoint keeps every role.
@@ -270,9 +273,19 @@ def read_config(config: Mapping[str, Any]) -> Family:
         )
     module = FAMILIES[model_type]
     spec: ModelSpec = module.spec(HfConfig(config))
+    _refuse_too_many(sum(layer.feed_forward.n_experts for layer in spec.layers))
     shapes = dict(checkpoint_tensors(spec))
     ignored = tuple(_ignored(model_type, len(spec.layers)))
     return Family(spec, module.NAMES, shapes, ignored, _OTHER_NAMES.get(model_type, {}))
+
+
+def _refuse_too_many(n_experts: int) -> None:
+    """Before each gets a name of its own."""
+    if n_experts > MAX_EXPERTS:
+        raise CheckpointError(
+            f"config.json: describes {n_experts} experts in all layers, but at most {MAX_EXPERTS} "
+            "are allowed. The file is damaged; download it again."
+        )
 
 
 def _ignored(model_type: str, n_layers: int) -> Iterator[str]:

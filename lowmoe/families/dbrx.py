@@ -9,6 +9,7 @@ from typing import Any
 
 from lowmoe.errors import CheckpointError
 from lowmoe.families.reading import read_attention, read_model
+from lowmoe.families.rope import rope_values
 from lowmoe.spec import ExpertsFeedForward, HfConfig, ModelSpec, SoftmaxRouter, Stored
 
 _BLOCK = "transformer.blocks.{layer}."
@@ -50,6 +51,7 @@ def spec(hf: HfConfig) -> ModelSpec:
     }
     clamp = None if attn.values.get("clip_qkv") is None else attn.number("clip_qkv")
     if "rope_theta" in attn.values:
+        HfConfig(rope_values(hf)).require("rope_type", "default", None)
         usual |= {"rope_theta": attn.number("rope_theta"), "rope_parameters": None}
     attention = read_attention(HfConfig(usual), theta=1e4, clamp=clamp)
     n_experts = ffn.integer("moe_num_experts")

@@ -45,6 +45,7 @@ NAMES: Mapping[str, str | Stored] = {
 
 def spec(hf: HfConfig) -> ModelSpec:
     """The model that a GPT-2's config.json describes."""
+    # Matrices lie columns in here, and packed ones as whoever packed them thought fit.
     hf.require("quantization_config", None)
     hf.require("activation_function", "gelu_new", None)
     hf.require("scale_attn_weights", True, None)

@@ -31,7 +31,6 @@ NAMES = {
 
 def spec(hf: HfConfig) -> ModelSpec:
     """The model that a Grok-1's config.json describes; keys it leaves out are as in run.py."""
-    hf.require("quantization_config", None)
     hf.require("hidden_act", "gelu", "gelu_new", "gelu_pytorch_tanh", None)
     attention = replace(
         read_attention(

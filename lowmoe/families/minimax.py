@@ -43,6 +43,7 @@ NAMES = {
     "lightning_norm": _ATTENTION + "norm.weight",
     "lightning_out": _ATTENTION + "out_proj.weight",
 }
+MAX_HEADS = 512  # eight times as many as any model has; each gets a number of its own
 _OWN_TYPES = ("minimax_text_01", "minimax_m1")  # before transformers had a class
 
 
@@ -69,7 +70,7 @@ def spec(hf: HfConfig) -> ModelSpec:
 
 
 def _whole_attention(hf: HfConfig) -> GroupedQueryAttention:
-    n_heads = hf.integer("num_attention_heads")
+    n_heads = hf.integer("num_attention_heads", maximum=MAX_HEADS)
     size = hf.integer("head_dim", default=max(1, hf.integer("hidden_size") // n_heads))
     rotated = hf.integer("rotary_dim", default=size, maximum=size) / size
     return read_attention(hf, theta=1e6, head_size=size, rotated=rotated)

@@ -255,6 +255,10 @@ ATTACKS = {
     "more than the file": header(tensors=(tensor(),), data=127),
     "behind the file": header(tensors=(tensor(offset=2**62),), data=128),
     "between alignments": header(tensors=(tensor(offset=8),), data=256),
+    "tensors for each of which there is a byte": header(n_tensors=2**18 + 1, data=2**23 + 64),
+    "values for each of which there is a byte": header(n_values=2**16 + 1, data=2**20),
+    "a list of how many parts": header(value("split.count", 9, array(4, [bytes(4)] * 2))),
+    "a list of how many tensors": header(value("split.tensors.count", 9, array(4, [bytes(4)] * 2))),
     "one over the other": header(tensors=(tensor(), tensor(b"b", offset=96)), data=256),
 }
 

@@ -37,7 +37,7 @@ def saved(folder: Path, change: Change, **config: object) -> Path:
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     name = "model.layers.1.block_sparse_moe.experts.2.w3.weight"
     saved(tmp_path, lambda tensors: tensors.pop(name))
-    with pytest.raises(CheckpointError, match=rf"1 tensors that config.json .*{name}"):
+    with pytest.raises(CheckpointError, match=rf"1 tensors that the model .*{name}"):
         tensors_of(tmp_path)
 
 

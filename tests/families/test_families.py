@@ -1,8 +1,10 @@
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import quant
 from lowmoe.errors import CheckpointError, UnsupportedModelError, UsageError
 from lowmoe.families import FAMILIES, Family, read_config
 from lowmoe.families.aliases import ALIASES, DEMO, near_names
@@ -14,6 +16,26 @@ MIXTRAL = dict(ALIASES["mixtral-8x7b"].config)
 
 def mixtral(**changes: Any) -> Family:
     return read_config({**MIXTRAL, **changes})
+
+
+@pytest.mark.parametrize(
+    ("alias", "key", "found"),
+    [
+        ("mixtral-8x7b", "num_local_experts", "describes 68719476480 experts"),
+        ("minimax-text-01", "num_attention_heads", "2147483640, but must be .* to 512"),
+    ],
+)
+def test_more_than_any_model_has_is_refused_before_each_is_named(
+    alias: str, key: str, found: str
+) -> None:
+    with pytest.raises(CheckpointError, match=found):
+        read_config({**ALIASES[alias].config, key: 2147483640})
+
+
+def test_the_documents_table_has_every_model_type() -> None:
+    text = (Path(quant.__file__).parent.parent / "docs" / "families.md").read_text("utf-8")
+    rows = re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|.*\| (?:native|torch)\b", text, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`([^`]+)`", row)} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("key", ["auto_map", "trust_remote_code"])

@@ -11,8 +11,9 @@ from lowmoe.decoder.open_checkpoint import open_checkpoint
 from lowmoe.decoder.weights import CheckpointTensors
 from lowmoe.engine.text_parts import SMALL_FILES
 from lowmoe.errors import CheckpointError, LowMoeError, UnsupportedModelError
-from lowmoe.families.gguf import gguf_config
+from lowmoe.families.gguf import gguf_config, gguf_family
 from lowmoe.families.gguf.rope import FACTORS, LONG, SHORT, wavelengths
+from lowmoe.spec import GroupedQueryAttention, LinearScaling, Rope
 from tests.gguf_models import llama3_factors, write_gguf
 from tests.test_gguf import add_tokenizer
 
@@ -69,6 +70,8 @@ def test_a_value_for_each_layer_is_one_if_all_are_alike() -> None:
         ({"rope__scaling__type": "ntk"}, r"scaling\.type is 'ntk', but implemented are none"),
         ({"rope__dimension_count": 17}, r"17 of 16 channels turn"),
         ({"rope__freq_base": 0.0}, r"at a base of 0\.0"),
+        ({"rope__freq_base": 1.0}, r"at a base of 1\.0"),
+        ({"rope__freq_base": 1e300}, r"at a base of 1e\+300"),
         (
             {
                 "rope__scaling__type": "yarn",
@@ -85,6 +88,48 @@ def test_a_value_for_each_layer_is_one_if_all_are_alike() -> None:
 def test_values_that_make_no_sense_are_named(changes: dict[str, Any], found: str) -> None:
     with pytest.raises(CheckpointError, match=found):
         config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "neutral"),
+    [
+        ("attn_logit_softcapping", 30.0, 0.0),
+        ("attention__causal", False, True),
+        ("attention__clamp_kqv", 8.0, 0.0),
+        ("attention__temperature_length", 8192, 0),
+        ("expert_weights_scale", 2.5, 1.0),
+        ("logit_scale", 6.0, 1.0),
+        ("rope__scaling__attn_factor", 1.2, 1.0),
+        ("use_parallel_residual", np.array([True, True]), False),
+    ],
+)
+def test_what_an_architecture_has_not_here_is_refused_by_name(
+    key: str, value: object, neutral: object
+) -> None:
+    assert config(**{key: neutral}) == config()
+    with pytest.raises(UnsupportedModelError, match=rf"llama\.{key.replace('__', '.')} is .*llama"):
+        config(**{key: value})
+
+
+def test_a_value_that_the_family_refuses_is_not_said_to_be_in_a_config_json() -> None:
+    made = config(feed_forward_length=0)
+    with pytest.raises(CheckpointError, match=r"^GGUF, in the words of a config\.json: interm"):
+        gguf_family(made, LLAMA, set())
+
+
+def test_rope_of_a_dbrx_is_scaled_as_the_file_says() -> None:
+    values = {k.replace("llama", "dbrx"): v for k, v in LLAMA.items()} | {
+        "general.architecture": "dbrx",
+        "dbrx.attention.layer_norm_epsilon": 1e-5,
+        "dbrx.expert_count": 4,
+        "dbrx.expert_used_count": 2,
+        "dbrx.rope.scaling.type": "linear",
+        "dbrx.rope.scaling.factor": 4.0,
+    }
+    made = gguf_config(values, SHAPES, {}.__getitem__)
+    attention = gguf_family(made, values, set()).spec.layers[0].attention
+    assert isinstance(attention, GroupedQueryAttention)
+    assert attention.rope == Rope(theta=5e5, scaling=LinearScaling(factor=4.0))
 
 
 def test_a_file_without_a_model_is_refused() -> None:
@@ -131,6 +176,22 @@ def test_factors_of_another_making_are_kept_one_by_one() -> None:
     assert rope["rope_type"] == "longrope"
     assert rope["long_factor"] == rope["short_factor"] == factors
     assert rope["long_mscale"] == rope["short_mscale"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [
+        [1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 8.0],
+        [1.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 8.0],
+        [1.0001, 1.0002, 1.0003, 1.0004, 1.0005, 1.0006, 1.0007, 1e30],
+    ],
+    ids=["alike", "falling", "almost nothing"],
+)
+@pytest.mark.parametrize("theta", [1.0000000000000002, 1.5, 1e17])
+def test_factors_that_no_scaling_makes_divide_by_nothing(
+    factors: list[float], theta: float
+) -> None:
+    assert wavelengths(factors, theta) is None
 
 
 def test_factors_of_1_change_nothing() -> None:

@@ -215,6 +215,13 @@ def test_the_chat_template_and_special_tokens_come_along() -> None:
     assert gguf_small_file({}, "tokenizer.json") is None
 
 
+def test_a_token_of_any_name_may_begin_texts() -> None:
+    values = values_of_pairs(learned_tokenizer(), "gpt-2")
+    values["tokenizer.ggml.tokens"][1] = "$A:b"
+    values["tokenizer.ggml.add_bos_token"] = True
+    assert tokenizer_of(values).encode("x", add_special=True)[0] == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
@@ -222,6 +229,8 @@ def test_the_chat_template_and_special_tokens_come_along() -> None:
         ({"pre": "nobody's"}, r"pre is \"nobody's\", but implemented are chatglm-bpe"),
         ({"merges": 5}, r"merges is not a list of words"),
         ({"token_type": np.array([1, 2])}, r"token_type is not a list of 320 numbers"),
+        ({"token_type": np.array([1.0] * 319 + [float("nan")])}, r"token_type has fractions"),
+        ({"model": "llama", "tokens": ["a" * 1025] * 320}, r"a token has 1025 characters"),
         ({"merges": ["zz qq"]}, r"the vocabulary cannot be used"),
     ],
 )

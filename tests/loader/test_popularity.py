@@ -85,6 +85,7 @@ def test_asking_again_for_a_finished_folder_does_nothing(tmp_path: Path) -> None
         b'{"tokens": 8, "counts": [[1, "2"]]}',
         b'{"tokens": 8, "counts": [[1, -2]]}',
         b'{"tokens": 8, "counts": [[1, NaN]]}',
+        b'{"tokens": 8, "counts": [[1, 1' + b"0" * 400 + b"]]}",
         b"[" * 100_000,
     ],
 )

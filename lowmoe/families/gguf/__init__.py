@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
+from lowmoe.errors import CheckpointError
 from lowmoe.families import Family, read_config
 from lowmoe.families.gguf.config import config_of
 from lowmoe.families.gguf.model import ARCHITECTURE, GgufModel
@@ -35,8 +36,14 @@ def gguf_config(
 
 
 def gguf_family(config: Mapping[str, Any], values: Mapping[str, Any], names: Set[str]) -> Family:
-    """The family of that config, with the names that the file has.  names: of its tensors."""
-    family = read_config(config)
+    """The family of that config, with the names that the file has.  names: of its tensors.
+
+    Raises CheckpointError, UnsupportedModelError as gguf_config does.
+    """
+    try:
+        family = read_config(config)
+    except CheckpointError as e:
+        raise type(e)(f"GGUF, in the words of a {e}") from e
     ignored = tuple(name.format(n_layers=len(family.spec.layers)) for name in IGNORED)
     return replace(
         family, table=table(str(values[ARCHITECTURE]), names), ignored=ignored, others={}

@@ -20,13 +20,34 @@ _ENDS = frozenset(
     ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end_of_text|>", "<|endoftext|>", "<|return|>")
 )
 
+# What llama.cpp reads of some or all architectures, and the values of it that change nothing.
+_NEUTRAL: Mapping[str, Sequence[float]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.scale": (0,),
+    "attention.temperature_length": (0,),
+    "attn_logit_softcapping": (0,),
+    "embedding_scale": (0, 1),
+    "expert_group_count": (0, 1),
+    "expert_weights_scale": (0, 1),
+    "final_logit_softcapping": (0,),
+    "logit_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "rope.scaling.attn_factor": (0, 1),
+    "rope.scaling.yarn_attn_factor": (1,),
+    "rope.scaling.yarn_ext_factor": (-1, 1),
+    "router_logit_softcapping": (0,),
+    "use_parallel_residual": (False,),
+}
+
 
 def config_of(m: GgufModel) -> dict[str, Any]:
     """Raises UnsupportedModelError for an architecture that is not here."""
     make = ARCHITECTURES.get(m.architecture)
     if make is None:
         raise UnsupportedModelError(
-            f"GGUF: general.architecture is {m.architecture!r}, but implemented are "
+            f"GGUF: general.architecture is {m.architecture[:40]!r}, but implemented are "
             f"{', '.join(sorted(ARCHITECTURES))}."
         )
     if EMBEDDING not in m.shapes:
@@ -34,7 +55,9 @@ def config_of(m: GgufModel) -> dict[str, Any]:
             f"GGUF: there is no tensor {EMBEDDING}; the file holds a vocabulary, an adapter or a "
             "part of a model. Give the model itself."
         )
-    return make(m)
+    made = make(m)
+    m.require_neutral(_NEUTRAL)
+    return made
 
 
 def _usual(m: GgufModel, model_type: str, *, theta: float = 1e4) -> dict[str, Any]:
@@ -216,7 +239,6 @@ def _dbrx(m: GgufModel) -> dict[str, Any]:
     usual = _usual(m, "dbrx")
     attention = {
         "kv_n_heads": usual["num_key_value_heads"],
-        "rope_theta": usual["rope_parameters"]["rope_theta"],
         "clip_qkv": m.number("attention.clamp_kqv") if m.has("attention.clamp_kqv") else None,
     }
     feed_forward = {
@@ -233,7 +255,7 @@ def _dbrx(m: GgufModel) -> dict[str, Any]:
         "attn_config": attention,
         "ffn_config": feed_forward,
         **{key: usual[key] for key in ("vocab_size", "tie_word_embeddings", "eos_token_id")},
-        "rms_norm_eps": usual["rms_norm_eps"],
+        "rope_parameters": usual["rope_parameters"],
     }
 
 

@@ -5,7 +5,7 @@ Ignorant of:  files; which architecture has which keys.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from lowmoe.errors import CheckpointError, UnsupportedModelError
@@ -18,18 +18,24 @@ _NOTHING: Final = object()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufModel:
-    """values: of the header, by key; shapes: of all tensors, rows first; vector: reads one."""
+    """values: of the header, by key; shapes: of all tensors, rows first; vector: reads one; asked:
+    which keys of the architecture's were looked for.
+    """
 
     values: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
     vector: Callable[[str], Sequence[float]]
+    asked: set[str] = field(default_factory=set)
 
     @property
     def architecture(self) -> str:
         """llama.cpp's name of the family."""
         found = self.values.get(ARCHITECTURE)
         if not isinstance(found, str):
-            raise CheckpointError(f"GGUF: {ARCHITECTURE} is {found!r}, but must name a family.")
+            raise CheckpointError(
+                f"GGUF: {ARCHITECTURE} is {str(found)[:40]}, but must name a family. "
+                "The file is damaged; download it again."
+            )
         return found
 
     def key(self, name: str) -> str:
@@ -38,6 +44,7 @@ class GgufModel:
 
     def has(self, name: str) -> bool:
         """Whether a key of the architecture's is there."""
+        self.asked.add(name)
         return self.key(name) in self.values
 
     def integer(self, name: str, default: int | None = None) -> int:
@@ -103,7 +110,22 @@ class GgufModel:
             "The file is incomplete; download it again."
         )
 
+    def require_neutral(self, neutral: Mapping[str, Sequence[float]]) -> None:
+        """Refuse keys that change what a model computes and that nobody looked for.
+
+        neutral: the values of each that change nothing.
+        """
+        for name in neutral.keys() - self.asked:
+            found = self.values.get(self.key(name), _NOTHING)
+            if found is _NOTHING or (isinstance(found, int | float) and found in neutral[name]):
+                continue
+            raise UnsupportedModelError(
+                f"GGUF: {self.key(name)} is {str(found)[:40]}, which is not implemented for a "
+                f"{self.architecture}. This model cannot run here yet."
+            )
+
     def _value(self, name: str, default: object) -> object:
+        self.asked.add(name)
         value = self.values.get(self.key(name), _NOTHING)
         if value is _NOTHING:
             if default is None:

@@ -14,16 +14,18 @@ from lowmoe.families.gguf.model import GgufModel
 FACTORS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 # Factors are float32 of what was computed in float32 from rounded frequencies.
 _SAME = 1e-4
+SHORTEST = 2.0**-31  # turns a token: a wavelength of more tokens than any context has
+MAX_THETA = 1e18  # far above any model's, and its powers are still numbers
 
 
 def rope_parameters(m: GgufModel, *, theta: float, head_size: int) -> dict[str, Any]:
     """theta: where the file does not say.  head_size: of which perhaps only a part turns."""
     found: dict[str, Any] = {"rope_theta": m.number("rope.freq_base", theta)}
     size = m.integer("rope.dimension_count", head_size)
-    if not 2 <= size <= head_size or not 0 < found["rope_theta"] < math.inf:
+    if not 2 <= size <= head_size or not 1 < found["rope_theta"] < MAX_THETA:
         raise CheckpointError(
             f"GGUF: {size} of {head_size} channels turn, at a base of {found['rope_theta']}, but "
-            "there must be 2 at least and the base above 0. The file is damaged; download it again."
+            "there must be 2 at least and the base above 1. The file is damaged; download it again."
         )
     if size != head_size:
         # The least share of which head_size * share, rounded down, is not under size.
@@ -133,16 +135,18 @@ def wavelengths(factors: Sequence[float], theta: float) -> dict[str, Any] | None
         return None
     shares = {i: (1 / factors[i] - 1 / factor) / (1 - 1 / factor) for i in between}
     first, last = between[0], between[-1]
-    slope = (shares[first] - shares[last]) / (frequencies[first] - frequencies[last])
-    low = frequencies[last] - shares[last] / slope
-    if slope <= 0 or low <= 0:
+    step = frequencies[first] - frequencies[last]
+    slope = (shares[first] - shares[last]) / step if step > 0 else 0.0
+    low = frequencies[last] - shares[last] / slope if slope > 0 else 0.0
+    n_original = round(1 / low) if low > SHORTEST else 0
+    high = round(1 + n_original / slope, 3) if n_original > 0 else 1.0
+    if high <= 1:
         return None
-    n_original = round(1 / low)
     found = {
         "rope_type": "llama3",
         "factor": factor,
         "low_freq_factor": 1.0,
-        "high_freq_factor": round(1 + n_original / slope, 3),
+        "high_freq_factor": high,
         "original_max_position_embeddings": n_original,
     }
     made = [_factor(found, frequency) for frequency in frequencies]

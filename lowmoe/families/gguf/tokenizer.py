@@ -25,6 +25,7 @@ from lowmoe.families.gguf.splits import SPLITS, Split
 _KEYS = "tokenizer.ggml."
 _UNKNOWN, _CONTROL, _OWN, _BYTE = 2, 3, 4, 6  # kinds of tokens; 1 is the usual kind
 _SPACE = "\u2581"  # what SentencePiece writes for one
+MAX_PIECE = 1024  # characters, far above any vocabulary's; each is cut everywhere for its merges
 
 
 def gguf_small_file(values: Mapping[str, Any], name: str) -> bytes | None:
@@ -54,8 +55,8 @@ def _tokenizer(values: Mapping[str, Any]) -> Tokenizer:
         made, begins = _sentence_pieces(values, tokens), True
     else:
         raise TextError(
-            f"GGUF: {_KEYS}model is {kind!r}, but implemented are 'gpt2' (byte pairs) and 'llama' "
-            "(SentencePiece). Give the model's Hugging Face files instead."
+            f"GGUF: {_KEYS}model is {str(kind)[:40]!r}, but implemented are 'gpt2' (byte pairs) "
+            "and 'llama' (SentencePiece). Give the model's Hugging Face files instead."
         )
     _add_own(made, values, tokens)
     _surround(made, values, begins)
@@ -66,8 +67,9 @@ def _split(values: Mapping[str, Any]) -> Split:
     name = values.get(_KEYS + "pre")
     if not isinstance(name, str) or name not in SPLITS:
         raise TextError(
-            f"GGUF: {_KEYS}pre is {name!r}, but implemented are {', '.join(SPLITS)}. A text would "
-            "be cut otherwise than in training. Give the model's Hugging Face files instead."
+            f"GGUF: {_KEYS}pre is {str(name)[:40]!r}, but implemented are {', '.join(SPLITS)}. A "
+            "text would be cut otherwise than in training. Give the model's Hugging Face files "
+            "instead."
         )
     return SPLITS[name]
 
@@ -132,6 +134,11 @@ def _merges(
     for piece, token_id in vocabulary.items():
         if kinds[token_id] in (_UNKNOWN, _CONTROL, _OWN, _BYTE):
             continue
+        if len(piece) > MAX_PIECE:
+            raise TextError(
+                f"GGUF: a token has {len(piece)} characters, but at most {MAX_PIECE} are allowed. "
+                "Download the file again."
+            )
         for cut in range(1, len(piece)):
             left, right = vocabulary.get(piece[:cut]), vocabulary.get(piece[cut:])
             if left is not None and right is not None:
@@ -156,13 +163,18 @@ def _surround(made: Tokenizer, values: Mapping[str, Any], begins: bool) -> None:
         for role, usual in ends.items()
         if values.get(f"{_KEYS}add_{role}_token", usual) is True
     }
-    front, back = tokens.get("bos"), tokens.get("eos")
-    if front is None and back is None:
+    found = {role: token for role, token in tokens.items() if token}
+    if not found:
         return
+    # By roles: a token's own name may hold what a template gives a meaning to, such as a colon.
+    front, back = (role for role in ends)
     made.post_processor = processors.TemplateProcessing(
-        single=[*([front] if front else []), "$A", *([back] if back else [])],
+        single=[*([front] if front in found else []), "$A", *([back] if back in found else [])],
         pair=None,
-        special_tokens=[(t, made.token_to_id(t)) for t in {front, back} if t is not None],
+        special_tokens=[
+            {"id": role, "ids": [made.token_to_id(token)], "tokens": [token]}
+            for role, token in found.items()
+        ],
     )
 
 
@@ -181,7 +193,10 @@ def _strings(values: Mapping[str, Any], key: str) -> Sequence[str]:
 
 
 def _kinds(values: Mapping[str, Any], count: int) -> list[int]:
-    return [int(kind) for kind in _numbers(values, "token_type", count, 1)]
+    found = _numbers(values, "token_type", count, 1)
+    if not all(isinstance(kind, int) for kind in found):
+        raise TextError(f"GGUF: {_KEYS}token_type has fractions. Download the file again.")
+    return found
 
 
 def _scores(values: Mapping[str, Any], count: int) -> list[float]:
