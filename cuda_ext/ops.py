@@ -27,7 +27,7 @@ B key-value heads, D head size; P planes; C columns of a matrix, N its rows.
     norm_round       normed = x / rms(x) * weight; rounded tokens of it in the basis of d
     round_tokens     rounded tokens of x in the basis of d
     linear           y = W x, or y += W x
-    rope_store       turns queries and keys in place, keys and values go to the cache
+    rope_store       norms and turns queries and keys in place, keys and values go to the cache
     attend           attention of T tokens over the cache, for decoding: T up to 8
     route            the experts of each token, heaviest first, ties to the lower id
     group            the groups of a routing
@@ -39,6 +39,16 @@ The cache of one layer: keys and values, each [S, B, capacity, row]: S conversat
 float16 or float32, or int8 as lowmoe/kernels/cpu/kv_cache.h draws it: D codes padded to 4, then a
 float32 scale. Token t is at positions[t] of conversation sequences[t] and sees positions[t] + 1
 positions, of which the latest `window`; 0 for all.
+
+What may become of queries and keys, in this order:
+
+    norm 3           RMS norms of all queries and of all keys of a token; q_norm, k_norm: [A * D],
+                     [B * D]
+    clamp            values too are kept within +-clamp; infinity for no bounds
+    norm 1           RMS norms of each head; q_norm, k_norm: [D]. None of either: ones
+    rope             the first 2 * |frequencies| channels of a head turn, a multiple of 4, and are
+                     multiplied by rope_length; frequencies: [pairs], radians a token
+    norm 2           as norm 1; 0 for no norm
 
 Knows:        names, schemas, meanings.
 Ignorant of:  kernels, grids, how a launch is made.
@@ -79,13 +89,14 @@ OPERATIONS: dict[str, tuple[Callable[..., None], str]] = {
     ),
     "rope_store": (
         attention.rope_store,
-        "(Tensor(a!) qkv, Tensor frequencies, Tensor positions, Tensor sequences, int n_heads, "
-        "Tensor(b!) keys, Tensor(c!) values) -> ()",
+        "(Tensor(a!) qkv, Tensor frequencies, float rope_length, Tensor positions, "
+        "Tensor sequences, int n_heads, int norm, Tensor? q_norm, Tensor? k_norm, float epsilon, "
+        "float clamp, Tensor(b!) keys, Tensor(c!) values) -> ()",
     ),
     "attend": (
         attention.attend,
         "(Tensor qkv, Tensor keys, Tensor values, Tensor positions, Tensor sequences, int n_heads, "
-        "int window, Tensor(a!) out, Tensor(b!) workspace) -> ()",
+        "int window, float score_scale, Tensor(a!) out, Tensor(b!) workspace) -> ()",
     ),
     "route": (
         routing.route,

@@ -231,7 +231,7 @@ __device__ __forceinline__ void attend(const Attention& a) {
 
 }  // namespace lowmoe
 
-// out [tokens][n_heads][head_size] = softmax(q k / sqrt(head_size)) v over the positions that each
+// out [tokens][n_heads][head_size] = softmax(q k * some scale) v over the positions that each
 // token sees: its own and those before, of which the latest `window`, 0 for all.
 //   grid     (parts, n_kv_heads, tokens): the positions of a token are cut into up to so many
 //            parts, up to 64, and blocks that a shorter past does not need leave at once
@@ -239,7 +239,7 @@ __device__ __forceinline__ void attend(const Attention& a) {
 //            group / n_tiles query heads, rounded up, up to kQueries; group = n_heads / n_kv_heads.
 //            What one of them has read the others find in the L1 cache.
 //   qkv, positions, sequences, keys, values   as for rope_store, which has been there before
-//   score_scale  log2(e) / sqrt(head_size): scores become exponents of 2
+//   score_scale  log2(e) times the scale: scores become exponents of 2
 //   arrived  [tokens][n_kv_heads], 0 before and after
 //   parts    [tokens][n_kv_heads][parts][group][head_size + 2] floats, anything
 // Requires head_size <= 8 * kLanes. Parts are joined in their order by the block that comes last,

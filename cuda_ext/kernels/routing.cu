@@ -7,21 +7,6 @@
 
 namespace lowmoe {
 
-// The sums over the block of what each thread brings, as sum_of_block has them.
-//   shared  [kCount][32], not in use
-template <int kCount>
-__device__ __forceinline__ void sums_of_block(float (&mine)[kCount], float (*shared)[32]) {
-  const int lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
-#pragma unroll
-  for (int i = 0; i < kCount; i++) {
-    const float sum = sum_of_warp(mine[i]);
-    if (lane == 0) shared[i][threadIdx.x / 32] = sum;
-  }
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < kCount; i++) mine[i] = sum_of_warp(lane < n_warps ? shared[i][lane] : 0);
-}
-
 // Scores of one expert, for up to kTokens tokens that were normed, by one block.
 template <int kTokens>
 __device__ __forceinline__ void score(const float* normed, const float* router, int n_tokens,

@@ -19,7 +19,18 @@ from quant.activations import SCALE_COLUMNS
 from quant.layout import BLOCK_COLUMNS, round_up
 
 # What operations compute beyond a plain decoder, see lowmoe/decoder/abilities.py.
-ABLE: frozenset[str] = frozenset()
+ABLE = frozenset(
+    {
+        "another scale of scores",
+        "clamped queries, keys and values",
+        "norms after rope",
+        "norms of all heads together",
+        "norms of single heads",
+        "norms without weights",
+        "rope of a part of a head",
+        "rope that lengthens",
+    }
+)
 SCORES_TOKENS = 128  # of which scores are kept at once: a vocabulary is wide
 _NOWHERE = torch.device("meta")  # where tensors have sizes and take no memory
 _OF_PLACES = ("order", "inner_codes", "inner_scales")
@@ -92,12 +103,18 @@ def why_not_shape(spec: ModelSpec) -> str | None:
     """What kernels cannot do of a model's kinds and shape; None if they can do all of it."""
     if lacks := lacking(spec, ABLE):
         return f"GPU kernels have no {', '.join(lacks)} yet"
-    heads, experts = grouped(spec.layers[0].attention), spec.layers[0].feed_forward
+    heads, experts = grouped(spec.layers[0].attention), spec.uniform_experts()
+    turning = {grouped(layer.attention).rope for layer in spec.layers}
+    rope_sizes = {rope.size or heads.head_size for rope in turning if rope is not None}
     size, group = heads.head_size, heads.n_heads // heads.n_kv_heads
     most_group = attention.MOST_TILES * attention.TILE_QUERIES
     most_hidden = vectors.MOST_WARPS * vectors.GROUPS_OF_WARP * vectors.GROUP_COLUMNS
     limits = [
         (size % 8 == 0 and size <= attention.MOST_HEAD, f"heads of {size} channels"),
+        (
+            all(n % attention.ROPE_MULTIPLE == 0 for n in rope_sizes),
+            f"heads of which {min(rope_sizes, default=0)} channels turn",
+        ),
         (group <= most_group, f"{group} query heads to a key-value head"),
         (spec.n_hidden <= most_hidden, f"{spec.n_hidden} hidden channels"),
         (experts.n_experts <= routing.MOST_EXPERTS, f"{experts.n_experts} experts in a layer"),
@@ -108,7 +125,7 @@ def why_not_shape(spec: ModelSpec) -> str | None:
 
 
 def _make(spec: ModelSpec, n_multiprocessors: int, n_tokens: int, place: torch.device) -> Buffers:
-    of_heads, experts = grouped(spec.layers[0].attention), spec.layers[0].feed_forward
+    of_heads, experts = grouped(spec.layers[0].attention), spec.uniform_experts()
     n_places = n_tokens * experts.router.n_active
 
     def floats(*shape: int) -> Tensor:

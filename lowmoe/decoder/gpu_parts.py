@@ -12,8 +12,9 @@ from torch import Tensor
 
 from cuda_ext.ops import MOST_DECODED
 from lowmoe.decoder.gpu_buffers import Buffers
+from lowmoe.decoder.norm import head_norm_kind
 from lowmoe.decoder.prompt_attention import attend_prompt, cached_numbers, row_numbers
-from lowmoe.decoder.rope import rope_frequencies
+from lowmoe.decoder.rope import rope_frequencies, rope_length
 from lowmoe.decoder.weights import DenseWeights, LayerWeights
 from lowmoe.kernels import cpu
 from lowmoe.kernels.gpu import Gpu
@@ -37,6 +38,9 @@ class _Layer:
     qkv: TrellisMatrix
     out: TrellisMatrix
     frequencies: Tensor
+    rope_length: float
+    score_scale: float
+    heads: tuple[int, Tensor | None, Tensor | None, float, float]  # see rope_store
 
 
 class GpuParts:
@@ -51,8 +55,9 @@ class GpuParts:
         *,
         kv: cpu.KvFormat,
         max_tokens: int,
+        n_context: int,
     ) -> None:
-        """max_tokens: of one pass."""
+        """max_tokens: of one pass; n_context: of a cache."""
         self._spec, self._gpu, self._ops, self._kv = spec, gpu, gpu.operations, kv
         self._buffers = Buffers.make(spec, gpu, max_tokens)
         self._buffers_of_one = self._buffers.of(1)
@@ -62,13 +67,7 @@ class GpuParts:
         self._embedding, self._head = _planes(weights.embedding), _planes(weights.head)
         self._final_norm = weights.final_norm
         self._layers = [
-            _Layer(
-                spec=layer,
-                weights=of,
-                qkv=_planes(of.qkv),
-                out=_planes(of.attention_out),
-                frequencies=_frequencies(layer).to(gpu.place),
-            )
+            _layer(layer, of, n_context, gpu.place)
             for layer, of in zip(spec.layers, weights.layers, strict=True)
         ]
 
@@ -135,12 +134,13 @@ class GpuParts:
         ops.norm_round(b.x, weights.attention_norm, epsilon, layer.qkv.d, b.normed, *rounded)
         self._linear(rounded, layer.qkv, b.qkv, add=False)
         where = (b.positions, b.sequences, spec.n_heads)
-        ops.rope_store(b.qkv, layer.frequencies, *where, keys, values)
+        turning = (layer.frequencies, layer.rope_length)
+        ops.rope_store(b.qkv, *turning, *where, *layer.heads, keys, values)
         if b.n_tokens <= MOST_DECODED:
-            window = spec.window or 0
-            ops.attend(b.qkv, keys, values, *where, window, b.attended, b.workspace)
+            how = (spec.window or 0, layer.score_scale)
+            ops.attend(b.qkv, keys, values, *where, *how, b.attended, b.workspace)
         else:
-            b.attended.copy_(_attend_prompt(layer.spec, b.qkv, keys[0], values[0], end))
+            b.attended.copy_(_attend_prompt(layer, b.qkv, keys[0], values[0], end))
         rounded = (b.attended_codes, b.attended_scales)
         ops.round_tokens(b.attended, layer.out.d, *rounded)
         self._linear(rounded, layer.out, b.x, add=True)
@@ -198,20 +198,37 @@ def _cache_shapes(
     return [(1, a.n_kv_heads, capacity, row_numbers(a.head_size, dtype)) for a in of]
 
 
-def _attend_prompt(spec: LayerSpec, qkv: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+def _attend_prompt(layer: _Layer, qkv: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
     """qkv: [T, ...]; keys, values: [B, capacity, row].  Returns [T, q size]."""
-    attention, n_tokens = grouped(spec.attention), qkv.shape[0]
+    attention, n_tokens = grouped(layer.spec.attention), qkv.shape[0]
     window = attention.window
     first = 0 if window is None else max(0, end - n_tokens + 1 - window)
     k, v = (cached_numbers(c[:, first:end], attention.head_size) for c in (keys, values))
     queries = qkv[:, : attention.q_size].view(n_tokens, attention.n_heads, attention.head_size)
-    return attend_prompt(queries.to(k.dtype), k, v, window).reshape(n_tokens, -1)
+    out = attend_prompt(queries.to(k.dtype), k, v, window=window, scale=layer.score_scale)
+    return out.reshape(n_tokens, -1)
 
 
-def _frequencies(layer: LayerSpec) -> Tensor:
-    attention = grouped(layer.attention)
-    assert attention.rope is not None
-    return rope_frequencies(attention.rope, attention.head_size)
+def _layer(spec: LayerSpec, weights: LayerWeights, n_context: int, place: torch.device) -> _Layer:
+    attention = grouped(spec.attention)
+    rope, norm = attention.rope, attention.norm
+    assert rope is not None
+    return _Layer(
+        spec=spec,
+        weights=weights,
+        qkv=_planes(weights.qkv),
+        out=_planes(weights.attention_out),
+        frequencies=rope_frequencies(rope, attention.head_size, n_context).to(place),
+        rope_length=rope_length(rope, n_context),
+        score_scale=attention.score_scale or attention.head_size**-0.5,
+        heads=(
+            head_norm_kind(norm),
+            weights.optional("q_norm"),
+            weights.optional("k_norm"),
+            1.0 if norm is None else norm.epsilon,
+            math.inf if attention.clamp is None else attention.clamp,
+        ),
+    )
 
 
 def _planes(matrix: Matrix) -> TrellisMatrix:

@@ -104,7 +104,9 @@ class HybridComputation:
         self._on_cpu, self._split, self._clock = on_cpu, split, clock
         self._in_turn = in_turn
         self._mixed_there: deque[_MixedThere] = deque()
-        self._parts = GpuParts(spec, weights, code, gpu, kv=kv, max_tokens=max_tokens)
+        self._parts = GpuParts(
+            spec, weights, code, gpu, kv=kv, max_tokens=max_tokens, n_context=n_context
+        )
         self._tokens = _host_tokens(self._parts.buffers(min(MOST_DECODED, max_tokens)), gpu)
         self._share = torch.zeros_like(self._tokens.share, device=gpu.place)
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from lowmoe.decoder.abilities import lacking
 from lowmoe.decoder.computation import Cache, layer_by_layer
 from lowmoe.decoder.moe import Routing
+from lowmoe.decoder.norm import head_norm_kind
 from lowmoe.decoder.rope import rope_frequencies, rope_length
 from lowmoe.decoder.weights import DenseWeights, LayerWeights
 from lowmoe.experts.store import ExpertStore
 from lowmoe.kernels import cpu
 from lowmoe.spec import (
     GroupedQueryAttention,
-    HeadNorm,
     ModelSpec,
     Rope,
     Router,
@@ -241,7 +241,7 @@ class NativeComputation:
             score_scale=spec.score_scale or spec.head_size**-0.5,
             qkv_bias=_address(weights.optional("qkv_bias")),
             out_bias=_address(weights.optional("attention_out_bias")),
-            head_norm=_kind_of(head_norm),
+            head_norm=head_norm_kind(head_norm),
             q_norm=_address(weights.optional("q_norm")),
             k_norm=_address(weights.optional("k_norm")),
             head_norm_epsilon=1.0 if head_norm is None else head_norm.epsilon,
@@ -330,12 +330,3 @@ def _scaled(x: Tensor, factor: float) -> Tensor:
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def _kind_of(norm: HeadNorm | None) -> int:
-    """As AttentionLayer counts them."""
-    if norm is None:
-        return 0
-    if norm.over == "all":
-        return 3
-    return 2 if norm.after_rope else 1

@@ -32,11 +32,13 @@ def cached_numbers(rows: Tensor, head_size: int) -> Tensor:
     return (rows[..., :head_size] * scales).half()
 
 
-def attend_prompt(queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
+def attend_prompt(
+    queries: Tensor, keys: Tensor, values: Tensor, *, window: int | None, scale: float
+) -> Tensor:
     """Attention of the latest tokens.  queries: [T, A, D]; keys, values: [B, S, D] of their dtype.
 
     The T tokens are the last of the S; each sees those before it and itself, at most `window`.
-    Returns [T, A, D].
+    scale: of scores.  Returns [T, A, D].
     """
     n_tokens, n_cached = queries.shape[0], keys.shape[1]
     by_head = queries.transpose(0, 1)  # [A, T, D]
@@ -46,7 +48,12 @@ def attend_prompt(queries: Tensor, keys: Tensor, values: Tensor, window: int | N
         # all scores.
         with sdpa_kernel(KERNELS):
             out = F.scaled_dot_product_attention(
-                by_head[None], keys[None], values[None], is_causal=True, enable_gqa=True
+                by_head[None],
+                keys[None],
+                values[None],
+                is_causal=True,
+                scale=scale,
+                enable_gqa=True,
             )
         return out[0].transpose(0, 1)
     n_groups = queries.shape[1] // keys.shape[0]
@@ -55,12 +62,12 @@ def attend_prompt(queries: Tensor, keys: Tensor, values: Tensor, window: int | N
     for first in range(0, n_tokens, step):
         end = min(first + step, n_tokens)
         asking = slice(n_cached - n_tokens + first, n_cached - n_tokens + end)
-        parts.append(_attend_block(by_head[:, first:end], keys, values, asking, window))
+        parts.append(_attend_block(by_head[:, first:end], keys, values, asking, window, scale))
     return torch.cat(parts, dim=1).transpose(0, 1)
 
 
 def _attend_block(
-    queries: Tensor, keys: Tensor, values: Tensor, asking: slice, window: int | None
+    queries: Tensor, keys: Tensor, values: Tensor, asking: slice, window: int | None, scale: float
 ) -> Tensor:
     """Queries [A, n, D] at the positions `asking`.  Returns [A, n, D]."""
     n_heads, n_tokens, head_size = queries.shape
@@ -74,7 +81,7 @@ def _attend_block(
     mask = mask.expand(n_heads // n_kv_heads, -1, -1).reshape(rows.shape[1], -1)
     with sdpa_kernel(KERNELS):
         out = F.scaled_dot_product_attention(
-            rows[None], keys[None, :, seen], values[None, :, seen], attn_mask=mask
+            rows[None], keys[None, :, seen], values[None, :, seen], attn_mask=mask, scale=scale
         )
     return out[0].reshape(n_heads, n_tokens, head_size)
 

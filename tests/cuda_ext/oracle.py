@@ -52,12 +52,17 @@ def norm_round(
     scales: Tensor,
 ) -> None:
     """normed: [T, H], or empty where nobody wants it."""
-    wide = x.double()
-    root = (wide.square().mean(1, keepdim=True) + epsilon).sqrt()
-    found = (wide / root * weight.double()).float()
+    found = rms_normed(x, weight, epsilon)
     if normed.numel():
         normed.copy_(found)
     round_tokens(found, d, codes, scales)
+
+
+def rms_normed(x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
+    """x / rms(x) * weight over the last dimension, in float64, rounded once."""
+    wide = x.double()
+    root = (wide.square().mean(-1, keepdim=True) + epsilon).sqrt()
+    return (wide / root * (1.0 if weight is None else weight.double())).float()
 
 
 def round_tokens(x: Tensor, d: Tensor, codes: Tensor, scales: Tensor) -> None:
@@ -148,18 +153,36 @@ def experts_down(
 def rope_store(
     qkv: Tensor,
     frequencies: Tensor,
+    rope_length: float,
     positions: Tensor,
     sequences: Tensor,
     n_heads: int,
+    norm: int,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    epsilon: float,
+    clamp: float,
     keys: Tensor,
     values: Tensor,
 ) -> None:
-    n_tokens, n_kv_heads, head_size = qkv.shape[0], keys.shape[1], 2 * frequencies.shape[0]
-    heads = qkv.view(n_tokens, n_heads + 2 * n_kv_heads, head_size)
+    n_tokens, n_kv_heads = qkv.shape[0], keys.shape[1]
+    heads = qkv.view(n_tokens, n_heads + 2 * n_kv_heads, -1)
+    turned = n_heads + n_kv_heads
+    both = [(heads[:, :n_heads], q_norm), (heads[:, n_heads:turned], k_norm)]
+
+    def norm_if(kind: int, first_dim: int) -> None:
+        for some, weight in both if norm == kind else []:
+            flat = some.flatten(first_dim)
+            some.copy_(rms_normed(flat, weight, epsilon).view(some.shape))
+
+    norm_if(3, 1)
+    heads.clamp_(-clamp, clamp)
+    norm_if(1, 2)
     angles = torch.outer(positions.float(), frequencies)
     angles = torch.cat([angles, angles], dim=1)
-    turned = n_heads + n_kv_heads
-    heads[:, :turned] = rotate(heads[:, :turned].clone(), angles.cos(), angles.sin())
+    cos, sin = angles.cos() * rope_length, angles.sin() * rope_length
+    heads[:, :turned] = rotate(heads[:, :turned].clone(), cos, sin)
+    norm_if(2, 2)
     at = (sequences.long(), slice(None), positions.long())
     keys[at] = stored_heads(heads[:, n_heads:turned], keys.dtype)
     values[at] = stored_heads(heads[:, turned:], values.dtype)
@@ -173,6 +196,7 @@ def attend(
     sequences: Tensor,
     n_heads: int,
     window: int,
+    score_scale: float,
     out: Tensor,
     workspace: Tensor,
 ) -> None:
@@ -185,7 +209,7 @@ def attend(
         end = position + 1
         seen = slice(max(0, end - window) if window else 0, end)
         k, v = (cached_heads(c[sequence, :, seen], head_size) for c in (keys, values))  # [B, S, D]
-        scores = queries[token] @ k.transpose(1, 2) / head_size**0.5  # [B, A / B, S]
+        scores = queries[token] @ k.transpose(1, 2) * score_scale  # [B, A / B, S]
         out[token] = (scores.softmax(2) @ v).flatten()
 
 

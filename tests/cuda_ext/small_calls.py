@@ -153,17 +153,24 @@ def _attention() -> Iterator[Call]:
             yield Call(
                 name=f"attend {name}",
                 operation="attend",
-                arguments=(qkv, *cache, *where, window, out),
+                arguments=(qkv, *cache, *where, window, 0.1, out),
                 outputs=(out,),
                 workspace=_workspace(room),
                 n_multiprocessors=LARGE,
             )
-            yield Call(
-                name=f"rope_store {name}",
-                operation="rope_store",
-                arguments=(qkv, torch.rand(head_size // 2), *where, *cache),
-                outputs=(qkv, *cache),
-            )
+            for norm, width in enumerate((0, head_size, head_size, None)):
+                weights = [
+                    torch.rand(n * head_size if width is None else width)
+                    for n in (n_heads, n_kv_heads)
+                ]
+                how = (norm, *(weights if norm else (None, None)), 1e-6, 2.0 if norm else torch.inf)
+                turning = (torch.rand((head_size - 8 * norm) // 2), 1.1)
+                yield Call(
+                    name=f"rope_store {name} with norm {norm}",
+                    operation="rope_store",
+                    arguments=(qkv, *turning, *where, *how, *cache),
+                    outputs=(qkv, *cache),
+                )
 
 
 def _routing() -> Iterator[Call]:

@@ -105,7 +105,8 @@ def test_attention_is_torchs_over_what_the_cache_holds(dtype: torch.dtype, windo
     positions, sequences = torch.tensor([19, 0, 7, 8]), torch.tensor([2, 0, 1, 1])
     qkv = torch.randn(4, (n_heads + 2 * n_kv_heads) * head_size, generator=samples.numbers(2))
     out = torch.empty(4, n_heads * head_size)
-    oracle.attend(qkv, keys, values, positions, sequences, n_heads, window, out, NO_WORKSPACE)
+    where = (positions, sequences, n_heads)
+    oracle.attend(qkv, keys, values, *where, window, head_size**-0.5, out, NO_WORKSPACE)
     for token, (position, sequence) in enumerate(zip(positions, sequences, strict=True)):
         first = max(0, int(position) + 1 - window) if window else 0
         k, v = (
@@ -137,7 +138,8 @@ def test_keys_and_values_go_where_the_token_is() -> None:
     given = qkv.clone().view(2, -1, head_size)
     frequencies = 100.0 ** (-torch.arange(0, head_size, 2) / head_size)
     where = (torch.tensor([5, 0]), torch.tensor([1, 0]))
-    oracle.rope_store(qkv, frequencies, *where, n_heads, keys, cached)
+    plain = (0, None, None, 1.0, torch.inf)
+    oracle.rope_store(qkv, frequencies, 1.0, *where, n_heads, *plain, keys, cached)
     turned = qkv.view(2, -1, head_size)
     # Position 0 turns by nothing; others turn halves against each other and keep lengths.
     assert torch.equal(turned[1], given[1])

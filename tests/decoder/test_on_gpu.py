@@ -30,8 +30,10 @@ from tiny_models import in_chunks
 from torch import Tensor
 from trellis_models import (
     CONTEXT,
+    DEMANDING_SHAPES,
     LAYERS,
     SHAPES,
+    SMALL_EXPERTS,
     Shape,
     TrellisModel,
     layer_by_layer,
@@ -56,8 +58,15 @@ from tests.cuda_emulator.emulated import EmulatedLaunch
 from tests.cuda_ext import oracle
 from tests.stand_in_gpu import Operation, StandInGpu, with_kernels
 
+# What kernels are able to do beyond a plain decoder.
+ABLE_SHAPES = {
+    "normed heads": Shape(config={"model_type": "qwen3_moe", **SMALL_EXPERTS}),
+    **{name: DEMANDING_SHAPES[name] for name in ["all heads normed together, clamped"]},
+}
+ALL_SHAPES = SHAPES | ABLE_SHAPES
 # Heads that kernels are built for; 1, 2 and 3 planes.
 EMULATED = [
+    *ABLE_SHAPES,
     "4 heads of 16 over 2",
     "3 heads of 64 of their own, hidden 192, inner 200",
     "2 heads of 128 over 1",
@@ -170,11 +179,13 @@ def guided(
     return Decoder(spec=decoder.spec, store=decoder.store, computation=computation)
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=ALL_SHAPES)
 def golden(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Golden]:
-    with trellis_model(tmp_path_factory.mktemp("model") / "folder", SHAPES[request.param]) as model:
+    with trellis_model(
+        tmp_path_factory.mktemp("model") / "folder", ALL_SHAPES[request.param]
+    ) as model:
         yield golden_of(model)
 
 
@@ -330,7 +341,7 @@ def test_a_cache_that_is_full_is_not_written_beyond(plain: Golden) -> None:
 def test_kernels_for_few_tokens_differ_from_their_oracle_by_the_order_of_sums(
     tmp_path: Path, name: str
 ) -> None:
-    with trellis_model(tmp_path / "folder", SHAPES[name]) as model:
+    with trellis_model(tmp_path / "folder", ALL_SHAPES[name]) as model:
         golden = golden_of(model, 30)
         sizes = [3, 1, MOST_DECODED, 1, 1, 6]
         wanted = in_chunks(guided(golden), golden.ids, sizes)
@@ -347,7 +358,7 @@ def test_kernels_for_few_tokens_differ_from_their_oracle_by_the_order_of_sums(
 def test_kernels_for_prompts_are_torchs_but_for_rounding(
     tmp_path: Path, name: str, kv: cpu.KvFormat
 ) -> None:
-    with trellis_model(tmp_path / "folder", SHAPES[name]) as model:
+    with trellis_model(tmp_path / "folder", ALL_SHAPES[name]) as model:
         golden = golden_of(model, 30)
         operations = with_kernels(EmulatedLaunch())
         found = in_chunks(guided(golden, operations, kv=kv), golden.ids, [17, 13])
@@ -387,7 +398,7 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> CudaGpu:
 def test_a_cards_logits_are_torchs_but_for_rounding(
     card: CudaGpu, tmp_path: Path, name: str, chunks: str, kv: cpu.KvFormat
 ) -> None:
-    with trellis_model(tmp_path / "folder", SHAPES[name]) as model:
+    with trellis_model(tmp_path / "folder", ALL_SHAPES[name]) as model:
         golden = golden_of(model)
         found = in_chunks(guided(golden, on=card, kv=kv), golden.ids, CHUNKS[chunks])
     sizes = [max(CHUNKS[chunks]) if max(CHUNKS[chunks]) > MOST_DECODED else 1]
