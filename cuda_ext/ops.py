@@ -26,14 +26,20 @@ B key-value heads, D head size; P planes; C columns of a matrix, N its rows.
     embed            x = rows of the embedding in their own basis
     norm_round       normed = x / rms(x) * weight; rounded tokens of it in the basis of d
     round_tokens     rounded tokens of x in the basis of d
-    linear           y = W x, or y += W x
+    linear           y = W x + bias, or y += W x + bias; bias: [N], None for zeros
     rope_store       norms and turns queries and keys in place, keys and values go to the cache
-    attend           attention of T tokens over the cache, for decoding: T up to 8
+    attend           attention of T tokens over the cache, for decoding: T up to 8; sinks: [A],
+                     scores of nothing, which take part in each head's softmax; None for none
     route            the experts of each token, heaviest first, ties to the lower id
     group            the groups of a routing
     norm_route       norm_round, route and group; of one token at once
-    experts_inner    rounded silu(gate x) * (up x) of each place, in the basis of that expert's down
-    experts_down     x += each token's experts, weighted, summed heaviest first
+    experts_inner    rounded activation of gate x and up x, plus bias [E, 2 * I], gate's first, of
+                     each place, in the basis of that expert's down
+    experts_down     x += each token's experts, plus bias [E, H], weighted, summed in the order they
+                     were chosen in
+
+The activation is gate * sigmoid(steepness * gate) * (up + shift), with gate kept under limit and up
+within +-limit before; 1, 0 and infinity are SwiGLU.
 
 The cache of one layer: keys and values, each [S, B, capacity, row]: S conversations; a row is D
 float16 or float32, or int8 as lowmoe/kernels/cpu/kv_cache.h draws it: D codes padded to 4, then a
@@ -67,6 +73,7 @@ MOST_DECODED = products.MOST_DECODED  # tokens, T of what is for decoding only
 
 _CODE = "Tensor table, float scale_unit"
 _ROUNDED = "Tensor codes, Tensor scales"
+_ACTIVATION = "float steepness, float shift, float limit"
 _GROUPS = "Tensor first, Tensor order, Tensor active"
 OPERATIONS: dict[str, tuple[Callable[..., None], str]] = {
     "embed": (
@@ -84,8 +91,8 @@ OPERATIONS: dict[str, tuple[Callable[..., None], str]] = {
     ),
     "linear": (
         products.linear,
-        f"({_ROUNDED}, Tensor[] planes, {_CODE}, int n_out, int n_in, bool add, Tensor(a!) y, "
-        "Tensor(b!) workspace) -> ()",
+        f"({_ROUNDED}, Tensor[] planes, {_CODE}, int n_out, int n_in, Tensor? bias, "
+        "bool add, Tensor(a!) y, Tensor(b!) workspace) -> ()",
     ),
     "rope_store": (
         attention.rope_store,
@@ -96,7 +103,7 @@ OPERATIONS: dict[str, tuple[Callable[..., None], str]] = {
     "attend": (
         attention.attend,
         "(Tensor qkv, Tensor keys, Tensor values, Tensor positions, Tensor sequences, int n_heads, "
-        "int window, float score_scale, Tensor(a!) out, Tensor(b!) workspace) -> ()",
+        "int window, float score_scale, Tensor? sinks, Tensor(a!) out, Tensor(b!) workspace) -> ()",
     ),
     "route": (
         routing.route,
@@ -117,14 +124,14 @@ OPERATIONS: dict[str, tuple[Callable[..., None], str]] = {
     "experts_inner": (
         products.experts_inner,
         f"({_ROUNDED}, Tensor parts, int n_planes, {_CODE}, {_GROUPS}, Tensor d_inner, "
-        "int n_hidden, int n_active, Tensor(a!) inner_codes, Tensor(b!) inner_scales, "
-        "Tensor(c!) workspace) -> ()",
+        f"Tensor? bias, {_ACTIVATION}, int n_hidden, int n_active, Tensor(a!) inner_codes, "
+        "Tensor(b!) inner_scales, Tensor(c!) workspace) -> ()",
     ),
     "experts_down": (
         products.experts_down,
         "(Tensor inner_codes, Tensor inner_scales, Tensor parts, int n_planes, "
-        f"{_CODE}, {_GROUPS}, Tensor weights, int n_inner, Tensor(a!) x, Tensor(b!) workspace) "
-        "-> ()",
+        f"{_CODE}, {_GROUPS}, Tensor? bias, Tensor weights, int n_inner, Tensor(a!) x, "
+        "Tensor(b!) workspace) -> ()",
     ),
 }
 

@@ -76,6 +76,7 @@ def attend(
     n_heads: int,
     window: int,
     score_scale: float,
+    sinks: Tensor | None,
     out: Tensor,
     workspace: Tensor,
 ) -> None:
@@ -108,6 +109,7 @@ def attend(
         window,
         n_tiles,
         math.log2(math.e) * score_scale,
+        sinks,
         out,
         workspace,
         workspace[COUNTER_BYTES:],

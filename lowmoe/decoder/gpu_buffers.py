@@ -21,7 +21,12 @@ from quant.layout import BLOCK_COLUMNS, round_up
 # What operations compute beyond a plain decoder, see lowmoe/decoder/abilities.py.
 ABLE = frozenset(
     {
+        "a bias behind attention",
+        "another activation",
         "another scale of scores",
+        "attention sinks",
+        "biases of experts",
+        "biases of queries, keys and values",
         "clamped queries, keys and values",
         "norms after rope",
         "norms of all heads together",
@@ -29,6 +34,9 @@ ABLE = frozenset(
         "norms without weights",
         "rope of a part of a head",
         "rope that lengthens",
+        "scaled embeddings",
+        "scaled layers",
+        "scaled logits",
     }
 )
 SCORES_TOKENS = 128  # of which scores are kept at once: a vocabulary is wide
@@ -81,9 +89,7 @@ class Buffers:
         if n_tokens <= MOST_DECODED:
             return kept
         of = grouped(spec.layers[0].attention)
-        return kept + prompt_attention.working_bytes(
-            n_tokens, n_context, of.n_heads, of.n_kv_heads, of.head_size
-        )
+        return kept + prompt_attention.working_bytes(n_tokens, n_context, of)
 
     def of(self, n_tokens: int) -> "Buffers":
         """The same memory for fewer tokens."""

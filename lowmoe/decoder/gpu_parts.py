@@ -12,13 +12,14 @@ from torch import Tensor
 
 from cuda_ext.ops import MOST_DECODED
 from lowmoe.decoder.gpu_buffers import Buffers
+from lowmoe.decoder.native import norm_epsilon, scaled
 from lowmoe.decoder.norm import head_norm_kind
 from lowmoe.decoder.prompt_attention import attend_prompt, cached_numbers, row_numbers
 from lowmoe.decoder.rope import rope_frequencies, rope_length
 from lowmoe.decoder.weights import DenseWeights, LayerWeights
 from lowmoe.kernels import cpu
 from lowmoe.kernels.gpu import Gpu
-from lowmoe.spec import LayerSpec, ModelSpec, SoftmaxRouter, grouped
+from lowmoe.spec import Activation, LayerSpec, ModelSpec, SoftmaxRouter, grouped
 from quant.matrix import Matrix, TrellisMatrix
 from quant.trellis import TrellisCode
 
@@ -59,6 +60,7 @@ class GpuParts:
     ) -> None:
         """max_tokens: of one pass; n_context: of a cache."""
         self._spec, self._gpu, self._ops, self._kv = spec, gpu, gpu.operations, kv
+        self._norm_epsilon = norm_epsilon(spec)  # over x / residual_scale, as native code computes
         self._buffers = Buffers.make(spec, gpu, max_tokens)
         self._buffers_of_one = self._buffers.of(1)
         # A narrower window ignores the upper bits of a wider one.
@@ -93,7 +95,7 @@ class GpuParts:
         b.ids.copy_(ids)  # waits: what it is copied from may be gone at return
         planes = list(self._embedding.planes)
         self._ops.embed(b.ids, planes, *self._code, self._embedding.d, b.x)
-        return b.x
+        return scaled(b.x, self._spec.embedding_scale / self._spec.residual_scale)
 
     def embedded(self, x: Tensor, n_cached: int, capacity: int) -> Buffers:
         """The buffers that x, which `embed` returned, is in; it comes after n_cached tokens."""
@@ -114,15 +116,15 @@ class GpuParts:
     def logits(self, x: Tensor) -> Tensor:
         """On the host, which waits for them."""
         scores = torch.empty(x.shape[0], self._spec.n_vocab)
-        epsilon, room = self._spec.norm_epsilon, self._buffers.scores
+        epsilon, room = self._norm_epsilon, self._buffers.scores
         for first in range(0, x.shape[0], room.shape[0]):
             part = x[first : first + room.shape[0]]
             b = self.buffers(part.shape[0])
             rounded = (b.normed_codes, b.normed_scales)
             self._ops.norm_round(part, self._final_norm, epsilon, self._head.d, b.normed, *rounded)
-            self._linear(rounded, self._head, b.scores, add=False)
+            self._linear(rounded, self._head, b.scores)
             scores[first : first + part.shape[0]].copy_(b.scores)
-        return scores
+        return scaled(scores, self._spec.logit_scale)
 
     # --- the parts of a layer
 
@@ -130,25 +132,25 @@ class GpuParts:
         """b.x += attention(norm(b.x)), over a cache that then has `end` positions."""
         layer = self._layers[layer_id]
         spec, weights, ops = grouped(layer.spec.attention), layer.weights, self._ops
-        rounded, epsilon = (b.normed_codes, b.normed_scales), self._spec.norm_epsilon
+        rounded, epsilon = (b.normed_codes, b.normed_scales), self._norm_epsilon
         ops.norm_round(b.x, weights.attention_norm, epsilon, layer.qkv.d, b.normed, *rounded)
-        self._linear(rounded, layer.qkv, b.qkv, add=False)
+        self._linear(rounded, layer.qkv, b.qkv, weights.optional("qkv_bias"))
         where = (b.positions, b.sequences, spec.n_heads)
         turning = (layer.frequencies, layer.rope_length)
         ops.rope_store(b.qkv, *turning, *where, *layer.heads, keys, values)
         if b.n_tokens <= MOST_DECODED:
-            how = (spec.window or 0, layer.score_scale)
+            how = (spec.window or 0, layer.score_scale, weights.optional("sinks"))
             ops.attend(b.qkv, keys, values, *where, *how, b.attended, b.workspace)
         else:
             b.attended.copy_(_attend_prompt(layer, b.qkv, keys[0], values[0], end))
         rounded = (b.attended_codes, b.attended_scales)
         ops.round_tokens(b.attended, layer.out.d, *rounded)
-        self._linear(rounded, layer.out, b.x, add=True)
+        self._linear(rounded, layer.out, b.x, weights.optional("attention_out_bias"), add=True)
 
     def route(self, layer_id: int, b: Buffers) -> None:
         """Where each token goes, and rounded tokens of norm(b.x) for the experts."""
         layer = self._layers[layer_id]
-        weights, epsilon = layer.weights, self._spec.norm_epsilon
+        weights, epsilon = layer.weights, self._norm_epsilon
         router = layer.spec.feed_forward.router
         assert isinstance(router, SoftmaxRouter)
         self._ops.norm_route(
@@ -169,19 +171,32 @@ class GpuParts:
         inner = (b.inner_codes, b.inner_scales)
         sizes = (self._spec.n_hidden, spec.router.n_active)
         d_inner = layer.weights.transforms.d_inner
+        biases = [layer.weights.optional(name) for name in ("gate_up_bias", "down_bias")]
         ops.experts_inner(
-            b.normed_codes, b.normed_scales, *experts, d_inner, *sizes, *inner, b.workspace
-        )
-        ops.experts_down(*inner, *experts, b.weights, spec.n_inner, b.x, b.workspace)
+            b.normed_codes, b.normed_scales, *experts, d_inner, biases[0],
+            *_numbers_of(spec.activation), *sizes, *inner, b.workspace,
+        )  # fmt: skip
+        ops.experts_down(*inner, *experts, biases[1], b.weights, spec.n_inner, b.x, b.workspace)
 
     def _linear(
-        self, rounded: tuple[Tensor, Tensor], matrix: TrellisMatrix, y: Tensor, *, add: bool
+        self,
+        rounded: tuple[Tensor, Tensor],
+        matrix: TrellisMatrix,
+        y: Tensor,
+        bias: Tensor | None = None,
+        *,
+        add: bool = False,
     ) -> None:
         planes, layout = list(matrix.planes), matrix.layout
         self._ops.linear(
-            *rounded, planes, *self._code, layout.n_out, layout.n_in, add, y,
+            *rounded, planes, *self._code, layout.n_out, layout.n_in, bias, add, y,
             self._buffers.workspace,
         )  # fmt: skip
+
+
+def _numbers_of(activation: Activation) -> tuple[float, float, float]:
+    limit = math.inf if activation.limit is None else activation.limit
+    return activation.steepness, activation.shift, limit
 
 
 def cache_bytes(spec: ModelSpec, n_tokens: int, kv: cpu.KvFormat) -> int:
@@ -205,7 +220,14 @@ def _attend_prompt(layer: _Layer, qkv: Tensor, keys: Tensor, values: Tensor, end
     first = 0 if window is None else max(0, end - n_tokens + 1 - window)
     k, v = (cached_numbers(c[:, first:end], attention.head_size) for c in (keys, values))
     queries = qkv[:, : attention.q_size].view(n_tokens, attention.n_heads, attention.head_size)
-    out = attend_prompt(queries.to(k.dtype), k, v, window=window, scale=layer.score_scale)
+    out = attend_prompt(
+        queries.to(k.dtype),
+        k,
+        v,
+        window=window,
+        scale=layer.score_scale,
+        sinks=layer.weights.optional("sinks"),
+    )
     return out.reshape(n_tokens, -1)
 
 

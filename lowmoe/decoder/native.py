@@ -142,7 +142,7 @@ class NativeComputation:
         x = torch.empty(ids.shape[0], self._spec.n_hidden)
         for first, part in self._chunks(ids):
             self._ends.embed(part.data_ptr(), part.shape[0], x[first:].data_ptr())
-        return _scaled(x, self._spec.embedding_scale / self._spec.residual_scale)
+        return scaled(x, self._spec.embedding_scale / self._spec.residual_scale)
 
     def run_layers(self, x: Tensor, cache: Cache, store: ExpertStore) -> Tensor:
         """In place; in one call once every expert is in RAM."""
@@ -190,7 +190,7 @@ class NativeComputation:
         scores = torch.empty(x.shape[0], self._spec.n_vocab)
         for first, part in self._chunks(x.contiguous()):
             self._ends.logits(part.data_ptr(), part.shape[0], scores[first:].data_ptr())
-        return _scaled(scores, self._spec.logit_scale)
+        return scaled(scores, self._spec.logit_scale)
 
     @staticmethod
     def _pages(cache: Cache, n_tokens: int) -> cpu.KvPages:
@@ -323,7 +323,7 @@ def norm_epsilon(spec: ModelSpec) -> float:
     return spec.norm_epsilon / spec.residual_scale**2
 
 
-def _scaled(x: Tensor, factor: float) -> Tensor:
+def scaled(x: Tensor, factor: float) -> Tensor:
     """In place."""
     return x if factor == 1 else x.mul_(factor)
 

@@ -13,9 +13,11 @@ import ctypes
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lowmoe.decoder.rope import rotate
+from lowmoe.spec import SILU, Activation
 from quant.activations import MOST_CODE, SCALE_COLUMNS, SILENCE, round_activations
 from quant.expert import Expert, TrellisFormat
 from quant.layout import BLOCK_CODE_BYTES, BLOCK_COLUMNS, BLOCK_SCALE_BYTES, PlaneLayout, round_up
@@ -82,12 +84,15 @@ def linear(
     scale_unit: float,
     n_out: int,
     n_in: int,
+    bias: Tensor | None,
     add: bool,
     y: Tensor,
     workspace: Tensor,
 ) -> None:
     code = code_of(table, scale_unit)
     product = values_of(codes, scales) @ weights_of(planes, PlaneLayout(n_out, n_in), code).T
+    if bias is not None:
+        product += bias.double()
     y.copy_(y.double() + product if add else product)
 
 
@@ -102,6 +107,10 @@ def experts_inner(
     order: Tensor,
     active: Tensor,
     d_inner: Tensor,
+    bias: Tensor | None,
+    steepness: float,
+    shift: float,
+    limit: float,
     n_hidden: int,
     n_active: int,
     inner_codes: Tensor,
@@ -115,7 +124,9 @@ def experts_inner(
         expert = expert_at(parts[expert_id], format)
         if expert is not None:
             tokens = order[places].long() // n_active
-            inner = inner_of(x[tokens], expert).float()
+            kind = Activation(steepness=steepness, shift=shift, limit=limit)
+            own = None if bias is None else bias[expert_id]
+            inner = inner_of(x[tokens], expert, own, kind).float()
             rounded = round_activations(inner, d_inner[expert_id])
             inner_codes[places], inner_scales[places] = rounded.codes, rounded.scales
 
@@ -130,6 +141,7 @@ def experts_down(
     first: Tensor,
     order: Tensor,
     active: Tensor,
+    bias: Tensor | None,
     weights: Tensor,
     n_inner: int,
     x: Tensor,
@@ -142,7 +154,9 @@ def experts_down(
         expert = expert_at(parts[expert_id], format)
         if expert is not None:
             inner = values_of(inner_codes[places], inner_scales[places])
-            outputs[order[places].long()] = inner @ matrix_weights(expert.down).T
+            output = inner @ matrix_weights(expert.down).T
+            output += 0 if bias is None else bias[expert_id].double()
+            outputs[order[places].long()] = output
     heard = outputs.view(*weights.shape, -1) * weights.double()[:, :, None]  # [T, K, H]
     x.copy_(x.double() + heard.sum(1))
 
@@ -197,6 +211,7 @@ def attend(
     n_heads: int,
     window: int,
     score_scale: float,
+    sinks: Tensor | None,
     out: Tensor,
     workspace: Tensor,
 ) -> None:
@@ -210,6 +225,9 @@ def attend(
         seen = slice(max(0, end - window) if window else 0, end)
         k, v = (cached_heads(c[sequence, :, seen], head_size) for c in (keys, values))  # [B, S, D]
         scores = queries[token] @ k.transpose(1, 2) * score_scale  # [B, A / B, S]
+        if sinks is not None:
+            nothing = sinks.double().view(n_kv_heads, -1, 1)
+            scores, v = torch.cat([scores, nothing], 2), F.pad(v, (0, 0, 0, 1))
         out[token] = (scores.softmax(2) @ v).flatten()
 
 
@@ -224,7 +242,7 @@ def stored_heads(heads: Tensor, dtype: torch.dtype) -> Tensor:
     steps = torch.where(loud & finite, most / amax, 0.0)
     codes = (heads * steps).round().nan_to_num(0.0).to(torch.int8)
     padding = round_up(heads.shape[-1], HEAD_SCALE_BYTES) - heads.shape[-1]
-    codes = torch.nn.functional.pad(codes, (0, padding))
+    codes = F.pad(codes, (0, padding))
     return torch.cat([codes, scales.contiguous().view(torch.int8)], dim=-1).view(dtype)
 
 
@@ -337,10 +355,22 @@ def matrix_weights(matrix: object) -> Tensor:
     return weights_of(matrix.planes, matrix.layout, matrix.code)
 
 
-def inner_of(x: Tensor, expert: Expert) -> Tensor:
-    """silu(gate x) * (up x), [T, I] float64.  x: values_of the expert's tokens."""
+def inner_of(
+    x: Tensor, expert: Expert, bias: Tensor | None = None, kind: Activation = SILU
+) -> Tensor:
+    """The activation of gate x and up x, [T, I] float64.  x: values_of the expert's tokens."""
     gate, up = expert.split(x @ matrix_weights(expert.gate_up).T)
-    return torch.nn.functional.silu(gate) * up
+    if bias is not None:
+        of_gate, of_up = bias.double().chunk(2)
+        gate, up = gate + of_gate, up + of_up
+    return activated(gate, up, kind)
+
+
+def activated(gate: Tensor, up: Tensor, kind: Activation) -> Tensor:
+    """In the dtype of both."""
+    if kind.limit is not None:
+        gate, up = gate.clamp(max=kind.limit), up.clamp(-kind.limit, kind.limit)
+    return gate * torch.sigmoid(kind.steepness * gate) * (up + kind.shift)
 
 
 def groups_of(first: Tensor, active: Tensor) -> list[tuple[int, slice]]:

@@ -95,10 +95,11 @@ def _linears() -> Iterator[Call]:
             y = torch.ones(n_tokens, n_out)
             rounded = samples.random_rounded(n_tokens, n_in)
             add = n_tokens == 4
+            bias = torch.rand(n_out) if n_tokens in (4, 40) else None
             yield Call(
                 name=f"linear of {n_tokens} by {n_planes} on {card}",
                 operation="linear",
-                arguments=(*rounded, planes, TABLE, SCALE_UNIT, n_out, n_in, add, y),
+                arguments=(*rounded, planes, TABLE, SCALE_UNIT, n_out, n_in, bias, add, y),
                 outputs=(y,),
                 workspace=_workspace(products.workspace_bytes(card, n_tokens, n_out, 0, 0)),
                 n_multiprocessors=card,
@@ -119,19 +120,21 @@ def _experts() -> Iterator[Call]:
                 name=f"experts_inner of {n_tokens} by {n_planes} on {card}",
                 operation="experts_inner",
                 arguments=(
-                    *samples.random_rounded(n_tokens, n_hidden), *code, experts.d_inner, n_hidden,
-                    n_active, *inner,
+                    *samples.random_rounded(n_tokens, n_hidden), *code, experts.d_inner,
+                    None if n_tokens == 1 else torch.rand(n_experts, 2 * n_inner), 1.7, 1.0, 0.9,
+                    n_hidden, n_active, *inner,
                 ),
                 outputs=inner,
                 workspace=_workspace(room),
                 n_multiprocessors=card,
             )  # fmt: skip
             x = torch.ones(n_tokens, n_hidden)
+            bias = None if n_tokens == 1 else torch.rand(n_experts, n_hidden)
             inner = samples.random_rounded(n_tokens * n_active, n_inner)
             yield Call(
                 name=f"experts_down of {n_tokens} by {n_planes} on {card}",
                 operation="experts_down",
-                arguments=(*inner, *code, groups.weights, n_inner, x),
+                arguments=(*inner, *code, bias, groups.weights, n_inner, x),
                 outputs=(x,),
                 workspace=_workspace(room),
                 n_multiprocessors=card,
@@ -148,12 +151,13 @@ def _attention() -> Iterator[Call]:
             cache = samples.random_cache(2, n_kv_heads, capacity, head_size, dtype)
             where = (positions, sequences, n_heads)
             out = torch.empty(3, n_heads * head_size)
+            sinks = torch.rand(n_heads) if window else None
             name = f"{dtype} of {n_heads} heads of {head_size}"
             room = attention.workspace_bytes(LARGE, 3, n_heads, n_kv_heads, head_size)
             yield Call(
                 name=f"attend {name}",
                 operation="attend",
-                arguments=(qkv, *cache, *where, window, 0.1, out),
+                arguments=(qkv, *cache, *where, window, 0.1, sinks, out),
                 outputs=(out,),
                 workspace=_workspace(room),
                 n_multiprocessors=LARGE,

@@ -35,6 +35,7 @@ class Case:
     values: Tensor
     window: int
     score_scale: float | None = None  # None for the usual one
+    sinks: Tensor | None = None
 
     @property
     def scale(self) -> float:
@@ -87,7 +88,7 @@ def attended(op: Any, emulated: EmulatedLaunch, given: Case) -> Tensor:
     out = torch.full((n_tokens, given.n_heads * given.head_size), torch.nan)
     op.attend(
         given.qkv, given.keys, given.values, given.positions, given.sequences,
-        given.n_heads, given.window, given.scale, out, workspace,
+        given.n_heads, given.window, given.scale, given.sinks, out, workspace,
     )  # fmt: skip
     assert not workspace[:COUNTER_BYTES].any()
     return out
@@ -97,7 +98,7 @@ def wanted_of(given: Case) -> Tensor:
     out = torch.empty(given.qkv.shape[0], given.n_heads * given.head_size)
     oracle.attend(
         given.qkv, given.keys, given.values, given.positions, given.sequences,
-        given.n_heads, given.window, given.scale, out, torch.empty(0),
+        given.n_heads, given.window, given.scale, given.sinks, out, torch.empty(0),
     )  # fmt: skip
     return out
 
@@ -184,6 +185,26 @@ def test_scores_may_be_scaled_otherwise(
 ) -> None:
     given = replace(case(torch.float32, 64, (4, 2), [300, 20]), score_scale=score_scale)
     assert_attends(op, emulated, given)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("heads", [(2, 2), (6, 2), (64, 8)])
+def test_sinks_take_part_and_weigh_nothing(
+    op: Any, emulated: EmulatedLaunch, heads: tuple[int, int], dtype: torch.dtype
+) -> None:
+    # Scores far below, beside and far above those of the cache; one part and several.
+    sinks = torch.linspace(-30, 8, heads[0])
+    given = replace(case(dtype, 64, heads, [300, 0, 20], window=260), sinks=sinks)
+    assert_attends(op, emulated, given)
+
+
+def test_a_sink_above_all_scores_leaves_nothing(op: Any, emulated: EmulatedLaunch) -> None:
+    given = case(torch.float32, 32, (4, 2), [40, 600])
+    given = replace(given, sinks=torch.tensor([300.0, -300.0, 300.0, -torch.inf]))
+    found = attended(op, emulated, given).view(2, 4, 32)
+    wanted = wanted_of(replace(given, sinks=None)).view(2, 4, 32)
+    assert not found[:, ::2].any()
+    torch.testing.assert_close(found[:, 1::2], wanted[:, 1::2], rtol=0, atol=tolerance(given))
 
 
 @pytest.mark.parametrize("n_multiprocessors", [1, 3, 100])

@@ -36,7 +36,7 @@ def test_a_product_is_that_of_the_weights_and_the_rounded_tokens(
     codes, scales = samples.random_rounded(5, n_in, seed=4)
     y = torch.ones(5, n_out)
     oracle.linear(
-        codes, scales, matrix.planes, samples.TABLE, samples.SCALE_UNIT, n_out, n_in, add, y,
+        codes, scales, matrix.planes, samples.TABLE, samples.SCALE_UNIT, n_out, n_in, None, add, y,
         NO_WORKSPACE,
     )  # fmt: skip
     wanted = values(codes, scales, n_in) @ matrix.transformed().T
@@ -68,14 +68,15 @@ def test_a_layer_of_experts_is_the_weighted_sum_of_each_tokens_experts(
     inner_codes, inner_scales = samples.empty_rounded(n_tokens * n_active, n_inner)
     x = torch.ones(n_tokens, n_hidden)
     code = (samples.TABLE, samples.SCALE_UNIT)
+    swiglu = (None, 1.0, 0.0, torch.inf)
     who = (groups.first, groups.order, groups.active)
     oracle.experts_inner(
-        codes, scales, experts.table, n_planes, *code, *who, experts.d_inner, n_hidden, n_active,
-        inner_codes, inner_scales, NO_WORKSPACE,
+        codes, scales, experts.table, n_planes, *code, *who, experts.d_inner, *swiglu, n_hidden,
+        n_active, inner_codes, inner_scales, NO_WORKSPACE,
     )  # fmt: skip
     oracle.experts_down(
-        inner_codes, inner_scales, experts.table, n_planes, *code, *who, groups.weights, n_inner,
-        x, NO_WORKSPACE,
+        inner_codes, inner_scales, experts.table, n_planes, *code, *who, None, groups.weights,
+        n_inner, x, NO_WORKSPACE,
     )  # fmt: skip
     wanted = torch.ones(n_tokens, n_hidden)
     for token in range(n_tokens):
@@ -106,7 +107,7 @@ def test_attention_is_torchs_over_what_the_cache_holds(dtype: torch.dtype, windo
     qkv = torch.randn(4, (n_heads + 2 * n_kv_heads) * head_size, generator=samples.numbers(2))
     out = torch.empty(4, n_heads * head_size)
     where = (positions, sequences, n_heads)
-    oracle.attend(qkv, keys, values, *where, window, head_size**-0.5, out, NO_WORKSPACE)
+    oracle.attend(qkv, keys, values, *where, window, head_size**-0.5, None, out, NO_WORKSPACE)
     for token, (position, sequence) in enumerate(zip(positions, sequences, strict=True)):
         first = max(0, int(position) + 1 - window) if window else 0
         k, v = (

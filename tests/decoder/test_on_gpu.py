@@ -58,10 +58,11 @@ from tests.cuda_emulator.emulated import EmulatedLaunch
 from tests.cuda_ext import oracle
 from tests.stand_in_gpu import Operation, StandInGpu, with_kernels
 
+ABLE_NAMES = ["all heads normed together, clamped", "everything scaled"]
 # What kernels are able to do beyond a plain decoder.
 ABLE_SHAPES = {
     "normed heads": Shape(config={"model_type": "qwen3_moe", **SMALL_EXPERTS}),
-    **{name: DEMANDING_SHAPES[name] for name in ["all heads normed together, clamped"]},
+    **{name: DEMANDING_SHAPES[name] for name in ABLE_NAMES},
 }
 ALL_SHAPES = SHAPES | ABLE_SHAPES
 # Heads that kernels are built for; 1, 2 and 3 planes.
