@@ -30,9 +30,10 @@ B key-value heads, D head size; P planes; C columns of a matrix, N its rows.
     rope_store       norms and turns queries and keys in place, keys and values go to the cache
     attend           attention of T tokens over the cache, for decoding: T up to 8; sinks: [A],
                      scores of nothing, which take part in each head's softmax; None for none
-    route            the experts of each token, heaviest first, ties to the lower id
+    route            the experts of each token, in the order they are chosen, ties to the lower id
     group            the groups of a routing
-    norm_route       norm_round, route and group; of one token at once
+    norm_route       norm_round, route and group; shared_*: also rounded tokens of the norm in the
+                     basis of shared_d, None for none; of one token all at once
     experts_inner    rounded activation of gate x and up x, plus bias [E, 2 * I], gate's first, of
                      each place, in the basis of that expert's down
     experts_down     x += each token's experts, plus bias [E, H], weighted, summed in the order they
@@ -40,6 +41,12 @@ B key-value heads, D head size; P planes; C columns of a matrix, N its rows.
 
 The activation is gate * sigmoid(steepness * gate) * (up + shift), with gate kept under limit and up
 within +-limit before; 1, 0 and infinity are SwiGLU.
+
+A router scores each expert by a row of `router` [E, H], plus bias [E]. What is likely of an expert
+is its part of the softmax over all scores, or its own score's sigmoid. Chosen are those whose
+likely plus choice_bias [E] is highest, among the experts of n_groups_active of n_groups groups,
+those whose two highest add up to most; groups are for sigmoids. They weigh what is likely of them,
+divided by their sum if renormalize, times scale. None: no bias.
 
 The cache of one layer: keys and values, each [S, B, capacity, row]: S conversations; a row is D
 float16 or float32, or int8 as lowmoe/kernels/cpu/kv_cache.h draws it: D codes padded to 4, then a
@@ -74,6 +81,10 @@ MOST_DECODED = products.MOST_DECODED  # tokens, T of what is for decoding only
 _CODE = "Tensor table, float scale_unit"
 _ROUNDED = "Tensor codes, Tensor scales"
 _ACTIVATION = "float steepness, float shift, float limit"
+_ROUTER = (
+    "Tensor router, Tensor? bias, Tensor? choice_bias, bool sigmoid, bool renormalize, "
+    "int n_groups, int n_groups_active, float scale"
+)
 _GROUPS = "Tensor first, Tensor order, Tensor active"
 OPERATIONS: dict[str, tuple[Callable[..., None], str]] = {
     "embed": (
@@ -107,8 +118,8 @@ OPERATIONS: dict[str, tuple[Callable[..., None], str]] = {
     ),
     "route": (
         routing.route,
-        "(Tensor normed, Tensor router, bool renormalize, Tensor(a!) weights, Tensor(b!) ids, "
-        "Tensor(c!) workspace) -> ()",
+        f"(Tensor normed, {_ROUTER}, Tensor(a!) weights, Tensor(b!) ids, Tensor(c!) workspace) "
+        "-> ()",
     ),
     "group": (
         routing.group,
@@ -116,10 +127,11 @@ OPERATIONS: dict[str, tuple[Callable[..., None], str]] = {
     ),
     "norm_route": (
         routing.norm_route,
-        "(Tensor x, Tensor weight, float epsilon, Tensor d, Tensor router, bool renormalize, "
+        f"(Tensor x, Tensor weight, float epsilon, Tensor d, {_ROUTER}, "
         "Tensor(a!) normed, Tensor(b!) codes, Tensor(c!) scales, Tensor(d!) weights, "
         "Tensor(e!) ids, Tensor(f!) first, Tensor(g!) order, Tensor(h!) active, "
-        "Tensor(i!) workspace) -> ()",
+        "Tensor? shared_d, Tensor(i!)? shared_codes, Tensor(j!)? shared_scales, "
+        "Tensor(k!) workspace) -> ()",
     ),
     "experts_inner": (
         products.experts_inner,

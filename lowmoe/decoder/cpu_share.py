@@ -16,6 +16,9 @@ from lowmoe.kernels import cpu
 from lowmoe.spec import ModelSpec
 from quant.trellis import TrellisCode
 
+# Vectors of a layer that foreseeing and computing experts take.
+KEPT = ("experts_norm", "router", "router_bias", "choice_bias", "gate_up_bias", "down_bias")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostTokens:
@@ -57,12 +60,12 @@ class CpuShare:
         isa: str,
         max_tokens: int,
     ) -> None:
-        """weights: in RAM, of which it keeps copies of norms and routers; max_tokens: at once."""
+        """weights: in RAM, of which it keeps copies of some vectors; max_tokens: at once."""
         before = cpu.allocated_bytes()
         self.max_tokens = max_tokens
         self._spec = spec
         copies = [_copied(layer) for layer in weights.layers]
-        self._kept = [(of.experts_norm, of.router, of.transforms) for of in copies]
+        self._kept = copies
         self._engine = cpu.engine(isa, pool, code, max_tokens=max_tokens)
         no_choice = torch.empty(0)  # every layer has a router
         layers = [experts_layer(spec, i, of, no_choice) for i, of in enumerate(copies)]
@@ -102,5 +105,5 @@ def _copied(layer: LayerWeights) -> LayerWeights:
     """Of all weights of a folder one piece of memory is read, which is not to be kept."""
     of = layer.transforms
     transforms = replace(of, d_in=of.d_in.clone(), d_inner=of.d_inner.clone())
-    parts = {name: layer.vector(name).clone() for name in ("experts_norm", "router")}
+    parts = {name: layer.vector(name).clone() for name in KEPT if name in layer.parts}
     return LayerWeights(parts=parts, transforms=transforms)

@@ -14,7 +14,7 @@ from cuda_ext.ops import MOST_DECODED
 from lowmoe.decoder import prompt_attention
 from lowmoe.decoder.abilities import lacking
 from lowmoe.kernels.gpu import Gpu, GpuSizes
-from lowmoe.spec import ModelSpec, grouped
+from lowmoe.spec import ExpertsFeedForward, ModelSpec, SigmoidRouter, grouped
 from quant.activations import SCALE_COLUMNS
 from quant.layout import BLOCK_COLUMNS, round_up
 
@@ -27,6 +27,8 @@ ABLE = frozenset(
         "attention sinks",
         "biases of experts",
         "biases of queries, keys and values",
+        "biases of routers",
+        "biases of the choice",
         "clamped queries, keys and values",
         "norms after rope",
         "norms of all heads together",
@@ -34,6 +36,7 @@ ABLE = frozenset(
         "norms without weights",
         "rope of a part of a head",
         "rope that lengthens",
+        "routers by sigmoid",
         "scaled embeddings",
         "scaled layers",
         "scaled logits",
@@ -125,9 +128,14 @@ def why_not_shape(spec: ModelSpec) -> str | None:
         (spec.n_hidden <= most_hidden, f"{spec.n_hidden} hidden channels"),
         (experts.n_experts <= routing.MOST_EXPERTS, f"{experts.n_experts} experts in a layer"),
         (experts.router.n_active <= routing.MOST_ACTIVE, f"{experts.router.n_active} of a token"),
+        (_n_groups(experts) <= routing.MOST_GROUPS, f"{_n_groups(experts)} groups of experts"),
     ]
     beyond = [what for can, what in limits if not can]
     return f"GPU kernels cannot do {', '.join(beyond)}" if beyond else None
+
+
+def _n_groups(experts: ExpertsFeedForward) -> int:
+    return experts.router.n_groups if isinstance(experts.router, SigmoidRouter) else 1
 
 
 def _make(spec: ModelSpec, n_multiprocessors: int, n_tokens: int, place: torch.device) -> Buffers:

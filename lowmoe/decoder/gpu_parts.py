@@ -19,7 +19,15 @@ from lowmoe.decoder.rope import rope_frequencies, rope_length
 from lowmoe.decoder.weights import DenseWeights, LayerWeights
 from lowmoe.kernels import cpu
 from lowmoe.kernels.gpu import Gpu
-from lowmoe.spec import Activation, LayerSpec, ModelSpec, SoftmaxRouter, grouped
+from lowmoe.spec import (
+    Activation,
+    LayerSpec,
+    ModelSpec,
+    Router,
+    SigmoidRouter,
+    SoftmaxRouter,
+    grouped,
+)
 from quant.matrix import Matrix, TrellisMatrix
 from quant.trellis import TrellisCode
 
@@ -42,6 +50,7 @@ class _Layer:
     rope_length: float
     score_scale: float
     heads: tuple[int, Tensor | None, Tensor | None, float, float]  # see rope_store
+    router: tuple[Tensor | None, Tensor | None, Tensor | None, bool, bool, int, int, float]
 
 
 class GpuParts:
@@ -151,13 +160,10 @@ class GpuParts:
         """Where each token goes, and rounded tokens of norm(b.x) for the experts."""
         layer = self._layers[layer_id]
         weights, epsilon = layer.weights, self._norm_epsilon
-        router = layer.spec.feed_forward.router
-        assert isinstance(router, SoftmaxRouter)
         self._ops.norm_route(
-            b.x, weights.experts_norm, epsilon, weights.transforms.d_in, weights.router,
-            router.renormalize,
+            b.x, weights.experts_norm, epsilon, weights.transforms.d_in, *layer.router,
             b.normed, b.normed_codes, b.normed_scales,
-            b.weights, b.experts, b.first, b.order, b.active, b.workspace,
+            b.weights, b.experts, b.first, b.order, b.active, None, None, None, b.workspace,
         )  # fmt: skip
 
     def mix(self, layer_id: int, b: Buffers, table: Tensor, n_parts: int) -> None:
@@ -250,6 +256,24 @@ def _layer(spec: LayerSpec, weights: LayerWeights, n_context: int, place: torch.
             1.0 if norm is None else norm.epsilon,
             math.inf if attention.clamp is None else attention.clamp,
         ),
+        router=_router(weights, spec.feed_forward.router),
+    )
+
+
+def _router(
+    weights: LayerWeights, kind: Router
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, bool, bool, int, int, float]:
+    """As cuda_ext/ops.py wants it."""
+    sigmoid = kind if isinstance(kind, SigmoidRouter) else None
+    return (
+        weights.optional("router"),
+        weights.optional("router_bias"),
+        weights.optional("choice_bias"),
+        sigmoid is not None,
+        isinstance(kind, SoftmaxRouter | SigmoidRouter) and kind.renormalize,
+        1 if sigmoid is None else sigmoid.n_groups,
+        1 if sigmoid is None else sigmoid.n_groups_active,
+        1.0 if sigmoid is None else sigmoid.scale,
     )
 
 

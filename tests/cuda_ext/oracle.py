@@ -260,17 +260,34 @@ def cached_heads(rows: Tensor, head_size: int) -> Tensor:
 def route(
     normed: Tensor,
     router: Tensor,
+    bias: Tensor | None,
+    choice_bias: Tensor | None,
+    sigmoid: bool,
     renormalize: bool,
+    n_groups: int,
+    n_groups_active: int,
+    scale: float,
     weights: Tensor,
     ids: Tensor,
     workspace: Tensor,
 ) -> None:
     scores = normed.double() @ router.double().T  # [T, E]
-    shares = scores.softmax(1)
-    # Sorted by score: shares of experts far behind are all 0. Stable: ties go to the lower id.
-    chosen = scores.sort(stable=True, dim=1, descending=True).indices[:, : ids.shape[1]]
+    scores += 0 if bias is None else bias.double()
+    shares = scores.sigmoid() if sigmoid else scores.softmax(1)
+    # Sorted by score where that is the same: shares of experts far behind are all 0.
+    choice = scores if not sigmoid and choice_bias is None else shares
+    choice = choice if choice_bias is None else choice + choice_bias.double()
+    groups = choice.view(choice.shape[0], n_groups, -1)
+    best = groups.topk(min(2, groups.shape[2]), dim=2).values.sum(2)
+    closed = best.sort(stable=True, dim=1, descending=True).indices[:, n_groups_active:]
+    choice = groups.scatter(1, closed[:, :, None].expand(-1, -1, groups.shape[2]), -torch.inf)
+    # Stable: ties go to the lower id.
+    order = choice.flatten(1).sort(stable=True, dim=1, descending=True).indices
+    chosen = order[:, : ids.shape[1]]
     heard = shares.gather(1, chosen)
-    weights.copy_(heard / heard.sum(1, keepdim=True) if renormalize else heard)
+    if renormalize:
+        heard = heard / (heard.sum(1, keepdim=True) + 1e-20)
+    weights.copy_(heard * scale)
     ids.copy_(chosen)
 
 
@@ -291,7 +308,13 @@ def norm_route(
     epsilon: float,
     d: Tensor,
     router: Tensor,
+    bias: Tensor | None,
+    choice_bias: Tensor | None,
+    sigmoid: bool,
     renormalize: bool,
+    n_groups: int,
+    n_groups_active: int,
+    scale: float,
     normed: Tensor,
     codes: Tensor,
     scales: Tensor,
@@ -300,11 +323,19 @@ def norm_route(
     first: Tensor,
     order: Tensor,
     active: Tensor,
+    shared_d: Tensor | None,
+    shared_codes: Tensor | None,
+    shared_scales: Tensor | None,
     workspace: Tensor,
 ) -> None:
     norm_round(x, weight, epsilon, d, normed, codes, scales)
-    route(normed, router, renormalize, weights, ids, workspace)
+    kind = (bias, choice_bias, sigmoid, renormalize, n_groups, n_groups_active, scale)
+    route(normed, router, *kind, weights, ids, workspace)
     group(ids, router.shape[0], first, order, active)
+    if shared_d is not None:
+        assert shared_codes is not None
+        assert shared_scales is not None
+        round_tokens(normed, shared_d, shared_codes, shared_scales)
 
 
 OPERATIONS = {

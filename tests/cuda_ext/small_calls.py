@@ -185,7 +185,7 @@ def _routing() -> Iterator[Call]:
         yield Call(
             name=f"route {n_tokens} to {n_experts}",
             operation="route",
-            arguments=(normed, router, n_tokens == 3, weights, ids),
+            arguments=(normed, router, *_router(n_tokens, n_experts), weights, ids),
             outputs=(weights, ids),
             workspace=_workspace(routing.workspace_bytes(n_tokens, n_experts)),
         )
@@ -215,13 +215,33 @@ def _norm_route(n_tokens: int, n_hidden: int, n_experts: int, n_active: int) -> 
         torch.empty(n_tokens, n_active, dtype=torch.int32),
         *places,
     )
+    d, shared = None, (None, None)
+    if n_tokens != 3:
+        d, shared = samples.random_d(n_hidden), samples.empty_rounded(n_tokens, n_hidden)
     return Call(
         name=f"norm_route {n_tokens} of {n_hidden} to {n_experts}",
         operation="norm_route",
-        arguments=(x, weight, 1e-6, samples.random_d(n_hidden), router, True, *outputs),
+        arguments=(
+            x,
+            weight,
+            1e-6,
+            samples.random_d(n_hidden),
+            router,
+            *_router(n_tokens, n_experts),
+            *outputs,
+            d,
+            *shared,
+        ),
         outputs=outputs[:-1],  # what follows the active experts means nothing
         workspace=_workspace(routing.workspace_bytes(n_tokens, n_experts)),
     )
+
+
+def _router(n_tokens: int, n_experts: int) -> tuple[object, ...]:
+    """From bias to scale: softmax for one token, else sigmoids in groups."""
+    if n_tokens == 1:
+        return torch.rand(n_experts), None, False, False, 1, 1, 1.0
+    return None, torch.rand(n_experts), True, True, 5, 3, 2.5
 
 
 def main(build: str) -> None:

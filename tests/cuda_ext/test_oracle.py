@@ -161,7 +161,8 @@ def test_routing_is_the_decoders(renormalize: bool) -> None:
     # Scores within some 10 of each other: in float32 the shares of others are all 0.
     router = torch.randn(9, 32, generator=samples.numbers(2)) / 20
     weights, ids = torch.empty(6, 3), torch.empty(6, 3, dtype=torch.int32)
-    oracle.route(x, router, renormalize, weights, ids, NO_WORKSPACE)
+    softmax = (None, None, False, renormalize, 1, 1, 1.0)
+    oracle.route(x, router, *softmax, weights, ids, NO_WORKSPACE)
     kind = SoftmaxRouter(n_active=3, renormalize=renormalize)
     wanted_weights, wanted_ids = route_softmax(router_logits(x, router), kind)
     loud = x.abs().sum(1) > 0  # of a token of zeros all experts are alike, and torch takes any

@@ -121,5 +121,7 @@ def test_no_more_of_a_folders_weights_is_kept_than_norms_and_routers(
 ) -> None:
     with trellis_model(tmp_path / "folder", SHAPES["4 heads of 16 over 2"]) as model:
         share = share_of(model)
-        kept = [t for norm, router, of in share._kept for t in (norm, router, of.d_in, of.d_inner)]
+        kept = [t for of in share._kept for t in (of.transforms.d_in, of.transforms.d_inner)]
+        kept += [of.vector(name) for of in share._kept for name in of.parts]
+        assert all(set(of.parts) == {"experts_norm", "router"} for of in share._kept)
         assert all(t.untyped_storage().nbytes() == t.nbytes for t in kept)

@@ -17,7 +17,7 @@ from test_native import CHUNKS, N_TOKENS, Golden, assert_within, expected_error,
 from test_on_gpu import GuidedRoute, Uncaptured, card, on_gpu
 from tiny_models import in_chunks
 from torch import Tensor
-from trellis_models import CONTEXT, LAYERS, SHAPES, TrellisModel, trellis_model
+from trellis_models import CONTEXT, DEMANDING_SHAPES, LAYERS, SHAPES, TrellisModel, trellis_model
 
 from cuda_ext.ops import MOST_DECODED
 from lowmoe.checkpoint.buffers import page_aligned
@@ -173,10 +173,19 @@ def test_logits_are_torchs_but_for_rounding_whatever_the_budgets(
 
 
 @pytest.mark.parametrize(
-    "name", ["hidden 48, inner 40", "window of 7", "top 1", "top 3 of 9, not renormalized"]
+    "name",
+    [
+        "hidden 48, inner 40",
+        "window of 7",
+        "top 1",
+        "top 3 of 9, not renormalized",
+        "all heads normed together, a quarter turns",
+        "everything scaled",
+        "sinks, biases everywhere, another activation, odd sizes",
+    ],
 )
 def test_so_they_are_of_other_shapes(tmp_path: Path, name: str) -> None:
-    with trellis_model(tmp_path / "folder", SHAPES[name]) as model:
+    with trellis_model(tmp_path / "folder", (SHAPES | DEMANDING_SHAPES)[name]) as model:
         golden = golden_of(model)
         for chunks in ("at once", "in all sizes"):
             with guided(golden, n_slots=5, n_in_ram=3) as decoder:

@@ -58,7 +58,12 @@ from tests.cuda_emulator.emulated import EmulatedLaunch
 from tests.cuda_ext import oracle
 from tests.stand_in_gpu import Operation, StandInGpu, with_kernels
 
-ABLE_NAMES = ["all heads normed together, clamped", "everything scaled"]
+ABLE_NAMES = [
+    "all heads normed together, clamped",
+    "all heads normed together, a quarter turns",
+    "everything scaled",
+    "sinks, biases everywhere, another activation, odd sizes",
+]
 # What kernels are able to do beyond a plain decoder.
 ABLE_SHAPES = {
     "normed heads": Shape(config={"model_type": "qwen3_moe", **SMALL_EXPERTS}),
@@ -91,7 +96,7 @@ class GuidedRoute:
 
     def __call__(self, x: Tensor, *others: Any) -> None:
         self._route(x, *others)
-        router, weights, ids, *groups = others[3], *others[8:13]
+        router, weights, ids, *groups = others[3], *others[14:19]
         at = self._routings[self._layer_id]
         these = slice(self._first, self._first + x.shape[0])
         wanted = at.expert_ids[these].int().to(ids.device)
