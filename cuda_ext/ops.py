@@ -26,6 +26,8 @@ B key-value heads, D head size; P planes; C columns of a matrix, N its rows.
     embed            x = rows of the embedding in their own basis
     norm_round       normed = x / rms(x) * weight; rounded tokens of it in the basis of d
     round_tokens     rounded tokens of x in the basis of d
+    gate_round       rounded tokens of the activation of gate_up [T, 2 * I], gate's first, in the
+                     basis of d; times the sigmoid of normed router, [1, H], None for 1
     linear           y = W x + bias, or y += W x + bias; bias: [N], None for zeros
     rope_store       norms and turns queries and keys in place, keys and values go to the cache
     attend           attention of T tokens over the cache, for decoding: T up to 8; sinks: [A],
@@ -99,6 +101,11 @@ OPERATIONS: dict[str, tuple[Callable[..., None], str]] = {
     "round_tokens": (
         vectors.round_tokens,
         "(Tensor x, Tensor d, Tensor(a!) codes, Tensor(b!) scales) -> ()",
+    ),
+    "gate_round": (
+        vectors.gate_round,
+        f"(Tensor gate_up, {_ACTIVATION}, Tensor normed, Tensor? router, Tensor d, "
+        "Tensor(a!) codes, Tensor(b!) scales) -> ()",
     ),
     "linear": (
         products.linear,

@@ -30,6 +30,8 @@ ABLE = frozenset(
         "biases of routers",
         "biases of the choice",
         "clamped queries, keys and values",
+        "experts without a choice",
+        "layers without experts",
         "norms after rope",
         "norms of all heads together",
         "norms of single heads",
@@ -40,6 +42,7 @@ ABLE = frozenset(
         "scaled embeddings",
         "scaled layers",
         "scaled logits",
+        "shared experts",
     }
 )
 SCORES_TOKENS = 128  # of which scores are kept at once: a vocabulary is wide
@@ -54,7 +57,8 @@ class Buffers:
 
     x, normed: [T, H]; qkv: [T, heads of q, k and v]; attended: [T, q size]; *_codes, *_scales:
     rounded tokens; weights, experts: [T, K]; order, inner_*: of T * K places; first, active:
-    [E + 1]; scores: [T, V], of SCORES_TOKENS at most.
+    [E + 1]; shared_in_*: [T, H], gate_up, shared_*: of the widest shared expert; scores: [T, V], of
+    SCORES_TOKENS at most.
     """
 
     n_tokens: int
@@ -76,8 +80,24 @@ class Buffers:
     inner_scales: Tensor
     first: Tensor
     active: Tensor
+    shared_in_codes: Tensor
+    shared_in_scales: Tensor
+    gate_up: Tensor
+    shared_codes: Tensor
+    shared_scales: Tensor
     scores: Tensor
     workspace: Tensor
+
+    def shared(self, n_inner: int) -> tuple[Tensor, Tensor, Tensor]:
+        """gate_up, shared_codes and shared_scales of a shared expert of n_inner channels."""
+        widths = (2 * n_inner, round_up(n_inner, BLOCK_COLUMNS), -(-n_inner // SCALE_COLUMNS))
+        gate_up, codes, scales = (
+            tensor.flatten()[: self.n_tokens * width].view(self.n_tokens, width)
+            for tensor, width in zip(
+                (self.gate_up, self.shared_codes, self.shared_scales), widths, strict=True
+            )
+        )
+        return gate_up, codes, scales
 
     @staticmethod
     def make(spec: ModelSpec, gpu: Gpu, n_tokens: int) -> "Buffers":
@@ -141,6 +161,8 @@ def _n_groups(experts: ExpertsFeedForward) -> int:
 def _make(spec: ModelSpec, n_multiprocessors: int, n_tokens: int, place: torch.device) -> Buffers:
     of_heads, experts = grouped(spec.layers[0].attention), spec.uniform_experts()
     n_places = n_tokens * experts.router.n_active
+    shared = [layer.feed_forward.shared for layer in spec.layers]
+    n_shared = max((s.n_inner for s in shared if s is not None), default=0)
 
     def floats(*shape: int) -> Tensor:
         return torch.zeros(shape, device=place)
@@ -187,6 +209,11 @@ def _make(spec: ModelSpec, n_multiprocessors: int, n_tokens: int, place: torch.d
         inner_scales=scales(n_places, experts.n_inner),
         first=integers(experts.n_experts + 1),
         active=integers(experts.n_experts + 1),
+        shared_in_codes=codes(n_tokens, spec.n_hidden if n_shared else 0),
+        shared_in_scales=scales(n_tokens, spec.n_hidden if n_shared else 0),
+        gate_up=floats(n_tokens, 2 * n_shared),
+        shared_codes=codes(n_tokens, n_shared),
+        shared_scales=scales(n_tokens, n_shared),
         scores=floats(min(n_tokens, SCORES_TOKENS), spec.n_vocab),
         workspace=torch.zeros(n_bytes, dtype=torch.uint8, device=place),
     )

@@ -21,6 +21,7 @@ from lowmoe.kernels import cpu
 from lowmoe.kernels.gpu import Gpu
 from lowmoe.spec import (
     Activation,
+    ExpertsFeedForward,
     LayerSpec,
     ModelSpec,
     Router,
@@ -39,6 +40,15 @@ KV_DTYPES: dict[cpu.KvFormat, torch.dtype] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Shared:
+    """An expert of all tokens."""
+
+    gate_up: TrellisMatrix
+    down: TrellisMatrix
+    router: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Layer:
     """What a layer's operations take beside buffers and experts."""
 
@@ -50,7 +60,8 @@ class _Layer:
     rope_length: float
     score_scale: float
     heads: tuple[int, Tensor | None, Tensor | None, float, float]  # see rope_store
-    router: tuple[Tensor | None, Tensor | None, Tensor | None, bool, bool, int, int, float]
+    shared: _Shared | None
+    router: tuple[Tensor, Tensor | None, Tensor | None, bool, bool, int, int, float]
 
 
 class GpuParts:
@@ -159,12 +170,34 @@ class GpuParts:
     def route(self, layer_id: int, b: Buffers) -> None:
         """Where each token goes, and rounded tokens of norm(b.x) for the experts."""
         layer = self._layers[layer_id]
-        weights, epsilon = layer.weights, self._norm_epsilon
+        weights, norm = layer.weights, (layer.weights.experts_norm, self._norm_epsilon)
+        of_shared = (b.shared_in_codes, b.shared_in_scales)
+        if not self.has_experts(layer_id):
+            assert layer.shared is not None
+            self._ops.norm_round(b.x, *norm, layer.shared.gate_up.d, b.normed, *of_shared)
+            return
+        shared = (None,) * 3 if layer.shared is None else (layer.shared.gate_up.d, *of_shared)
         self._ops.norm_route(
-            b.x, weights.experts_norm, epsilon, weights.transforms.d_in, *layer.router,
+            b.x, *norm, weights.transforms.d_in, *layer.router,
             b.normed, b.normed_codes, b.normed_scales,
-            b.weights, b.experts, b.first, b.order, b.active, None, None, None, b.workspace,
+            b.weights, b.experts, b.first, b.order, b.active, *shared, b.workspace,
         )  # fmt: skip
+
+    def has_experts(self, layer_id: int) -> bool:
+        """Whether a layer has any but a shared one."""
+        return self._layers[layer_id].spec.feed_forward.n_experts > 0
+
+    def share(self, layer_id: int, b: Buffers) -> None:
+        """b.x += the shared expert's output, if there is one, after `route`."""
+        layer, ops = self._layers[layer_id], self._ops
+        shared, spec = layer.shared, layer.spec.feed_forward
+        if shared is None:
+            return
+        gate_up, *inner = b.shared(shared.down.layout.n_in)
+        self._linear((b.shared_in_codes, b.shared_in_scales), shared.gate_up, gate_up)
+        kind = _numbers_of(spec.activation)
+        ops.gate_round(gate_up, *kind, b.normed, shared.router, shared.down.d, *inner)
+        self._linear((inner[0], inner[1]), shared.down, b.x, add=True)
 
     def mix(self, layer_id: int, b: Buffers, table: Tensor, n_parts: int) -> None:
         """b.x += the weighted sum of each token's experts that the table has, after `route`.
@@ -256,17 +289,31 @@ def _layer(spec: LayerSpec, weights: LayerWeights, n_context: int, place: torch.
             1.0 if norm is None else norm.epsilon,
             math.inf if attention.clamp is None else attention.clamp,
         ),
-        router=_router(weights, spec.feed_forward.router),
+        shared=_shared(weights, spec.feed_forward),
+        router=_router(weights, spec.feed_forward.router, place),
+    )
+
+
+def _shared(weights: LayerWeights, spec: ExpertsFeedForward) -> _Shared | None:
+    if spec.shared is None:
+        return None
+    return _Shared(
+        gate_up=_planes(weights.parts["shared_gate_up"]),
+        down=_planes(weights.parts["shared_down"]),
+        router=weights.optional("shared_router"),
     )
 
 
 def _router(
-    weights: LayerWeights, kind: Router
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, bool, bool, int, int, float]:
+    weights: LayerWeights, kind: Router, place: torch.device
+) -> tuple[Tensor, Tensor | None, Tensor | None, bool, bool, int, int, float]:
     """As cuda_ext/ops.py wants it."""
     sigmoid = kind if isinstance(kind, SigmoidRouter) else None
+    scores = weights.optional("router")
+    # One expert that every token uses is chosen by any router; one of zeros serves.
+    no_choice = torch.zeros(1, weights.experts_norm.shape[0], device=place)
     return (
-        weights.optional("router"),
+        no_choice if scores is None else scores,
         weights.optional("router_bias"),
         weights.optional("choice_bias"),
         sigmoid is not None,

@@ -3,7 +3,8 @@
 Few tokens: a layer is two pieces of work for the GPU. The first attends, routes, and copies to the
 host where tokens go and what they are rounded to; the second computes the experts that are on the
 GPU. The host waits for the first, computes what is missing while the second goes on, and the next
-layer's first piece begins by adding its sum. So it waits once a layer, and never for the second.
+layer's first piece begins by adding its sum. So it waits once a layer that has experts, and never
+for the second.
 Experts that are brought to the GPU instead pass through it behind the second; nobody waits for them
 but the GPU.
 
@@ -169,9 +170,11 @@ class HybridComputation:
         self, layer_id: int, b: Buffers, tokens: HostTokens, keys: Tensor, values: Tensor
     ) -> None:
         if layer_id > 0:
-            self._add_share(b, tokens)
+            self._add_share(layer_id - 1, b, tokens)
         self._parts.attend(layer_id, b, keys, values, 0)
         self._parts.route(layer_id, b)
+        if not self._parts.has_experts(layer_id):
+            return
         for target, source in (
             (tokens.x, b.x),
             (tokens.weights, b.weights),
@@ -181,8 +184,10 @@ class HybridComputation:
         ):
             self._gpu.copy(target, source)
 
-    def _add_share(self, b: Buffers, tokens: HostTokens) -> None:
-        """b.x += what the CPU has computed of the layer before."""
+    def _add_share(self, layer_id: int, b: Buffers, tokens: HostTokens) -> None:
+        """b.x += what the CPU has computed of this layer."""
+        if not self._parts.has_experts(layer_id):
+            return
         share = self._share[: b.n_tokens]
         self._gpu.copy(share, tokens.share)
         self._gpu.add(b.x, share)
@@ -190,7 +195,9 @@ class HybridComputation:
     def _mix_there(self, layer_id: int, b: Buffers) -> None:
         """b.x += the experts that are on the GPU."""
         slots = self._experts.slots
-        self._parts.mix(layer_id, b, slots.tables[layer_id], slots.n_parts)
+        if self._parts.has_experts(layer_id):
+            self._parts.mix(layer_id, b, slots.tables[layer_id], slots.n_parts)
+        self._parts.share(layer_id, b)
 
     def _decode(self, b: Buffers, pieces: list[tuple[Piece, Piece]]) -> None:
         tokens = self._tokens.of(b.n_tokens)
@@ -198,9 +205,10 @@ class HybridComputation:
             until_routed()
             routed = self._gpu.event()
             mix_there()
-            routed.wait()
-            self._mix_missing_few(layer_id, b, tokens)
-        self._add_share(b, tokens)
+            if self._parts.has_experts(layer_id):
+                routed.wait()
+                self._mix_missing_few(layer_id, b, tokens)
+        self._add_share(len(pieces) - 1, b, tokens)
 
     def _mix_missing_few(self, layer_id: int, b: Buffers, tokens: HostTokens) -> None:
         """tokens.share = the experts that the CPU computes; b.x += those brought to the GPU."""
@@ -272,6 +280,9 @@ class HybridComputation:
         for layer_id, _ in self._in_turn(self._spec.layers):
             self._parts.attend(layer_id, b, cache.keys[layer_id], cache.values[layer_id], end)
             self._parts.route(layer_id, b)
+            if not self._parts.has_experts(layer_id):
+                self._mix_there(layer_id, b)
+                continue
             ids = b.experts.cpu().long()  # [T, K]; waits
             counts = {e: n for e, n in enumerate(torch.bincount(ids.flatten()).tolist()) if n}
             missing = self._experts.ask(layer_id, list(counts))

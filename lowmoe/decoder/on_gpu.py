@@ -104,6 +104,8 @@ class GpuComputation:
         for layer_id, table in enumerate(experts.tables):
             self._parts.attend(layer_id, b, keys[layer_id], values[layer_id], end)
             self._parts.route(layer_id, b)
-            if b.n_tokens > 1:
-                experts.used.add_(b.active[0])
-            self._parts.mix(layer_id, b, table, experts.n_parts)
+            if self._parts.has_experts(layer_id):
+                if b.n_tokens > 1:
+                    experts.used.add_(b.active[0])
+                self._parts.mix(layer_id, b, table, experts.n_parts)
+            self._parts.share(layer_id, b)

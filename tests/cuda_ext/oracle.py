@@ -73,6 +73,24 @@ def round_tokens(x: Tensor, d: Tensor, codes: Tensor, scales: Tensor) -> None:
     scales.copy_(rounded.scales)
 
 
+def gate_round(
+    gate_up: Tensor,
+    steepness: float,
+    shift: float,
+    limit: float,
+    normed: Tensor,
+    router: Tensor | None,
+    d: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+) -> None:
+    kind = Activation(steepness=steepness, shift=shift, limit=limit)
+    inner = activated(*gate_up.double().chunk(2, dim=1), kind)
+    if router is not None:
+        inner = inner * (normed.double() @ router.double().T).sigmoid()
+    round_tokens(inner.float(), d, codes, scales)
+
+
 # --- products
 
 
@@ -342,6 +360,7 @@ OPERATIONS = {
     "embed": embed,
     "norm_round": norm_round,
     "round_tokens": round_tokens,
+    "gate_round": gate_round,
     "linear": linear,
     "rope_store": rope_store,
     "attend": attend,

@@ -76,6 +76,15 @@ def _vectors() -> Iterator[Call]:
         rounded = samples.empty_rounded(3, n_columns)
         name = f"round_tokens {n_columns}"
         yield Call(name=name, operation="round_tokens", arguments=(x, d, *rounded), outputs=rounded)
+        rounded = samples.empty_rounded(3, n_columns)
+        router = torch.rand(1, 70) if n_columns < 4300 else None
+        both = torch.randn(3, 2 * n_columns)
+        yield Call(
+            name=f"gate_round {n_columns}",
+            operation="gate_round",
+            arguments=(both, 1.5, 1.0, 0.7, torch.randn(3, 70), router, d, *rounded),
+            outputs=rounded,
+        )
         for normed in (torch.empty_like(x), torch.empty(0)):
             rounded = samples.empty_rounded(3, n_columns)
             yield Call(

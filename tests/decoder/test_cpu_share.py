@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from trellis_models import SHAPES, TrellisModel, trellis_model
+from trellis_models import DEMANDING_SHAPES, SHAPES, TrellisModel, trellis_model
 
 from lowmoe.decoder.cpu_share import CpuShare, HostTokens
 from lowmoe.decoder.moe import Routing
@@ -20,12 +20,21 @@ LAYER = 1
 
 
 @pytest.fixture(
-    scope="module", params=["4 heads of 16 over 2", "top 4 of 8", "5 heads of 10, odd sizes"]
+    scope="module",
+    params=[
+        "4 heads of 16 over 2",
+        "top 4 of 8",
+        "5 heads of 10, odd sizes",
+        "sinks, biases everywhere, another activation, odd sizes",
+        "all heads normed together, a quarter turns",
+    ],
 )
 def model(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TrellisModel]:
-    with trellis_model(tmp_path_factory.mktemp("model") / "folder", SHAPES[request.param]) as model:
+    with trellis_model(
+        tmp_path_factory.mktemp("model") / "folder", (SHAPES | DEMANDING_SHAPES)[request.param]
+    ) as model:
         # With signs for tokens, every norm is then exact.
         yield replace(model, spec=replace(model.spec, norm_epsilon=0.0))
 

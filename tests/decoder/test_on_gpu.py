@@ -33,7 +33,6 @@ from trellis_models import (
     DEMANDING_SHAPES,
     LAYERS,
     SHAPES,
-    SMALL_EXPERTS,
     Shape,
     TrellisModel,
     layer_by_layer,
@@ -58,21 +57,10 @@ from tests.cuda_emulator.emulated import EmulatedLaunch
 from tests.cuda_ext import oracle
 from tests.stand_in_gpu import Operation, StandInGpu, with_kernels
 
-ABLE_NAMES = [
-    "all heads normed together, clamped",
-    "all heads normed together, a quarter turns",
-    "everything scaled",
-    "sinks, biases everywhere, another activation, odd sizes",
-]
-# What kernels are able to do beyond a plain decoder.
-ABLE_SHAPES = {
-    "normed heads": Shape(config={"model_type": "qwen3_moe", **SMALL_EXPERTS}),
-    **{name: DEMANDING_SHAPES[name] for name in ABLE_NAMES},
-}
-ALL_SHAPES = SHAPES | ABLE_SHAPES
+ALL_SHAPES = SHAPES | DEMANDING_SHAPES
 # Heads that kernels are built for; 1, 2 and 3 planes.
 EMULATED = [
-    *ABLE_SHAPES,
+    *DEMANDING_SHAPES,
     "4 heads of 16 over 2",
     "3 heads of 64 of their own, hidden 192, inner 200",
     "2 heads of 128 over 1",
@@ -88,7 +76,9 @@ class GuidedRoute:
     """
 
     def __init__(self, route: Operation, group: Operation, routings: list[Routing]) -> None:
-        self._route, self._group, self._routings = route, group, routings
+        # A layer without experts routes nothing.
+        self._routings = [r for r in routings if r.expert_ids.shape[1]]
+        self._route, self._group = route, group
         self.begin()
 
     def begin(self) -> None:
