@@ -48,11 +48,13 @@ struct Choice {
   float* weights;  // [tokens][n_active]; ids too
   int* ids;
 
-  // One warp chooses for one token.  logits: [n_experts], overwritten
-  __device__ __forceinline__ void of_token(float* logits, int token) const {
+  // One warp chooses for one token.
+  //   logits  [n_experts], which stay
+  //   likely  [n_experts], anything before and after
+  __device__ __forceinline__ void of_token(const float* logits, float* likely, int token) const {
     const int lane = threadIdx.x % 32;
     const bool is_plain = router.is_plain();
-    if (!is_plain) make_likely(logits);
+    if (!is_plain) find_likely(logits, likely);
     unsigned keys[kEach];
     bool has_nan = false;
 #pragma unroll
@@ -61,7 +63,8 @@ struct Choice {
       keys[i] = 0;
       if (expert < n_experts) {
         const float* more = is_plain ? router.bias : router.choice_bias;
-        const float choice = logits[expert] + (more == nullptr ? 0 : more[expert]);
+        const float choice =
+            (is_plain ? logits : likely)[expert] + (more == nullptr ? 0 : more[expert]);
         has_nan |= choice != choice;
         keys[i] = key_of(choice);
       }
@@ -76,7 +79,7 @@ struct Choice {
     const unsigned chosen = take_highest(keys);  // lane k keeps the k-th
     const bool is_chosen = lane < n_active;
     float weight = 0;
-    if (is_chosen) weight = is_plain ? expf(score_of(logits, chosen) - top) : logits[chosen];
+    if (is_chosen) weight = is_plain ? expf(score_of(logits, chosen) - top) : likely[chosen];
     if (router.renormalize) total = sum_of_warp(weight);
     // The least that torch divides by; of a softmax there is always more.
     if (!is_plain && router.renormalize) total += 1e-20f;
@@ -91,9 +94,9 @@ struct Choice {
     return router.bias == nullptr ? logits[expert] : logits[expert] + router.bias[expert];
   }
 
-  // Logits become what is likely of experts. Loops over memory, not over registers: a division has
-  // a rare way that takes registers, and unrolled there would be one for each of 16.
-  __device__ __forceinline__ void make_likely(float* logits) const {
+  // What is likely of experts by their logits. Loops over memory, not over registers: a division
+  // has a rare way that takes registers, and unrolled there would be one for each of 16.
+  __device__ __forceinline__ void find_likely(const float* logits, float* likely) const {
     const int lane = threadIdx.x % 32;
     float top = minus_infinity(), total = 0;
     if (!router.sigmoid) {
@@ -108,7 +111,7 @@ struct Choice {
     for (int e = lane; e < n_experts; e += 32) {
       const float score = score_of(logits, e);
       const float power = expf(router.sigmoid ? -score : score - top);
-      logits[e] = (router.sigmoid ? 1 : power) / (router.sigmoid ? 1 + power : total);
+      likely[e] = (router.sigmoid ? 1 : power) / (router.sigmoid ? 1 + power : total);
     }
     __syncwarp();
   }

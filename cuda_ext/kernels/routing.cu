@@ -68,7 +68,9 @@ __device__ __forceinline__ bool choose_in_last(const float (&scores)[kTokens], i
     }
   }
   if (!is_last_block(arrived, choice.n_experts)) return false;
-  if (warp < n_tokens) choice.of_token(logits + warp * choice.n_experts, warp);
+  float* const likely = logits + n_tokens * choice.n_experts;
+  const int first = warp * choice.n_experts;
+  if (warp < n_tokens) choice.of_token(logits + first, likely + first, warp);
   return true;
 }
 
@@ -86,7 +88,8 @@ __device__ __forceinline__ bool choose_in_last(const float (&scores)[kTokens], i
 // Scores and chooses for a few tokens: logits[t][e] = sum over n of normed[t][n] * router[e][n].
 //   grid    (n_experts); block  256, so that there is a warp for each token
 //   normed  [n_tokens][n_hidden], n_tokens up to kTokens; router  [n_experts][n_hidden]
-//   logits  [n_tokens][n_experts], anything before and after
+//   logits  [2][n_tokens][n_experts], anything before; afterwards logits, and what is likely of
+//           experts unless that is a softmax
 //   arrived [1], 0 before and after
 #define ROUTE(kTokens)                                                                            \
   extern "C" __global__ void __launch_bounds__(256, 4) route_##kTokens(                           \
@@ -139,15 +142,16 @@ NORM_ROUTE(1)
 NORM_ROUTE(2)
 NORM_ROUTE(4)
 
-// Chooses for any number of tokens by their logits [n_tokens][n_experts], overwritten.
+// Chooses for any number of tokens by their logits [n_tokens][n_experts]; likely as they are.
 //   grid  (tokens / warps of a block, rounded up)
 extern "C" __global__ void __launch_bounds__(256)
-    choose(int n_tokens, float* logits, int n_experts, int n_active, ROUTER_PARAMETERS,
-           float* weights, int* ids) {
+    choose(int n_tokens, const float* logits, float* likely, int n_experts, int n_active,
+           ROUTER_PARAMETERS, float* weights, int* ids) {
   const int token = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
   if (token >= n_tokens) return;
   lowmoe::Choice{n_experts, n_active, ROUTER, weights, ids}.of_token(
-      logits + static_cast<size_t>(token) * n_experts, token);
+      logits + static_cast<size_t>(token) * n_experts,
+      likely + static_cast<size_t>(token) * n_experts, token);
 }
 EXPORT_KERNEL(choose, choose)
 

@@ -108,11 +108,14 @@ def route(
             kernel, grid, THREADS, normed, router, n_tokens, n_hidden, logits, *choice, workspace
         )
         return
-    scores = logits[: 4 * n_tokens * n_experts].view(torch.float32).view(n_tokens, n_experts)
+    scores, likely = logits[: 8 * n_tokens * n_experts].view(torch.float32).chunk(2)
+    scores = scores.view(n_tokens, n_experts)
     # Plain float32 matrices in float32: the one product that is not ours.
     torch.mm(normed, router.T, out=scores)
     warps = THREADS // LANES
-    launch("routing/choose", (-(-n_tokens // warps), 1, 1), THREADS, n_tokens, scores, *choice)
+    launch(
+        "routing/choose", (-(-n_tokens // warps), 1, 1), THREADS, n_tokens, scores, likely, *choice
+    )
 
 
 def group(
@@ -131,8 +134,8 @@ def group(
 
 
 def workspace_bytes(n_tokens: int, n_experts: int) -> int:
-    """What `route` and `norm_route` need."""
-    return COUNTER_BYTES + 4 * n_tokens * n_experts
+    """What `route` and `norm_route` need: behind the counters scores, then what is likely."""
+    return COUNTER_BYTES + 2 * 4 * n_tokens * n_experts
 
 
 def _numbers(kind: _Kind) -> tuple[Argument, ...]:

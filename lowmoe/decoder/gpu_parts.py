@@ -12,8 +12,7 @@ from torch import Tensor
 
 from cuda_ext.ops import MOST_DECODED
 from lowmoe.decoder.gpu_buffers import Buffers
-from lowmoe.decoder.native import norm_epsilon, scaled
-from lowmoe.decoder.norm import head_norm_kind
+from lowmoe.decoder.native import head_norm_kind, norm_epsilon, scaled
 from lowmoe.decoder.prompt_attention import attend_prompt, cached_numbers, row_numbers
 from lowmoe.decoder.rope import rope_frequencies, rope_length
 from lowmoe.decoder.weights import DenseWeights, LayerWeights

@@ -15,13 +15,13 @@ from torch import Tensor
 from lowmoe.decoder.abilities import lacking
 from lowmoe.decoder.computation import Cache, layer_by_layer
 from lowmoe.decoder.moe import Routing
-from lowmoe.decoder.norm import head_norm_kind
 from lowmoe.decoder.rope import rope_frequencies, rope_length
 from lowmoe.decoder.weights import DenseWeights, LayerWeights
 from lowmoe.experts.store import ExpertStore
 from lowmoe.kernels import cpu
 from lowmoe.spec import (
     GroupedQueryAttention,
+    HeadNorm,
     ModelSpec,
     Rope,
     Router,
@@ -330,3 +330,12 @@ def scaled(x: Tensor, factor: float) -> Tensor:
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def head_norm_kind(norm: HeadNorm | None) -> int:
+    """As AttentionLayer counts them."""
+    if norm is None:
+        return 0
+    if norm.over == "all":
+        return 3
+    return 2 if norm.after_rope else 1

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowmoe.spec import HeadNorm, ModelSpec
+from lowmoe.spec import ModelSpec
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
@@ -25,14 +25,3 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ModelSpec) -> Ten
         normed = rms_norm(x, weight, spec.norm_epsilon)
         return normed if bias is None else normed + bias.to(x.dtype)
     return F.layer_norm(x.float(), weight.shape, weight, bias, spec.norm_epsilon).to(x.dtype)
-
-
-def head_norm_kind(norm: HeadNorm | None) -> int:
-    """As kernels count them, see lowmoe/kernels/cpu/attention.h: 0 none, 1 of each head before
-    rope, 2 after it, 3 of all heads together.
-    """
-    if norm is None:
-        return 0
-    if norm.over == "all":
-        return 3
-    return 2 if norm.after_rope else 1

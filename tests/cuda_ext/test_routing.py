@@ -109,8 +109,8 @@ def test_no_zero_is_less_than_another(emulated: EmulatedLaunch) -> None:
     # The scores of a prompt are torch's: 0 may have either sign.
     logits = torch.tensor([[-0.0, 0.0, -0.0, 0.0, -1e-45]])
     weights, ids = torch.empty(1, 5), torch.empty(1, 5, dtype=torch.int32)
-    kind = (None, None, 0, 1, 1, 1, 1.0)
-    emulated("routing/choose", (1, 1, 1), 256, 1, logits, 5, 5, *kind, weights, ids)
+    kind, likely = (None, None, 0, 1, 1, 1, 1.0), torch.empty(5)
+    emulated("routing/choose", (1, 1, 1), 256, 1, logits, likely, 5, 5, *kind, weights, ids)
     assert ids.tolist() == [[0, 1, 2, 3, 4]]
     torch.testing.assert_close(weights, torch.full((1, 5), 0.2), rtol=2.0**-22, atol=0)
 
