@@ -60,7 +60,6 @@ from tests.stand_in_gpu import Operation, StandInGpu, with_kernels
 ALL_SHAPES = SHAPES | DEMANDING_SHAPES
 # Heads that kernels are built for; 1, 2 and 3 planes.
 EMULATED = [
-    *DEMANDING_SHAPES,
     "4 heads of 16 over 2",
     "3 heads of 64 of their own, hidden 192, inner 200",
     "2 heads of 128 over 1",
@@ -333,7 +332,7 @@ def test_a_cache_that_is_full_is_not_written_beyond(plain: Golden) -> None:
 # --- the kernels, emulated
 
 
-@pytest.mark.parametrize("name", EMULATED)
+@pytest.mark.parametrize("name", [*EMULATED, *DEMANDING_SHAPES])
 def test_kernels_for_few_tokens_differ_from_their_oracle_by_the_order_of_sums(
     tmp_path: Path, name: str
 ) -> None:
@@ -349,8 +348,13 @@ def test_kernels_for_few_tokens_differ_from_their_oracle_by_the_order_of_sums(
     assert error.mean() < expected("float16") / 2
 
 
-@pytest.mark.parametrize("kv", cpu.KV_FORMATS)
-@pytest.mark.parametrize("name", EMULATED)
+@pytest.mark.parametrize(
+    ("name", "kv"),
+    [
+        *((name, kv) for name in EMULATED for kv in cpu.KV_FORMATS),
+        *((name, "float16") for name in DEMANDING_SHAPES),
+    ],
+)
 def test_kernels_for_prompts_are_torchs_but_for_rounding(
     tmp_path: Path, name: str, kv: cpu.KvFormat
 ) -> None:
@@ -390,7 +394,7 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> CudaGpu:
 @pytest.mark.gpu
 @pytest.mark.parametrize("kv", cpu.KV_FORMATS)
 @pytest.mark.parametrize("chunks", CHUNKS)
-@pytest.mark.parametrize("name", EMULATED)
+@pytest.mark.parametrize("name", [*EMULATED, *DEMANDING_SHAPES])
 def test_a_cards_logits_are_torchs_but_for_rounding(
     card: CudaGpu, tmp_path: Path, name: str, chunks: str, kv: cpu.KvFormat
 ) -> None:
