@@ -176,7 +176,7 @@ class NativeComputation:
         x = torch.empty(ids.shape[0], self._spec.n_hidden)
         for row, part in self._chunks(ids):
             self._ends.embed(part.data_ptr(), part.shape[0], x[row:].data_ptr())
-        x = _scaled(x, self._spec.embedding_scale / self._spec.residual_scale)
+        x = scaled(x, self._spec.embedding_scale / self._spec.residual_scale)
         if self._spec.learned_positions:
             assert self.weights.positions is not None
             learned = self.weights.positions[positions]
@@ -240,7 +240,7 @@ class NativeComputation:
             self._ends.logits(part.data_ptr(), part.shape[0], scores[first:].data_ptr())
         if self.weights.head_bias is not None:
             scores += self.weights.head_bias
-        return _scaled(scores, self._spec.logit_scale)
+        return scaled(scores, self._spec.logit_scale)
 
     def _places(self, together: Together) -> list[tuple[cpu.KvPages, int]]:
         """Where a token after those in each cache is."""
@@ -293,7 +293,7 @@ class NativeComputation:
             score_scale=spec.score_scale or spec.head_size**-0.5,
             qkv_bias=_address(weights.optional("qkv_bias")),
             out_bias=_address(weights.optional("attention_out_bias")),
-            head_norm=_kind_of(head_norm),
+            head_norm=head_norm_kind(head_norm),
             q_norm=self._head_norm(weights, spec, "q_norm"),
             k_norm=self._head_norm(weights, spec, "k_norm"),
             head_norm_epsilon=1.0 if head_norm is None else head_norm.epsilon,
@@ -444,17 +444,22 @@ def _out_norm(spec: ModelSpec, weights: LayerWeights, name: str) -> cpu.Norm | N
     )
 
 
+def norm_epsilon(spec: ModelSpec) -> float:
+    """Of norms over x / r, where layers add r times what they compute; see NativeComputation."""
+    return spec.norm_epsilon / spec.residual_scale**2
+
+
 def _norm(spec: ModelSpec, weight: Tensor, bias: Tensor | None) -> cpu.Norm:
-    """Of x / r, where layers add r times what they compute; see NativeComputation."""
+    """Of x / r."""
     return cpu.Norm(
         weight=weight.data_ptr(),
-        epsilon=spec.norm_epsilon / spec.residual_scale**2,
+        epsilon=norm_epsilon(spec),
         bias=_address(bias),
         centred=spec.norm == "layer",
     )
 
 
-def _scaled(x: Tensor, factor: float) -> Tensor:
+def scaled(x: Tensor, factor: float) -> Tensor:
     """In place."""
     return x if factor == 1 else x.mul_(factor)
 
@@ -463,7 +468,7 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _kind_of(norm: HeadNorm | None) -> int:
+def head_norm_kind(norm: HeadNorm | None) -> int:
     """As AttentionLayer counts them."""
     if norm is None:
         return 0
