@@ -6,30 +6,20 @@ Ignorant of:  their order, where experts are, how operations are computed, CUDA.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cuda_ext.ops import MOST_DECODED
 from lowmoe.decoder.gpu_buffers import Buffers
-from lowmoe.decoder.native import head_norm_kind, norm_epsilon, scaled
+from lowmoe.decoder.gpu_layers import GpuLayer, planes_of
+from lowmoe.decoder.native import norm_epsilon, scaled
 from lowmoe.decoder.prompt_attention import attend_prompt, cached_numbers, row_numbers
-from lowmoe.decoder.rope import rope_frequencies, rope_length
-from lowmoe.decoder.weights import DenseWeights, LayerWeights
+from lowmoe.decoder.weights import DenseWeights
 from lowmoe.kernels import cpu
 from lowmoe.kernels.gpu import Gpu
-from lowmoe.spec import (
-    Activation,
-    ExpertsFeedForward,
-    LayerSpec,
-    ModelSpec,
-    Router,
-    SigmoidRouter,
-    SoftmaxRouter,
-    grouped,
-)
-from quant.matrix import Matrix, TrellisMatrix
+from lowmoe.spec import ModelSpec, SoftmaxRouter, grouped
+from quant.matrix import TrellisMatrix
 from quant.trellis import TrellisCode
 
 KV_DTYPES: dict[cpu.KvFormat, torch.dtype] = {
@@ -37,31 +27,6 @@ KV_DTYPES: dict[cpu.KvFormat, torch.dtype] = {
     "float16": torch.float16,
     "int8": torch.int8,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Shared:
-    """An expert of all tokens."""
-
-    gate_up: TrellisMatrix
-    down: TrellisMatrix
-    router: Tensor | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Layer:
-    """What a layer's operations take beside buffers and experts."""
-
-    spec: LayerSpec
-    weights: LayerWeights
-    qkv: TrellisMatrix
-    out: TrellisMatrix
-    frequencies: Tensor
-    rope_length: float
-    score_scale: float
-    heads: tuple[int, Tensor | None, Tensor | None, float, float]  # see rope_store
-    shared: _Shared | None
-    router: tuple[Tensor, Tensor | None, Tensor | None, bool, bool, int, int, float]
 
 
 class GpuParts:
@@ -86,10 +51,10 @@ class GpuParts:
         # A narrower window ignores the upper bits of a wider one.
         table = torch.tensor(code.table * (2**cpu.WINDOW_BITS // len(code.table)), dtype=torch.int8)
         self._code = (table.to(gpu.place), code.scale_unit)
-        self._embedding, self._head = _planes(weights.embedding), _planes(weights.head)
+        self._embedding, self._head = planes_of(weights.embedding), planes_of(weights.head)
         self._final_norm = weights.final_norm
         self._layers = [
-            _layer(layer, of, n_context, gpu.place)
+            GpuLayer.bound(layer, of, n_context, gpu.place)
             for layer, of in zip(spec.layers, weights.layers, strict=True)
         ]
 
@@ -159,9 +124,10 @@ class GpuParts:
         """b.x += attention(norm(b.x)), over a cache that then has `end` positions."""
         layer = self._layers[layer_id]
         self._ask(layer, b)
-        self._store(layer, b, slice(None), keys, values)
+        where = (b.positions, b.sequences)
+        self._place(layer, b.qkv, where, (keys, values))
         if b.n_tokens <= MOST_DECODED:
-            self._attend_few(layer, b, slice(None), keys, values)
+            self._attend_few(layer, b.qkv, where, (keys, values), b.attended)
         else:
             b.attended.copy_(_attend_prompt(layer, b.qkv, keys[0], values[0], end))
         self._add_attended(layer, b)
@@ -172,38 +138,46 @@ class GpuParts:
         """The same for a token of each of several conversations.  caches: their keys and values."""
         layer = self._layers[layer_id]
         self._ask(layer, b)
-        for t, (keys, values) in enumerate(caches):
+        for t, cache in enumerate(caches):
             one = slice(t, t + 1)
-            self._store(layer, b, one, keys, values)
-            self._attend_few(layer, b, one, keys, values)
+            qkv, where = b.qkv[one], (b.positions[one], b.sequences[one])
+            self._place(layer, qkv, where, cache)
+            self._attend_few(layer, qkv, where, cache, b.attended[one])
         self._add_attended(layer, b)
 
-    def _ask(self, layer: _Layer, b: Buffers) -> None:
+    def _ask(self, layer: GpuLayer, b: Buffers) -> None:
         """b.qkv = queries, keys and values of norm(b.x)."""
-        weights, rounded = layer.weights, (b.normed_codes, b.normed_scales)
+        rounded, weights = (b.normed_codes, b.normed_scales), layer.weights
         norm = (weights.attention_norm, self._norm_epsilon)
         self._ops.norm_round(b.x, *norm, layer.qkv.d, b.normed, *rounded)
         self._linear(rounded, layer.qkv, b.qkv, weights.optional("qkv_bias"))
 
-    def _store(
-        self, layer: _Layer, b: Buffers, tokens: slice, keys: Tensor, values: Tensor
+    def _place(
+        self,
+        layer: GpuLayer,
+        qkv: Tensor,
+        where: tuple[Tensor, Tensor],
+        cache: tuple[Tensor, Tensor],
     ) -> None:
-        """Queries and keys of some tokens are turned, keys and values go to their cache."""
-        where = (b.positions[tokens], b.sequences[tokens], grouped(layer.spec.attention).n_heads)
-        turning = (layer.frequencies, layer.rope_length)
-        self._ops.rope_store(b.qkv[tokens], *turning, *where, *layer.heads, keys, values)
+        """Queries and keys at their positions; keys and values go to the cache."""
+        turning, n_heads = (layer.frequencies, layer.rope_length), layer.attention.n_heads
+        self._ops.rope_store(qkv, *turning, *where, n_heads, *layer.heads, *cache)
 
     def _attend_few(
-        self, layer: _Layer, b: Buffers, tokens: slice, keys: Tensor, values: Tensor
+        self,
+        layer: GpuLayer,
+        qkv: Tensor,
+        where: tuple[Tensor, Tensor],
+        cache: tuple[Tensor, Tensor],
+        out: Tensor,
     ) -> None:
-        """b.attended of some tokens, of one conversation."""
-        spec = grouped(layer.spec.attention)
-        where = (b.positions[tokens], b.sequences[tokens], spec.n_heads)
-        how = (spec.window or 0, layer.score_scale, layer.weights.optional("sinks"))
-        qkv, attended = b.qkv[tokens], b.attended[tokens]
-        self._ops.attend(qkv, keys, values, *where, *how, attended, b.workspace)
+        """out = attention of up to MOST_DECODED tokens that were placed."""
+        spec, sinks = layer.attention, layer.weights.optional("sinks")
+        how = (spec.window or 0, layer.score_scale, sinks)
+        workspace = self._buffers.workspace
+        self._ops.attend(qkv, *cache, *where, spec.n_heads, *how, out, workspace)
 
-    def _add_attended(self, layer: _Layer, b: Buffers) -> None:
+    def _add_attended(self, layer: GpuLayer, b: Buffers) -> None:
         """b.x += attention's output."""
         rounded = (b.attended_codes, b.attended_scales)
         self._ops.round_tokens(b.attended, layer.out.d, *rounded)
@@ -215,7 +189,7 @@ class GpuParts:
         layer = self._layers[layer_id]
         weights, norm = layer.weights, (layer.weights.experts_norm, self._norm_epsilon)
         of_shared = (b.shared_in_codes, b.shared_in_scales)
-        if not self.has_experts(layer_id):
+        if not layer.has_experts:
             assert layer.shared is not None
             self._ops.norm_round(b.x, *norm, layer.shared.gate_up.d, b.normed, *of_shared)
             return
@@ -239,18 +213,18 @@ class GpuParts:
 
     def has_experts(self, layer_id: int) -> bool:
         """Whether a layer has any but a shared one."""
-        return self._layers[layer_id].spec.feed_forward.n_experts > 0
+        return self._layers[layer_id].has_experts
 
     def share(self, layer_id: int, b: Buffers) -> None:
         """b.x += the shared expert's output, if there is one, after `route`."""
-        layer, ops = self._layers[layer_id], self._ops
-        shared, spec = layer.shared, layer.spec.feed_forward
+        layer = self._layers[layer_id]
+        shared = layer.shared
         if shared is None:
             return
         gate_up, *inner = b.shared(shared.down.layout.n_in)
         self._linear((b.shared_in_codes, b.shared_in_scales), shared.gate_up, gate_up)
-        kind = _numbers_of(spec.activation)
-        ops.gate_round(gate_up, *kind, b.normed, shared.router, shared.down.d, *inner)
+        given = (gate_up, *layer.activation, b.normed, shared.router)
+        self._ops.gate_round(*given, shared.down.d, *inner)
         self._linear((inner[0], inner[1]), shared.down, b.x, add=True)
 
     def mix(self, layer_id: int, b: Buffers, table: Tensor, n_parts: int) -> None:
@@ -267,7 +241,7 @@ class GpuParts:
         biases = [layer.weights.optional(name) for name in ("gate_up_bias", "down_bias")]
         ops.experts_inner(
             b.normed_codes, b.normed_scales, *experts, d_inner, biases[0],
-            *_numbers_of(spec.activation), *sizes, *inner, b.workspace,
+            *layer.activation, *sizes, *inner, b.workspace,
         )  # fmt: skip
         ops.experts_down(*inner, *experts, biases[1], b.weights, spec.n_inner, b.x, b.workspace)
 
@@ -287,11 +261,6 @@ class GpuParts:
         )  # fmt: skip
 
 
-def _numbers_of(activation: Activation) -> tuple[float, float, float]:
-    limit = math.inf if activation.limit is None else activation.limit
-    return activation.steepness, activation.shift, limit
-
-
 def cache_bytes(spec: ModelSpec, n_tokens: int, kv: cpu.KvFormat) -> int:
     """Bytes that keys and values of n_tokens take."""
     dtype = KV_DTYPES[kv]
@@ -306,9 +275,9 @@ def _cache_shapes(
     return [(1, a.n_kv_heads, capacity, row_numbers(a.head_size, dtype)) for a in of]
 
 
-def _attend_prompt(layer: _Layer, qkv: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+def _attend_prompt(layer: GpuLayer, qkv: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
     """qkv: [T, ...]; keys, values: [B, capacity, row].  Returns [T, q size]."""
-    attention, n_tokens = grouped(layer.spec.attention), qkv.shape[0]
+    attention, n_tokens = layer.attention, qkv.shape[0]
     window = attention.window
     first = 0 if window is None else max(0, end - n_tokens + 1 - window)
     k, v = (cached_numbers(c[:, first:end], attention.head_size) for c in (keys, values))
@@ -322,62 +291,3 @@ def _attend_prompt(layer: _Layer, qkv: Tensor, keys: Tensor, values: Tensor, end
         sinks=layer.weights.optional("sinks"),
     )
     return out.reshape(n_tokens, -1)
-
-
-def _layer(spec: LayerSpec, weights: LayerWeights, n_context: int, place: torch.device) -> _Layer:
-    attention = grouped(spec.attention)
-    rope, norm = attention.rope, attention.norm
-    assert rope is not None
-    return _Layer(
-        spec=spec,
-        weights=weights,
-        qkv=_planes(weights.qkv),
-        out=_planes(weights.attention_out),
-        frequencies=rope_frequencies(rope, attention.head_size, n_context).to(place),
-        rope_length=rope_length(rope, n_context),
-        score_scale=attention.score_scale or attention.head_size**-0.5,
-        heads=(
-            head_norm_kind(norm),
-            weights.optional("q_norm"),
-            weights.optional("k_norm"),
-            1.0 if norm is None else norm.epsilon,
-            math.inf if attention.clamp is None else attention.clamp,
-        ),
-        shared=_shared(weights, spec.feed_forward),
-        router=_router(weights, spec.feed_forward.router, place),
-    )
-
-
-def _shared(weights: LayerWeights, spec: ExpertsFeedForward) -> _Shared | None:
-    if spec.shared is None:
-        return None
-    return _Shared(
-        gate_up=_planes(weights.parts["shared_gate_up"]),
-        down=_planes(weights.parts["shared_down"]),
-        router=weights.optional("shared_router"),
-    )
-
-
-def _router(
-    weights: LayerWeights, kind: Router, place: torch.device
-) -> tuple[Tensor, Tensor | None, Tensor | None, bool, bool, int, int, float]:
-    """As cuda_ext/ops.py wants it."""
-    sigmoid = kind if isinstance(kind, SigmoidRouter) else None
-    scores = weights.optional("router")
-    # One expert that every token uses is chosen by any router; one of zeros serves.
-    no_choice = torch.zeros(1, weights.experts_norm.shape[0], device=place)
-    return (
-        no_choice if scores is None else scores,
-        weights.optional("router_bias"),
-        weights.optional("choice_bias"),
-        sigmoid is not None,
-        isinstance(kind, SoftmaxRouter | SigmoidRouter) and kind.renormalize,
-        1 if sigmoid is None else sigmoid.n_groups,
-        1 if sigmoid is None else sigmoid.n_groups_active,
-        1.0 if sigmoid is None else sigmoid.scale,
-    )
-
-
-def _planes(matrix: Matrix) -> TrellisMatrix:
-    assert isinstance(matrix, TrellisMatrix)
-    return matrix
