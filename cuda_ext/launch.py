@@ -8,8 +8,9 @@ from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
-# Tensors are passed as their addresses, whole numbers as int, fractions as float (32 bits).
-Argument: TypeAlias = Tensor | int | float
+# Tensors are passed as their addresses, None as the address 0, whole numbers as int, fractions as
+# float (32 bits).
+Argument: TypeAlias = Tensor | int | float | None
 
 
 class Launch(Protocol):

@@ -120,6 +120,8 @@ def _as_parameter(argument: Argument, device_index: int) -> int | np.float32:
                 f"a tensor is on {argument.device}, the kernel on cuda:{device_index}."
             )
         return argument.data_ptr()
+    if argument is None:
+        return 0
     return np.float32(argument) if isinstance(argument, float) else int(argument)
 
 

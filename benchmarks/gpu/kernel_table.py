@@ -43,6 +43,7 @@ from lowmoe.settings import read_settings
 from quant.layout import PlaneLayout
 
 PLANES = (1, 2, 3)
+SWIGLU = (None, 1.0, 0.0, float("inf"))  # no biases
 DECODED = (1, 2, 4, 8)  # tokens
 PROMPTS = (128, 512, 2048)  # tokens
 CACHES = 6  # times the L2 cache that a round's operands take, so that it holds none of them
@@ -81,11 +82,11 @@ class Bench:
             def work() -> None:
                 ops.experts_inner(
                     codes, scales, layer.table, layer.n_planes, *code, *groups, layer.d_inner,
-                    shape.n_hidden, shape.n_active, inner_codes, inner_scales, workspace,
+                    *SWIGLU, shape.n_hidden, shape.n_active, inner_codes, inner_scales, workspace,
                 )  # fmt: skip
                 ops.experts_down(
                     inner_codes, inner_scales, layer.table, layer.n_planes, *code, *groups,
-                    to.weights, shape.n_inner, x, workspace,
+                    None, to.weights, shape.n_inner, x, workspace,
                 )  # fmt: skip
 
             work.active = to.active  # type: ignore[attr-defined]
@@ -151,7 +152,9 @@ class Bench:
         workspace: Tensor,
     ) -> None:
         code = (self.table, CODE.scale_unit)
-        torch.ops.lowmoe.linear(codes, scales, planes, *code, n_out, n_in, False, y, workspace)
+        torch.ops.lowmoe.linear(
+            codes, scales, planes, *code, n_out, n_in, None, False, y, workspace
+        )
 
     def peers(self, name: str, shape: ExpertShape) -> Iterator[dict[str, Any]]:
         """One token's experts: as many as a token goes to, operands beyond the caches."""

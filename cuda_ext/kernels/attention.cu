@@ -16,6 +16,7 @@ struct Attention {
   const int *positions, *sequences;
   int n_heads, head_size, capacity, window, n_tiles;
   float score_scale;
+  const float* sinks;  // or nullptr
   float* out;
   int* arrived;
   float* parts;
@@ -34,6 +35,12 @@ struct Attention {
   }
   __device__ float* outputs() const {
     return out + (static_cast<size_t>(token()) * n_heads + kv_head() * group()) * head_size;
+  }
+  // What a query's sink adds to the total of its powers of 2^(score - top).
+  __device__ __forceinline__ float nothing(int query, float top) const {
+    constexpr float kLog2E = 0x1.715476p+0f;
+    if (sinks == nullptr) return 0;
+    return exp2f(sinks[kv_head() * group() + query] * kLog2E - top);
   }
   __device__ size_t first_row() const {
     return (static_cast<size_t>(sequences[token()]) * n_kv_heads() + kv_head()) * capacity;
@@ -170,6 +177,7 @@ __device__ __forceinline__ void join_parts(const Attention& a, int n_shares, flo
       total = fmaf(weights[g * n_shares + p], of_part.y, total);
     }
     for (int apart = 16; apart > 0; apart /= 2) total += __shfl_xor_sync(kWholeWarp, total, apart);
+    total += a.nothing(g, top);
     for (int p = lane; p < n_shares; p += 32) weights[g * n_shares + p] /= total;
   }
   __syncthreads();
@@ -194,7 +202,7 @@ __device__ __forceinline__ void join(const Attention& a, Found<kQueries, kColumn
     float2 whole;
     float4 sum = join_warps(found, tiles, query, column, &whole);
     if (share.n_shares == 1) {
-      const float scale = 1 / whole.y;
+      const float scale = 1 / (whole.y + a.nothing(query, whole.x));
       sum.x *= scale, sum.y *= scale, sum.z *= scale, sum.w *= scale;
       reinterpret_cast<float4*>(a.outputs())[i] = sum;
     } else {
@@ -231,7 +239,7 @@ __device__ __forceinline__ void attend(const Attention& a) {
 
 }  // namespace lowmoe
 
-// out [tokens][n_heads][head_size] = softmax(q k / sqrt(head_size)) v over the positions that each
+// out [tokens][n_heads][head_size] = softmax(q k * some scale) v over the positions that each
 // token sees: its own and those before, of which the latest `window`, 0 for all.
 //   grid     (parts, n_kv_heads, tokens): the positions of a token are cut into up to so many
 //            parts, up to 64, and blocks that a shorter past does not need leave at once
@@ -239,7 +247,8 @@ __device__ __forceinline__ void attend(const Attention& a) {
 //            group / n_tiles query heads, rounded up, up to kQueries; group = n_heads / n_kv_heads.
 //            What one of them has read the others find in the L1 cache.
 //   qkv, positions, sequences, keys, values   as for rope_store, which has been there before
-//   score_scale  log2(e) / sqrt(head_size): scores become exponents of 2
+//   score_scale  log2(e) times the scale: scores become exponents of 2
+//   sinks    [n_heads], scores of nothing that take part in the softmax, as they are; or null
 //   arrived  [tokens][n_kv_heads], 0 before and after
 //   parts    [tokens][n_kv_heads][parts][group][head_size + 2] floats, anything
 // Requires head_size <= 8 * kLanes. Parts are joined in their order by the block that comes last,
@@ -249,10 +258,10 @@ __device__ __forceinline__ void attend(const Attention& a) {
   extern "C" __global__ void __launch_bounds__(256, 2) attend_##name##_##kQueries##_##kLanes(    \
       const float* qkv, const uint8_t* keys, const uint8_t* values, const int* positions,        \
       const int* sequences, int n_heads, int head_size, int capacity, int window, int n_tiles,   \
-      float score_scale, float* out, int* arrived, float* parts) {                               \
+      float score_scale, const float* sinks, float* out, int* arrived, float* parts) {           \
     lowmoe::attend<Number, kQueries, kLanes>({qkv, keys, values, positions, sequences, n_heads,  \
                                               head_size, capacity, window, n_tiles, score_scale, \
-                                              out, arrived, parts});                             \
+                                              sinks, out, arrived, parts});                      \
   }                                                                                              \
   EXPORT_KERNEL(attend_##name##_##kQueries##_##kLanes, attend_##name##_##kQueries##_##kLanes)
 

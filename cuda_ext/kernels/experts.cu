@@ -3,6 +3,7 @@
 //
 // Which experts, how many and where their bytes are is read on the card, so that a CUDA graph may
 // be replayed while experts come and go; sizes alone decide the grid.
+#include "activation.cuh"
 #include "experts.cuh"
 #include "round.cuh"
 #include "strips.cuh"
@@ -64,7 +65,9 @@ struct Inner : ExpertStrips<kTokens> {
   using Strips = ExpertStrips<kTokens>;
 
   const __half* d_inner;  // [E, n_inner]
-  int8_t* codes;          // of rounded tokens to be written, a row for each place
+  Biases bias;            // [E, 2 * n_inner], gate's first
+  Activation activation;
+  int8_t* codes;  // of rounded tokens to be written, a row for each place
   float* scales;
 
   __device__ __forceinline__ int first_of_unit(int strip) const {
@@ -92,6 +95,8 @@ struct Inner : ExpertStrips<kTokens> {
     const int group = strip % this->strips_of_expert / kUnitStrips;
     const int channel = group * kScaleColumns + lane * kLaneColumns;
     const __half* d = d_inner + static_cast<size_t>(expert.id) * n_inner;
+    const Biases of_gate = bias.from(static_cast<size_t>(expert.id) * 2 * n_inner + channel);
+    const Biases of_up = of_gate.from(n_inner);
     float x[kLaneColumns];
 #pragma unroll
     for (int i = 0; i < kLaneColumns; i++) {
@@ -99,9 +104,9 @@ struct Inner : ExpertStrips<kTokens> {
       const int which = lane * kLaneColumns / layout::kBlockRows;
       x[i] = 0;
       if (channel + i < n_inner) {
-        const float gate = sums[which][token][row];
-        const float up = sums[which][token][layout::kBlockRows + row];
-        x[i] = gate / (1 + expf(-gate)) * up * __half2float(d[channel + i]);
+        const float gate = sums[which][token][row] + of_gate[i];
+        const float up = sums[which][token][layout::kBlockRows + row] + of_up[i];
+        x[i] = activation(gate, up) * __half2float(d[channel + i]);
       }
     }
     float scale;
@@ -121,6 +126,7 @@ struct Down : ExpertStrips<kTokens> {
   static constexpr int kUnitStrips = 1;
   using Strips = ExpertStrips<kTokens>;
 
+  Biases bias;           // [E, n_hidden]
   const float* weights;  // [T, K]
   float* x;              // [T, n_hidden]
   float* outputs;        // [T * K, n_hidden]
@@ -139,8 +145,9 @@ struct Down : ExpertStrips<kTokens> {
     const int row = thread_now() % kStripRows;
     const int o = of_expert * kStripRows + row, first = thread_now() / kStripRows;
     constexpr int kStep = kThreads / kStripRows;
+    const Biases own = bias.from(static_cast<size_t>(expert.id) * n_hidden);
     for (int i = first; i < expert.n_tokens && o < n_hidden; i += kStep) {
-      outputs[static_cast<size_t>(expert.first + i) * n_hidden + o] = sums[0][i][row];
+      outputs[static_cast<size_t>(expert.first + i) * n_hidden + o] = sums[0][i][row] + own[o];
     }
     if (!is_last_block(n_arrived + of_expert, this->present.count)) return;
     for (int t = first; t < this->present.sizes.n_tokens && o < n_hidden; t += kStep) add(t, o);
@@ -165,53 +172,57 @@ __device__ __forceinline__ int padded_inner(int n_inner) {
 
 // As experts_inner of cuda_ext/ops.py. Places of an expert that is not here are left as they are.
 //   counters, partials  as for linear.cu, of two strips each: [blocks][2][2][T][128]
-#define INNER(name, tokens_of_lane)                                                                \
-  extern "C" __global__ void __launch_bounds__(kThreads, 2) name(                                  \
-      const int8_t* codes, const float* scales, int n_tokens, const int64_t* parts, int n_experts, \
-      int n_planes, const int8_t* table, float scale_unit, const int* first, const int* order,     \
-      const int* active, const __half* d_inner, int n_hidden, int n_inner, int n_active,           \
-      int8_t* inner_codes, float* inner_scales, int* counters, float* partials) {                  \
-    DYNAMIC_SHARED(unsigned, pairs);                                                               \
-    __shared__ StripMemory<Inner<tokens_of_lane>, 4 * tokens_of_lane> memory;                      \
-    __shared__ PresentExperts present;                                                             \
-    const ExpertSizes sizes{n_hidden, n_inner, n_experts, n_active, n_planes, n_tokens};           \
-    const PartOfExperts gate_up{Regions(2 * padded_inner(n_inner), n_hidden), 0};                  \
-    find_experts({parts, first, order, active}, sizes, gate_up, present);                          \
-    const Inner<tokens_of_lane> job{                                                               \
-        {RoundedTokens(codes, scales, n_hidden), scale_unit, sizes, present},                      \
-        d_inner,                                                                                   \
-        inner_codes,                                                                               \
-        inner_scales};                                                                             \
-    Strips<tokens_of_lane, Inner<tokens_of_lane>>(job, pairs, memory, counters, partials)          \
-        .run(table);                                                                               \
-  }                                                                                                \
+#define INNER(name, tokens_of_lane)                                                              \
+  extern "C" __global__ void __launch_bounds__(kThreads, 2)                                      \
+      name(const int8_t* codes, const float* scales, int n_tokens, const int64_t* parts,         \
+           int n_experts, int n_planes, const int8_t* table, float scale_unit, const int* first, \
+           const int* order, const int* active, const __half* d_inner, const float* bias,        \
+           float steepness, float shift, float limit, int n_hidden, int n_inner, int n_active,   \
+           int8_t* inner_codes, float* inner_scales, int* counters, float* partials) {           \
+    DYNAMIC_SHARED(unsigned, pairs);                                                             \
+    __shared__ StripMemory<Inner<tokens_of_lane>, 4 * tokens_of_lane> memory;                    \
+    __shared__ PresentExperts present;                                                           \
+    const ExpertSizes sizes{n_hidden, n_inner, n_experts, n_active, n_planes, n_tokens};         \
+    const PartOfExperts gate_up{Regions(2 * padded_inner(n_inner), n_hidden), 0};                \
+    find_experts({parts, first, order, active}, sizes, gate_up, present);                        \
+    const Inner<tokens_of_lane> job{                                                             \
+        {RoundedTokens(codes, scales, n_hidden), scale_unit, sizes, present},                    \
+        d_inner,                                                                                 \
+        {bias},                                                                                  \
+        {steepness, shift, limit},                                                               \
+        inner_codes,                                                                             \
+        inner_scales};                                                                           \
+    Strips<tokens_of_lane, Inner<tokens_of_lane>>(job, pairs, memory, counters, partials)        \
+        .run(table);                                                                             \
+  }                                                                                              \
   EXPORT_KERNEL(name, name)
 
 // As experts_down of cuda_ext/ops.py. An expert that is not here adds nothing.
 //   counters  for blocks, kMostBlocks, then one for each 128 of n_hidden; partials as for linear.cu
 //   outputs   [T * K, n_hidden], any
-#define DOWN(name, tokens_of_lane)                                                                \
-  extern "C" __global__ void __launch_bounds__(kThreads, 2)                                       \
-      name(const int8_t* inner_codes, const float* inner_scales, const int64_t* parts,            \
-           int n_experts, int n_planes, const int8_t* table, float scale_unit, const int* first,  \
-           const int* order, const int* active, const float* weights, int n_tokens, int n_hidden, \
-           int n_inner, int n_active, float* x, int* counters, float* partials, float* outputs) { \
-    DYNAMIC_SHARED(unsigned, pairs);                                                              \
-    __shared__ StripMemory<Down<tokens_of_lane>, 4 * tokens_of_lane> memory;                      \
-    __shared__ PresentExperts present;                                                            \
-    const ExpertSizes sizes{n_hidden, n_inner, n_experts, n_active, n_planes, n_tokens};          \
-    const PartOfExperts down{Regions(n_hidden, n_inner),                                          \
-                             Regions(2 * padded_inner(n_inner), n_hidden).plane_bytes()};         \
-    find_experts({parts, first, order, active}, sizes, down, present);                            \
-    const Down<tokens_of_lane> job{                                                               \
-        {RoundedTokens(inner_codes, inner_scales, n_inner), scale_unit, sizes, present},          \
-        weights,                                                                                  \
-        x,                                                                                        \
-        outputs,                                                                                  \
-        counters + kMostBlocks};                                                                  \
-    Strips<tokens_of_lane, Down<tokens_of_lane>>(job, pairs, memory, counters, partials)          \
-        .run(table);                                                                              \
-  }                                                                                               \
+#define DOWN(name, tokens_of_lane)                                                               \
+  extern "C" __global__ void __launch_bounds__(kThreads, 2) name(                                \
+      const int8_t* inner_codes, const float* inner_scales, const int64_t* parts, int n_experts, \
+      int n_planes, const int8_t* table, float scale_unit, const int* first, const int* order,   \
+      const int* active, const float* bias, const float* weights, int n_tokens, int n_hidden,    \
+      int n_inner, int n_active, float* x, int* counters, float* partials, float* outputs) {     \
+    DYNAMIC_SHARED(unsigned, pairs);                                                             \
+    __shared__ StripMemory<Down<tokens_of_lane>, 4 * tokens_of_lane> memory;                     \
+    __shared__ PresentExperts present;                                                           \
+    const ExpertSizes sizes{n_hidden, n_inner, n_experts, n_active, n_planes, n_tokens};         \
+    const PartOfExperts down{Regions(n_hidden, n_inner),                                         \
+                             Regions(2 * padded_inner(n_inner), n_hidden).plane_bytes()};        \
+    find_experts({parts, first, order, active}, sizes, down, present);                           \
+    const Down<tokens_of_lane> job{                                                              \
+        {RoundedTokens(inner_codes, inner_scales, n_inner), scale_unit, sizes, present},         \
+        {bias},                                                                                  \
+        weights,                                                                                 \
+        x,                                                                                       \
+        outputs,                                                                                 \
+        counters + kMostBlocks};                                                                 \
+    Strips<tokens_of_lane, Down<tokens_of_lane>>(job, pairs, memory, counters, partials)         \
+        .run(table);                                                                             \
+  }                                                                                              \
   EXPORT_KERNEL(name, name)
 
 INNER(inner_4, 1)  // up to 4 tokens

@@ -1,4 +1,5 @@
-// y = W x, or y += W x, for few tokens: projections and the output head.
+// y = W x + bias, or y += .., for few tokens: projections and the output head.
+#include "activation.cuh"
 #include "runs.cuh"
 #include "strips.cuh"
 
@@ -13,6 +14,7 @@ struct Linear {
   const uint8_t* planes[layout::kMaxPlanes];
   float scale_unit;
   int n_out;
+  Biases bias;
   bool add;
   float* y;
   int most_tokens, n_planes, n_strips, n_column_blocks;
@@ -41,9 +43,11 @@ struct Linear {
                                          const UnitSums<Linear, 4 * kTokens>& sums) const {
     const int row = thread_now() % kStripRows, o = strip * kStripRows + row;
     if (o >= n_out) return;
+    const float of_row = bias[o];
     for (int t = thread_now() / kStripRows; t < most_tokens; t += kThreads / kStripRows) {
       float& to = y[static_cast<size_t>(t) * n_out + o];
-      to = add ? to + sums[0][t][row] : sums[0][t][row];
+      const float sum = sums[0][t][row] + of_row;
+      to = add ? to + sum : sum;
     }
   }
 };
@@ -52,8 +56,8 @@ template <int kTokens>
 __device__ __forceinline__ void linear(const int8_t* codes, const float* scales, int n_tokens,
                                        const uint8_t* plane_0, const uint8_t* plane_1,
                                        const uint8_t* plane_2, int n_planes, const int8_t* table,
-                                       float scale_unit, int n_out, int n_in, int add, float* y,
-                                       int* counters, float* partials) {
+                                       float scale_unit, int n_out, int n_in, const float* bias,
+                                       int add, float* y, int* counters, float* partials) {
   DYNAMIC_SHARED(unsigned, pairs);
   __shared__ StripMemory<Linear<kTokens>, 4 * kTokens> memory;
   const Regions regions(n_out, n_in);
@@ -62,6 +66,7 @@ __device__ __forceinline__ void linear(const int8_t* codes, const float* scales,
                             {plane_0, plane_1, plane_2},
                             scale_unit,
                             n_out,
+                            {bias},
                             add != 0,
                             y,
                             n_tokens,
@@ -72,19 +77,21 @@ __device__ __forceinline__ void linear(const int8_t* codes, const float* scales,
 }
 
 // y [T, n_out] float32; otherwise as `linear` in cuda_ext/ops.py.
+//   bias      [n_out], or null
 //   plane_*   of which n_planes count; the others may be any
 //   counters  an int for each block, 0 before and after
 //   partials  [blocks][2][T][128]
 // A launch has kThreads threads a block, Stage::kSharedWords of dynamic shared memory and blocks as
 // strips.cuh says.
-#define LINEAR(name, tokens_of_lane)                                                              \
-  extern "C" __global__ void __launch_bounds__(kThreads, 2) name(                                 \
-      const int8_t* codes, const float* scales, int n_tokens, const uint8_t* plane_0,             \
-      const uint8_t* plane_1, const uint8_t* plane_2, int n_planes, const int8_t* table,          \
-      float scale_unit, int n_out, int n_in, int add, float* y, int* counters, float* partials) { \
-    linear<tokens_of_lane>(codes, scales, n_tokens, plane_0, plane_1, plane_2, n_planes, table,   \
-                           scale_unit, n_out, n_in, add, y, counters, partials);                  \
-  }                                                                                               \
+#define LINEAR(name, tokens_of_lane)                                                            \
+  extern "C" __global__ void __launch_bounds__(kThreads, 2)                                     \
+      name(const int8_t* codes, const float* scales, int n_tokens, const uint8_t* plane_0,      \
+           const uint8_t* plane_1, const uint8_t* plane_2, int n_planes, const int8_t* table,   \
+           float scale_unit, int n_out, int n_in, const float* bias, int add, float* y,         \
+           int* counters, float* partials) {                                                    \
+    linear<tokens_of_lane>(codes, scales, n_tokens, plane_0, plane_1, plane_2, n_planes, table, \
+                           scale_unit, n_out, n_in, bias, add, y, counters, partials);          \
+  }                                                                                             \
   EXPORT_KERNEL(name, name)
 
 LINEAR(linear_4, 1)  // up to 4 tokens

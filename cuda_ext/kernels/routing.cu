@@ -7,21 +7,6 @@
 
 namespace lowmoe {
 
-// The sums over the block of what each thread brings, as sum_of_block has them.
-//   shared  [kCount][32], not in use
-template <int kCount>
-__device__ __forceinline__ void sums_of_block(float (&mine)[kCount], float (*shared)[32]) {
-  const int lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
-#pragma unroll
-  for (int i = 0; i < kCount; i++) {
-    const float sum = sum_of_warp(mine[i]);
-    if (lane == 0) shared[i][threadIdx.x / 32] = sum;
-  }
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < kCount; i++) mine[i] = sum_of_warp(lane < n_warps ? shared[i][lane] : 0);
-}
-
 // Scores of one expert, for up to kTokens tokens that were normed, by one block.
 template <int kTokens>
 __device__ __forceinline__ void score(const float* normed, const float* router, int n_tokens,
@@ -83,27 +68,39 @@ __device__ __forceinline__ bool choose_in_last(const float (&scores)[kTokens], i
     }
   }
   if (!is_last_block(arrived, choice.n_experts)) return false;
-  if (warp < n_tokens) choice.of_token(logits + warp * choice.n_experts, warp);
+  float* const likely = logits + n_tokens * choice.n_experts;
+  const int first = warp * choice.n_experts;
+  if (warp < n_tokens) choice.of_token(logits + first, likely + first, warp);
   return true;
 }
 
 }  // namespace lowmoe
 
+// What a kernel is given of a Router, see choice.cuh.
+#define ROUTER_PARAMETERS                                                                  \
+  const float *bias, const float *choice_bias, int sigmoid, int renormalize, int n_groups, \
+      int n_groups_active, float scale
+#define ROUTER                                                                          \
+  lowmoe::Router {                                                                      \
+    bias, choice_bias, sigmoid != 0, renormalize != 0, n_groups, n_groups_active, scale \
+  }
+
 // Scores and chooses for a few tokens: logits[t][e] = sum over n of normed[t][n] * router[e][n].
 //   grid    (n_experts); block  256, so that there is a warp for each token
 //   normed  [n_tokens][n_hidden], n_tokens up to kTokens; router  [n_experts][n_hidden]
-//   logits  [n_tokens][n_experts], anything before
+//   logits  [2][n_tokens][n_experts], anything before; afterwards logits, and what is likely of
+//           experts unless that is a softmax
 //   arrived [1], 0 before and after
-#define ROUTE(kTokens)                                                                        \
-  extern "C" __global__ void __launch_bounds__(256) route_##kTokens(                          \
-      const float* normed, const float* router, int n_tokens, int n_hidden, float* logits,    \
-      int n_experts, int n_active, int renormalize, float* weights, int* ids, int* arrived) { \
-    float scores[kTokens];                                                                    \
-    const size_t row = static_cast<size_t>(blockIdx.x) * n_hidden;                            \
-    lowmoe::score(normed, router + row, n_tokens, n_hidden, scores);                          \
-    lowmoe::choose_in_last(scores, n_tokens, logits,                                          \
-                           {n_experts, n_active, renormalize != 0, weights, ids}, arrived);   \
-  }                                                                                           \
+#define ROUTE(kTokens)                                                                            \
+  extern "C" __global__ void __launch_bounds__(256, 4) route_##kTokens(                           \
+      const float* normed, const float* router, int n_tokens, int n_hidden, float* logits,        \
+      int n_experts, int n_active, ROUTER_PARAMETERS, float* weights, int* ids, int* arrived) {   \
+    float scores[kTokens];                                                                        \
+    const size_t row = static_cast<size_t>(blockIdx.x) * n_hidden;                                \
+    lowmoe::score(normed, router + row, n_tokens, n_hidden, scores);                              \
+    lowmoe::choose_in_last(scores, n_tokens, logits, {n_experts, n_active, ROUTER, weights, ids}, \
+                           arrived);                                                              \
+  }                                                                                               \
   EXPORT_KERNEL(route_##kTokens, route_##kTokens)
 
 ROUTE(1)
@@ -111,24 +108,30 @@ ROUTE(8)
 
 // All that one token needs between attention and experts: the norm, its rounding in the basis of d,
 // the choice and the groups.
-//   grid    (n_experts + 1): a block for each expert's score, one that rounds
+//   grid    (n_experts + 1): a block for each expert's score, one that rounds; or + 2: one that
+//           rounds in the basis of shared_d too, for an expert of all tokens
 //   block   512, and n_hidden up to 512 * 4 * kGroups
 //   arrays  as for norm_round, route and group, of one token
 #define NORM_ROUTE(kGroups)                                                                        \
   extern "C" __global__ void __launch_bounds__(512) norm_route_##kGroups(                          \
       const float* x, const float* weight, float epsilon, const __half* d, int n_hidden,           \
       float* normed, int8_t* codes, float* scales, const float* router, float* logits,             \
-      int n_experts, int n_active, int renormalize, float* weights, int* ids, int* first,          \
-      int* order, int* active, int* arrived) {                                                     \
+      int n_experts, int n_active, ROUTER_PARAMETERS, float* weights, int* ids, int* first,        \
+      int* order, int* active, const __half* shared_d, int8_t* shared_codes, float* shared_scales, \
+      int* arrived) {                                                                              \
     using namespace lowmoe;                                                                        \
     const int expert = static_cast<int>(blockIdx.x);                                               \
-    if (expert == n_experts) {                                                                     \
-      norm_round_wide({x, weight, d, epsilon, normed, RoundedTokens{codes, scales, n_hidden}, 0}); \
+    if (expert >= n_experts) {                                                                     \
+      const bool is_shared = expert > n_experts;                                                   \
+      const RoundedTokens to{is_shared ? shared_codes : codes, is_shared ? shared_scales : scales, \
+                             n_hidden};                                                            \
+      norm_round_wide(                                                                             \
+          {x, weight, is_shared ? shared_d : d, epsilon, is_shared ? nullptr : normed, to, 0});    \
       return;                                                                                      \
     }                                                                                              \
     const float* row = router + static_cast<size_t>(expert) * n_hidden;                            \
     const float score[1] = {norm_and_score<kGroups>(x, weight, epsilon, row, n_hidden)};           \
-    const Choice choice{n_experts, n_active, renormalize != 0, weights, ids};                      \
+    const Choice choice{n_experts, n_active, ROUTER, weights, ids};                                \
     if (!choose_in_last(score, 1, logits, choice, arrived)) return;                                \
     __syncthreads();                                                                               \
     group_assignments<16, kMostExperts>(n_active, n_experts, ids, first, order, active);           \
@@ -139,28 +142,31 @@ NORM_ROUTE(1)
 NORM_ROUTE(2)
 NORM_ROUTE(4)
 
-// Chooses for any number of tokens by their logits [n_tokens][n_experts].
+// Chooses for any number of tokens by their logits [n_tokens][n_experts]; likely as they are.
 //   grid  (tokens / warps of a block, rounded up)
 extern "C" __global__ void __launch_bounds__(256)
-    choose(int n_tokens, const float* logits, int n_experts, int n_active, int renormalize,
-           float* weights, int* ids) {
+    choose(int n_tokens, const float* logits, float* likely, int n_experts, int n_active,
+           ROUTER_PARAMETERS, float* weights, int* ids) {
   const int token = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
   if (token >= n_tokens) return;
-  lowmoe::Choice{n_experts, n_active, renormalize != 0, weights, ids}.of_token(
-      logits + static_cast<size_t>(token) * n_experts, token);
+  lowmoe::Choice{n_experts, n_active, ROUTER, weights, ids}.of_token(
+      logits + static_cast<size_t>(token) * n_experts,
+      likely + static_cast<size_t>(token) * n_experts, token);
 }
 EXPORT_KERNEL(choose, choose)
 
-// The same where experts that are there are preferred, see Nearness: weights are those of the
-// logits.
+// The same by a softmax of the logits where experts that are there are preferred, see Nearness:
+// weights are those of the logits.
 //   parts  [n_experts][kMaxPlanes]
 extern "C" __global__ void __launch_bounds__(256)
     choose_near(int n_tokens, const float* logits, const int64_t* parts, float boost, int n_experts,
                 int n_active, int renormalize, float* weights, int* ids) {
   const int token = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
   if (token >= n_tokens) return;
-  lowmoe::Choice{n_experts, n_active, renormalize != 0, weights, ids}.of_token(
-      logits + static_cast<size_t>(token) * n_experts, token, lowmoe::Nearness{parts, boost});
+  const lowmoe::Router plain{nullptr, nullptr, false, renormalize != 0, 1, 1, 1};
+  lowmoe::Choice{n_experts, n_active, plain, weights, ids}.of_token(
+      logits + static_cast<size_t>(token) * n_experts, nullptr, token,
+      lowmoe::Nearness{parts, boost});
 }
 EXPORT_KERNEL(choose_near, choose_near)
 

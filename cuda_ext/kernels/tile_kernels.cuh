@@ -74,11 +74,12 @@ struct TileMatrix {
 
 // sums = the tile's tokens times the block's rows, of which those beyond the matrix are some
 // others, in n scale groups from `group` on.
-//   from(i)  the row of rounded tokens that token i of the tile is
-template <int kPlanes, int kTokens, class From>
+//   from(i)    the row of rounded tokens that token i of the tile is
+//   bias(row)  what is added to one of the 256 rows
+template <int kPlanes, int kTokens, class From, class Bias>
 __device__ __forceinline__ void multiply(uint4* shared, const Tokens& tokens, const int& n_tokens,
-                                         From from, const TileMatrix<kPlanes>& w, int group, int n,
-                                         TileSums<kTokens>& sums) {
+                                         From from, const TileMatrix<kPlanes>& w, Bias bias,
+                                         int group, int n, TileSums<kTokens>& sums) {
   auto& memory = *reinterpret_cast<TileMemory<kPlanes, kTokens>*>(shared);
   const int thread = threadIdx.x, half = threadIdx.x / 32 % 2;
   // Tokens that the tile lacks are the last one again, and written nowhere.
@@ -86,17 +87,24 @@ __device__ __forceinline__ void multiply(uint4* shared, const Tokens& tokens, co
   const int row_block = blockIdx.y * (kTileRows / layout::kBlockRows) + threadIdx.x / 64;
   const int last = static_cast<int>(w.shape.row_blocks()) - 1;
   const auto rows = warp_rows(w.planes, w.shape, min(row_block, last), half, w.scale_unit);
-  clear<kTokens>(sums);
+  begin<kTokens>(sums, bias);
   __syncthreads();
   TileProduct<kPlanes, kTokens>(memory, tokens, rows, half, n_tokens).add(group, n, w.table, sums);
 }
 
-// y [T, n_out] = W x, or += ..  Grid x: tiles of T; z: parts of the scale groups, whose sums, where
-// there are several, go to parts [grid y][grid x][grid z][kTokens][256] instead: see add_parts.
+// Of one of the block's rows, 0 beyond the n of a matrix whose first has the bias `first`.
+__device__ __forceinline__ float bias_of_row(const Biases& bias, int first, int row, int n) {
+  const int at = blockIdx.y * kTileRows + row;
+  return at < n ? bias[first + at] : 0;
+}
+
+// y [T, n_out] = W x + bias, or += ..  Grid x: tiles of T; z: parts of the scale groups, whose
+// sums, where there are several, go to parts [grid y][grid x][grid z][kTokens][256] instead: see
+// add_parts.
 template <int kPlanes, int kTokens>
 __device__ __forceinline__ void linear(const int8_t* codes, const float* scales, int n_tokens,
-                                       const TileMatrix<kPlanes>& w, bool add, float* y,
-                                       float* parts) {
+                                       const TileMatrix<kPlanes>& w, const Biases& bias, bool add,
+                                       float* y, float* parts) {
   DYNAMIC_SHARED(uint4, shared);
   const int n_out = static_cast<int>(w.shape.n_out), n_parts = gridDim.z, part = blockIdx.z;
   const int first = blockIdx.x * kTokens, count = min(kTokens, n_tokens - first);
@@ -105,7 +113,9 @@ __device__ __forceinline__ void linear(const int8_t* codes, const float* scales,
   const int end = tokens.n_groups * (part + 1) / n_parts;
   TileSums<kTokens> sums;
   multiply<kPlanes, kTokens>(
-      shared, tokens, count, [=](int i) { return first + i; }, w, group, end - group, sums);
+      shared, tokens, count, [=](int i) { return first + i; }, w,
+      [=](int row) { return blockIdx.z == 0 ? bias_of_row(bias, 0, row, n_out) : 0; }, group,
+      end - group, sums);
   if (n_parts == 1) {
     write_rows<kTokens>(sums, count, blockIdx.y * kTileRows, n_out, add,
                         [=](int i) { return y + static_cast<size_t>(first + i) * n_out; });
@@ -122,8 +132,8 @@ template <int kPlanes, int kTokens>
 __device__ __forceinline__ void inner(const int8_t* codes, const float* scales,
                                       const long long* parts, const int8_t* table, float scale_unit,
                                       const int* first, const int* order, const int* active,
-                                      const __half* d_inner, int n_hidden, int n_active,
-                                      const InnerTokens& inner) {
+                                      const __half* d_inner, const Biases& bias, int n_hidden,
+                                      int n_active, const InnerTokens& inner) {
   DYNAMIC_SHARED(uint4, shared);
   const Tile& tile = find_tile<kTokens>(first, active);
   TileMatrix<kPlanes> w{{}, gate_up_shape(n_hidden, inner.n_inner), table, scale_unit};
@@ -131,19 +141,26 @@ __device__ __forceinline__ void inner(const int8_t* codes, const float* scales,
   const Tokens tokens = tokens_of(codes, scales, n_hidden);
   TileSums<kTokens> sums;
   multiply<kPlanes, kTokens>(
-      shared, tokens, tile.count, [&](int i) { return order[tile.first + i] / n_active; }, w, 0,
-      tokens.n_groups, sums);
+      shared, tokens, tile.count, [&](int i) { return order[tile.first + i] / n_active; }, w,
+      [&](int row) {  // row blocks of gate and up alternate
+        const int block = row / layout::kBlockRows, unit = blockIdx.y * kScaleColumns;
+        const int channel = unit + block / 2 * layout::kBlockRows + row % layout::kBlockRows;
+        if (channel >= inner.n_inner) return 0.0f;
+        return bias[(2 * tile.expert + block % 2) * inner.n_inner + channel];
+      },
+      0, tokens.n_groups, sums);
   round_inner<kTokens>(sums, shared, tile.first, tile.count,
                        d_inner + static_cast<size_t>(tile.expert) * inner.n_inner, inner);
 }
 
-// outputs [T * K, n_hidden], by assignment: the expert's down times the inner tokens of its places;
-// zeros if it is not here.
+// outputs [T * K, n_hidden], by assignment: the expert's down times the inner tokens of its places,
+// and its bias; zeros if it is not here.
 template <int kPlanes, int kTokens>
 __device__ __forceinline__ void down(const int8_t* codes, const float* scales,
                                      const long long* parts, const int8_t* table, float scale_unit,
                                      const int* first, const int* order, const int* active,
-                                     int n_hidden, int n_inner, float* outputs) {
+                                     const Biases& bias, int n_hidden, int n_inner,
+                                     float* outputs) {
   DYNAMIC_SHARED(uint4, shared);
   const Tile& tile = find_tile<kTokens>(first, active);
   if (tile.count == 0) return;
@@ -153,10 +170,11 @@ __device__ __forceinline__ void down(const int8_t* codes, const float* scales,
   if (planes_of(parts, tile.expert, offset, w.planes)) {
     const Tokens tokens = tokens_of(codes, scales, n_inner);
     multiply<kPlanes, kTokens>(
-        shared, tokens, tile.count, [&](int i) { return tile.first + i; }, w, 0, tokens.n_groups,
-        sums);
+        shared, tokens, tile.count, [&](int i) { return tile.first + i; }, w,
+        [&](int row) { return bias_of_row(bias, tile.expert * n_hidden, row, n_hidden); }, 0,
+        tokens.n_groups, sums);
   } else {
-    clear<kTokens>(sums);
+    begin<kTokens>(sums, [](int) { return 0.0f; });
   }
   write_rows<kTokens>(sums, tile.count, blockIdx.y * kTileRows, n_hidden, false, [&](int i) {
     return outputs + static_cast<size_t>(order[tile.first + i]) * n_hidden;
@@ -166,32 +184,33 @@ __device__ __forceinline__ void down(const int8_t* codes, const float* scales,
 }  // namespace lowmoe
 
 // BLOCKS: of a multiprocessor, as far as registers go.
-#define STAMP_TILES(P, M, BLOCKS)                                                                  \
-  static_assert(sizeof(lowmoe::TileMemory<P, M>) == lowmoe::kTileBytes<P, M>);                     \
-  extern "C" __global__ void __launch_bounds__(lowmoe::kTileThreads, BLOCKS)                       \
-      linear_##M(const int8_t* codes, const float* scales, int n_tokens, const uint8_t* plane_0,   \
-                 const uint8_t* plane_1, const uint8_t* plane_2, const int8_t* table,              \
-                 float scale_unit, int n_out, int n_in, int add, float* y, float* parts) {         \
-    const uint8_t* const planes[] = {plane_0, plane_1, plane_2};                                   \
-    lowmoe::TileMatrix<P> w{{}, lowmoe::shape_of(n_out, n_in), table, scale_unit};                 \
-    for (int p = 0; p < P; p++) w.planes[p] = planes[p];                                           \
-    lowmoe::linear<P, M>(codes, scales, n_tokens, w, add, y, parts);                               \
-  }                                                                                                \
-  EXPORT_KERNEL(linear_##M, linear_##M)                                                            \
-  extern "C" __global__ void __launch_bounds__(lowmoe::kTileThreads, BLOCKS)                       \
-      inner_##M(const int8_t* codes, const float* scales, const long long* parts,                  \
-                const int8_t* table, float scale_unit, const int* first, const int* order,         \
-                const int* active, const __half* d_inner, int n_hidden, int n_inner, int n_active, \
-                int8_t* inner_codes, float* inner_scales) {                                        \
-    lowmoe::inner<P, M>(codes, scales, parts, table, scale_unit, first, order, active, d_inner,    \
-                        n_hidden, n_active, {inner_codes, inner_scales, n_inner});                 \
-  }                                                                                                \
-  EXPORT_KERNEL(inner_##M, inner_##M)                                                              \
-  extern "C" __global__ void __launch_bounds__(lowmoe::kTileThreads, BLOCKS)                       \
-      down_##M(const int8_t* codes, const float* scales, const long long* parts,                   \
-               const int8_t* table, float scale_unit, const int* first, const int* order,          \
-               const int* active, int n_hidden, int n_inner, float* outputs) {                     \
-    lowmoe::down<P, M>(codes, scales, parts, table, scale_unit, first, order, active, n_hidden,    \
-                       n_inner, outputs);                                                          \
-  }                                                                                                \
+#define STAMP_TILES(P, M, BLOCKS)                                                                 \
+  static_assert(sizeof(lowmoe::TileMemory<P, M>) == lowmoe::kTileBytes<P, M>);                    \
+  extern "C" __global__ void __launch_bounds__(lowmoe::kTileThreads, BLOCKS) linear_##M(          \
+      const int8_t* codes, const float* scales, int n_tokens, const uint8_t* plane_0,             \
+      const uint8_t* plane_1, const uint8_t* plane_2, const int8_t* table, float scale_unit,      \
+      int n_out, int n_in, const float* bias, int add, float* y, float* parts) {                  \
+    const uint8_t* const planes[] = {plane_0, plane_1, plane_2};                                  \
+    lowmoe::TileMatrix<P> w{{}, lowmoe::shape_of(n_out, n_in), table, scale_unit};                \
+    for (int p = 0; p < P; p++) w.planes[p] = planes[p];                                          \
+    lowmoe::linear<P, M>(codes, scales, n_tokens, w, lowmoe::Biases{bias}, add, y, parts);        \
+  }                                                                                               \
+  EXPORT_KERNEL(linear_##M, linear_##M)                                                           \
+  extern "C" __global__ void __launch_bounds__(lowmoe::kTileThreads, BLOCKS) inner_##M(           \
+      const int8_t* codes, const float* scales, const long long* parts, const int8_t* table,      \
+      float scale_unit, const int* first, const int* order, const int* active,                    \
+      const __half* d_inner, const float* bias, float steepness, float shift, float limit,        \
+      int n_hidden, int n_inner, int n_active, int8_t* inner_codes, float* inner_scales) {        \
+    lowmoe::inner<P, M>(codes, scales, parts, table, scale_unit, first, order, active, d_inner,   \
+                        lowmoe::Biases{bias}, n_hidden, n_active,                                 \
+                        {inner_codes, inner_scales, n_inner, {steepness, shift, limit}});         \
+  }                                                                                               \
+  EXPORT_KERNEL(inner_##M, inner_##M)                                                             \
+  extern "C" __global__ void __launch_bounds__(lowmoe::kTileThreads, BLOCKS)                      \
+      down_##M(const int8_t* codes, const float* scales, const long long* parts,                  \
+               const int8_t* table, float scale_unit, const int* first, const int* order,         \
+               const int* active, const float* bias, int n_hidden, int n_inner, float* outputs) { \
+    lowmoe::down<P, M>(codes, scales, parts, table, scale_unit, first, order, active,             \
+                       lowmoe::Biases{bias}, n_hidden, n_inner, outputs);                         \
+  }                                                                                               \
   EXPORT_KERNEL(down_##M, down_##M)

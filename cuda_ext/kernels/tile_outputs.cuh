@@ -1,6 +1,7 @@
 // What becomes of a tile's sums: float rows, or rounded inner tokens.
 #pragma once
 
+#include "activation.cuh"
 #include "tiles.cuh"
 
 namespace lowmoe {
@@ -37,10 +38,11 @@ struct InnerTokens {
   int8_t* codes;
   float* scales;
   int n_inner;
+  Activation activation;
 };
 
-// Writes silu(gate) * up of 128 channels, times d, turned and rounded, of 16 tokens; a warp does
-// every eighth token.
+// Writes the activation of gate and up of 128 channels, times d, turned and rounded, of 16 tokens;
+// a warp does every eighth token.
 //   rows   [16][..] sums of gate, up, gate and up, 64 rows each
 //   d      of this lane's channels, 0 beyond n_inner
 //   place  of the first token
@@ -56,7 +58,7 @@ __device__ __forceinline__ void round_16(const float (&rows)[16][kPitch], int n_
     float x[kLaneColumns], scale;
     for (int i = 0; i < kLaneColumns; i++) {
       const bool is_there = channel + i < inner.n_inner;
-      x[i] = is_there ? gate[i] / (1 + expf(-gate[i])) * up[i] * d[i] : 0;
+      x[i] = is_there ? inner.activation(gate[i], up[i]) * d[i] : 0;
     }
     const unsigned codes = round_group(x, hadamard_size(inner.n_inner), &scale);
     if (channel < shape.n_columns) {

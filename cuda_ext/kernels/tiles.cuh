@@ -47,11 +47,19 @@ constexpr int skipped_together(int n_tokens) { return n_tokens > 32 ? 32 : 16; }
 template <int kTokens>
 using TileSums = float[kTokens / 16][kRowTiles][4];
 
-template <int kTokens>
-__device__ __forceinline__ void clear(TileSums<kTokens>& sums) {
-  for (auto& of_tokens : sums) {
-    for (auto& of_rows : of_tokens) {
-      for (float& sum : of_rows) sum = 0;
+// Sums begin with what is added to each of the tile's rows: a bias costs no register then.
+//   bias(row)  of one of the 256
+template <int kTokens, class Bias>
+__device__ __forceinline__ void begin(TileSums<kTokens>& sums, Bias bias) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int row_of_warp = warp / 2 * layout::kBlockRows + lane % 4 * 2;
+#pragma unroll
+  for (int a = 0; a < kRowTiles; a++) {
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+      const float first = bias(row_of_warp + block_row(a, warp % 2, j));
+#pragma unroll
+      for (int m = 0; m < kTokens / 16; m++) sums[m][a][j] = sums[m][a][2 + j] = first;
     }
   }
 }

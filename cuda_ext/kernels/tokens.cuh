@@ -90,6 +90,21 @@ __device__ __forceinline__ float sum_of_block(float mine) {
   return sum_of_warp(lane < n_warps ? sums[lane] : 0);
 }
 
+// The sums over the block of what each thread brings, several at once.
+//   shared  [kCount][32], not in use
+template <int kCount>
+__device__ __forceinline__ void sums_of_block(float (&mine)[kCount], float (*shared)[32]) {
+  const int lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
+#pragma unroll
+  for (int i = 0; i < kCount; i++) {
+    const float sum = sum_of_warp(mine[i]);
+    if (lane == 0) shared[i][threadIdx.x / 32] = sum;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kCount; i++) mine[i] = sum_of_warp(lane < n_warps ? shared[i][lane] : 0);
+}
+
 // 1 / rms of n_columns numbers whose squares add up to this.
 __device__ __forceinline__ float norm_scale(float squares, int n_columns, float epsilon) {
   return 1.0f / sqrtf(squares / n_columns + epsilon);

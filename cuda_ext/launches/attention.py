@@ -14,6 +14,9 @@ from cuda_ext.launches import COUNTER_BYTES
 
 LANES = 32
 WARPS = 8  # of a block
+MOST_WARPS = 16
+NORM_OF_ALL_HEADS = 3  # as ops.py counts norms
+ROPE_MULTIPLE = 4  # channels
 MOST_HEAD = 256  # channels
 TILE_QUERIES = 4  # query heads that one warp attends with
 MOST_TILES = 8  # of a key-value head: one warp each
@@ -28,30 +31,38 @@ def rope_store(
     launch: Launch,
     qkv: Tensor,
     frequencies: Tensor,
+    rope_length: float,
     positions: Tensor,
     sequences: Tensor,
     n_heads: int,
+    norm: int,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    epsilon: float,
+    clamp: float,
     keys: Tensor,
     values: Tensor,
 ) -> None:
     n_kv_heads, capacity = keys.shape[1], keys.shape[2]
-    head_size = 2 * frequencies.shape[0]
+    n_all = n_heads + 2 * n_kv_heads
+    head_size, rope_size = qkv.shape[1] // n_all, 2 * frequencies.shape[0]
     _refuse_head(head_size)
-    n_blocks = -(-(n_heads + 2 * n_kv_heads) // WARPS)
+    if rope_size % ROPE_MULTIPLE or rope_size > head_size:
+        raise ValueError(
+            f"{rope_size} channels of a head of {head_size} turn, but multiples of "
+            f"{ROPE_MULTIPLE} up to all of them are built"
+        )
+    # A norm of all heads is summed up by one block.
+    warps = min(n_all, MOST_WARPS) if norm == NORM_OF_ALL_HEADS else WARPS
+    n_blocks = 1 if norm == NORM_OF_ALL_HEADS else -(-n_all // WARPS)
     launch(
         f"rope/rope_store_{_FORMATS[keys.dtype]}",
         (qkv.shape[0], n_blocks, 1),
-        WARPS * LANES,
-        qkv,
-        frequencies,
-        positions,
-        sequences,
-        n_heads,
-        n_kv_heads,
-        head_size,
-        capacity,
-        keys,
-        values,
+        warps * LANES,
+        *(qkv, frequencies, positions, sequences),
+        *(n_heads, n_kv_heads, head_size, rope_size, rope_length),
+        *(norm, q_norm, k_norm, epsilon, clamp),
+        *(capacity, keys, values),
     )
 
 
@@ -64,6 +75,8 @@ def attend(
     sequences: Tensor,
     n_heads: int,
     window: int,
+    score_scale: float,
+    sinks: Tensor | None,
     out: Tensor,
     workspace: Tensor,
 ) -> None:
@@ -95,7 +108,8 @@ def attend(
         capacity,
         window,
         n_tiles,
-        math.log2(math.e) / math.sqrt(head_size),
+        math.log2(math.e) * score_scale,
+        sinks,
         out,
         workspace,
         workspace[COUNTER_BYTES:],

@@ -30,6 +30,7 @@ def linear(
     scale_unit: float,
     n_out: int,
     n_in: int,
+    bias: Tensor | None,
     add: bool,
     y: Tensor,
     workspace: Tensor,
@@ -37,7 +38,18 @@ def linear(
     n_tokens = codes.shape[0]
     if n_tokens > MOST_DECODED:
         tiles.linear(
-            launch, codes, scales, planes, table, scale_unit, n_out, n_in, add, y, workspace
+            launch,
+            codes,
+            scales,
+            planes,
+            table,
+            scale_unit,
+            n_out,
+            n_in,
+            bias,
+            add,
+            y,
+            workspace,
         )
         return
     launch(
@@ -53,6 +65,7 @@ def linear(
         scale_unit,
         n_out,
         n_in,
+        bias,
         int(add),
         y,
         workspace,
@@ -73,6 +86,10 @@ def experts_inner(
     order: Tensor,
     active: Tensor,
     d_inner: Tensor,
+    bias: Tensor | None,
+    steepness: float,
+    shift: float,
+    limit: float,
     n_hidden: int,
     n_active: int,
     inner_codes: Tensor,
@@ -84,7 +101,8 @@ def experts_inner(
     if n_tokens > MOST_DECODED:
         tiles.experts_inner(
             launch, codes, scales, parts, n_planes, table, scale_unit, first, order, active,
-            d_inner, n_hidden, n_active, inner_codes, inner_scales, workspace,
+            d_inner, bias, steepness, shift, limit, n_hidden, n_active, inner_codes, inner_scales,
+            workspace,
         )  # fmt: skip
         return
     launch(
@@ -103,6 +121,7 @@ def experts_inner(
         order,
         active,
         d_inner,
+        *(bias, steepness, shift, limit),
         n_hidden,
         d_inner.shape[1],
         n_active,
@@ -125,6 +144,7 @@ def experts_down(
     first: Tensor,
     order: Tensor,
     active: Tensor,
+    bias: Tensor | None,
     weights: Tensor,
     n_inner: int,
     x: Tensor,
@@ -135,7 +155,7 @@ def experts_down(
     if n_tokens > MOST_DECODED:
         tiles.experts_down(
             launch, inner_codes, inner_scales, parts, n_planes, table, scale_unit, first, order,
-            active, weights, n_inner, x, workspace,
+            active, bias, weights, n_inner, x, workspace,
         )  # fmt: skip
         return
     n_blocks = BLOCKS_OF_MULTIPROCESSOR * launch.n_multiprocessors
@@ -153,6 +173,7 @@ def experts_down(
         first,
         order,
         active,
+        bias,
         weights,
         n_tokens,
         n_hidden,

@@ -4,10 +4,12 @@ Knows:        grids and blocks of kernels/routing.cu.
 Ignorant of:  what experts compute.
 """
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
-from cuda_ext.launch import Launch
+from cuda_ext.launch import Argument, Launch
 from cuda_ext.launches import COUNTER_BYTES, vectors
 
 LANES = 32
@@ -15,11 +17,15 @@ THREADS = 256
 MOST_DECODED = 8  # tokens of a block that also scores: a warp each
 MOST_EXPERTS = 512
 MOST_ACTIVE = 16
+MOST_GROUPS = 32
 MOST_ASSIGNMENTS = 65536  # counts of one warp have 16 bits
 MOST_THREADS = 1024
 NORM_THREADS = 512  # of a block that norms and scores
 NORM_COLUMNS = 4  # of each of its threads, so many times as it has registers for:
 NORM_GROUPS = (1, 2, 4)
+
+# What a router is, see ops.py, from bias to scale.
+_Kind: TypeAlias = tuple[Tensor | None, Tensor | None, bool, bool, int, int, float]
 
 
 def norm_route(
@@ -29,7 +35,13 @@ def norm_route(
     epsilon: float,
     d: Tensor,
     router: Tensor,
+    bias: Tensor | None,
+    choice_bias: Tensor | None,
+    sigmoid: bool,
     renormalize: bool,
+    n_groups: int,
+    n_groups_active: int,
+    scale: float,
     normed: Tensor,
     codes: Tensor,
     scales: Tensor,
@@ -38,24 +50,34 @@ def norm_route(
     first: Tensor,
     order: Tensor,
     active: Tensor,
+    shared_d: Tensor | None,
+    shared_codes: Tensor | None,
+    shared_scales: Tensor | None,
     workspace: Tensor,
 ) -> None:
-    """norm_round, route and group; for one token one launch, not three."""
+    """norm_round, route and group, and round_tokens for shared experts; for one token one launch,
+    not three or four.
+    """
     n_tokens, n_hidden = x.shape
+    kind = (bias, choice_bias, sigmoid, renormalize, n_groups, n_groups_active, scale)
     at_once = [n for n in NORM_GROUPS if n_hidden <= n * NORM_THREADS * NORM_COLUMNS]
     if n_tokens > 1 or not at_once:
         vectors.norm_round(launch, x, weight, epsilon, d, normed, codes, scales)
-        route(launch, normed, router, renormalize, weights, ids, workspace)
+        route(launch, normed, router, *kind, weights, ids, workspace)
         group(launch, ids, router.shape[0], first, order, active)
+        if shared_d is not None:
+            assert shared_codes is not None
+            assert shared_scales is not None
+            vectors.round_tokens(launch, normed, shared_d, shared_codes, shared_scales)
         return
-    n_experts, n_active = _sizes(router, ids)
+    n_experts, n_active = _sizes(router, ids, n_groups)
     launch(
         f"routing/norm_route_{at_once[0]}",
-        (n_experts + 1, 1, 1),
+        (n_experts + (1 if shared_d is None else 2), 1, 1),
         NORM_THREADS,
         *(x, weight, epsilon, d, n_hidden, normed, codes, scales, router),
-        *(workspace[COUNTER_BYTES:], n_experts, n_active, int(renormalize), weights, ids),
-        *(first, order, active, workspace),
+        *(workspace[COUNTER_BYTES:], n_experts, n_active, *_numbers(kind), weights, ids),
+        *(first, order, active, shared_d, shared_codes, shared_scales, workspace),
     )
 
 
@@ -63,15 +85,22 @@ def route(
     launch: Launch,
     normed: Tensor,
     router: Tensor,
+    bias: Tensor | None,
+    choice_bias: Tensor | None,
+    sigmoid: bool,
     renormalize: bool,
+    n_groups: int,
+    n_groups_active: int,
+    scale: float,
     weights: Tensor,
     ids: Tensor,
     workspace: Tensor,
 ) -> None:
     n_tokens, n_hidden = normed.shape
-    n_experts, n_active = _sizes(router, ids)
+    n_experts, n_active = _sizes(router, ids, n_groups)
     logits = workspace[COUNTER_BYTES:]
-    choice = (n_experts, n_active, int(renormalize), weights, ids)
+    kind = (bias, choice_bias, sigmoid, renormalize, n_groups, n_groups_active, scale)
+    choice = (n_experts, n_active, *_numbers(kind), weights, ids)
     if n_tokens <= MOST_DECODED:
         kernel = "routing/route_1" if n_tokens == 1 else f"routing/route_{MOST_DECODED}"
         grid = (n_experts, 1, 1)
@@ -80,10 +109,13 @@ def route(
         )
         return
     scores = scores_in(workspace, n_tokens, n_experts)
+    likely = logits[scores.nbytes : 2 * scores.nbytes].view(torch.float32)
     # Plain float32 matrices in float32: the one product that is not ours.
     torch.mm(normed, router.T, out=scores)
     warps = THREADS // LANES
-    launch("routing/choose", (-(-n_tokens // warps), 1, 1), THREADS, n_tokens, scores, *choice)
+    launch(
+        "routing/choose", (-(-n_tokens // warps), 1, 1), THREADS, n_tokens, scores, likely, *choice
+    )
 
 
 def prefer(
@@ -108,7 +140,7 @@ def prefer(
 
 
 def scores_in(workspace: Tensor, n_tokens: int, n_experts: int) -> Tensor:
-    """[T, E] float32, which `route` leaves in its workspace."""
+    """[T, E] float32, which `route` leaves in its workspace, before biases."""
     n_bytes = 4 * n_tokens * n_experts
     scores = workspace[COUNTER_BYTES : COUNTER_BYTES + n_bytes].view(torch.float32)
     return scores.view(n_tokens, n_experts)
@@ -130,16 +162,27 @@ def group(
 
 
 def workspace_bytes(n_tokens: int, n_experts: int) -> int:
-    """What `route` and `norm_route` need."""
-    return COUNTER_BYTES + 4 * n_tokens * n_experts
+    """What `route` and `norm_route` need: behind the counters scores, then what is likely."""
+    return COUNTER_BYTES + 2 * 4 * n_tokens * n_experts
 
 
-def _sizes(router: Tensor, ids: Tensor) -> tuple[int, int]:
+def _numbers(kind: _Kind) -> tuple[Argument, ...]:
+    """As kernels take them."""
+    bias, choice_bias, sigmoid, renormalize, *others = kind
+    return bias, choice_bias, int(sigmoid), int(renormalize), *others
+
+
+def _sizes(router: Tensor, ids: Tensor, n_groups: int) -> tuple[int, int]:
     """How many experts there are, and how many a token goes to."""
     n_experts, n_active = router.shape[0], ids.shape[1]
     if not 1 <= n_active <= n_experts <= MOST_EXPERTS or n_active > MOST_ACTIVE:
         raise ValueError(
             f"a router chooses {n_active} of {n_experts} experts, but up to {MOST_ACTIVE} of up "
             f"to {MOST_EXPERTS} are built"
+        )
+    if n_experts % n_groups or n_groups > MOST_GROUPS:
+        raise ValueError(
+            f"{n_experts} experts are in {n_groups} groups, but up to {MOST_GROUPS} of one size "
+            "are built"
         )
     return n_experts, n_active

@@ -1,4 +1,4 @@
-"""Rows of the embedding, norms, rounding.
+"""Rows of the embedding, norms, activations, rounding.
 
 Tokens, weights and d begin at multiples of 16 bytes, as whatever torch allocates does.
 
@@ -79,6 +79,29 @@ def round_tokens(launch: Launch, x: Tensor, d: Tensor, codes: Tensor, scales: Te
     n_tokens, n_in = x.shape
     grid = _groups_grid(n_tokens, n_in)
     launch("vectors/round_tokens", grid, WARPS * LANES, x, d, n_in, codes, scales)
+
+
+def gate_round(
+    launch: Launch,
+    gate_up: Tensor,
+    steepness: float,
+    shift: float,
+    limit: float,
+    normed: Tensor,
+    router: Tensor | None,
+    d: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+) -> None:
+    n_tokens, n_inner = gate_up.shape[0], d.shape[0]
+    launch(
+        "vectors/gate_round",
+        _groups_grid(n_tokens, n_inner),
+        WARPS * LANES,
+        *(gate_up, steepness, shift, limit),
+        *(normed, router, normed.shape[1]),
+        *(d, n_inner, codes, scales),
+    )
 
 
 def _groups_grid(n_tokens: int, n_columns: int) -> tuple[int, int, int]:

@@ -3,7 +3,8 @@
 Few tokens: a layer is two pieces of work for the GPU. The first attends, routes, and copies to the
 host where tokens go and what they are rounded to; the second computes the experts that are on the
 GPU. The host waits for the first, computes what is missing while the second goes on, and the next
-layer's first piece begins by adding its sum. So it waits once a layer, and never for the second.
+layer's first piece begins by adding its sum. So it waits once a layer that has experts, and never
+for the second.
 Experts that are brought to the GPU instead pass through it behind the second; nobody waits for them
 but the GPU.
 
@@ -109,7 +110,9 @@ class HybridComputation:
         self.working_bytes = Buffers.working_bytes(spec, gpu, max_tokens, n_context)
         self._spec, self._kv, self._experts, self._gpu = spec, kv, experts, gpu
         self._on_cpu, self._in_turn, self._boost = on_cpu, in_turn, boost
-        self._parts = GpuParts(spec, weights, code, gpu, kv=kv, max_tokens=max_tokens)
+        self._parts = GpuParts(
+            spec, weights, code, gpu, kv=kv, max_tokens=max_tokens, n_context=n_context
+        )
         self._misses = MissingExperts(self._parts, experts, on_cpu, split, clock)
         self._tokens = _host_tokens(self._parts.buffers(min(MOST_DECODED, max_tokens)), gpu)
         self._share = torch.zeros_like(self._tokens.share, device=gpu.place)
@@ -188,9 +191,11 @@ class HybridComputation:
 
     def _until_routed(self, layer_id: int, b: Buffers, tokens: HostTokens, attend: Attend) -> None:
         if layer_id > 0:
-            self._add_share(b, tokens)
+            self._add_share(layer_id - 1, b, tokens)
         attend(layer_id)
         self._route(layer_id, b)
+        if not self._parts.has_experts(layer_id):
+            return
         for target, source in (
             (tokens.x, b.x),
             (tokens.weights, b.weights),
@@ -202,11 +207,13 @@ class HybridComputation:
 
     def _route(self, layer_id: int, b: Buffers) -> None:
         self._parts.route(layer_id, b)
-        if self._boost:
+        if self._boost and self._parts.has_experts(layer_id):
             self._parts.prefer(layer_id, b, self._experts.slots.tables[layer_id], self._boost)
 
-    def _add_share(self, b: Buffers, tokens: HostTokens) -> None:
-        """b.x += what the CPU has computed of the layer before."""
+    def _add_share(self, layer_id: int, b: Buffers, tokens: HostTokens) -> None:
+        """b.x += what the CPU has computed of this layer."""
+        if not self._parts.has_experts(layer_id):
+            return
         share = self._share[: b.n_tokens]
         self._gpu.copy(share, tokens.share)
         self._gpu.add(b.x, share)
@@ -214,7 +221,9 @@ class HybridComputation:
     def _mix_there(self, layer_id: int, b: Buffers) -> None:
         """b.x += the experts that are on the GPU."""
         slots = self._experts.slots
-        self._parts.mix(layer_id, b, slots.tables[layer_id], slots.n_parts)
+        if self._parts.has_experts(layer_id):
+            self._parts.mix(layer_id, b, slots.tables[layer_id], slots.n_parts)
+        self._parts.share(layer_id, b)
 
     def _decode(self, b: Buffers, pieces: list[tuple[Piece, Piece]]) -> None:
         tokens = self._tokens.of(b.n_tokens)
@@ -222,9 +231,10 @@ class HybridComputation:
             until_routed()
             routed = self._gpu.event()
             mix_there()
-            routed.wait()
-            self._mix_missing_few(layer_id, b, tokens)
-        self._add_share(b, tokens)
+            if self._parts.has_experts(layer_id):
+                routed.wait()
+                self._mix_missing_few(layer_id, b, tokens)
+        self._add_share(len(pieces) - 1, b, tokens)
 
     def _mix_missing_few(self, layer_id: int, b: Buffers, tokens: HostTokens) -> None:
         """tokens.share = the experts that the CPU computes; b.x += those brought to the GPU."""
@@ -257,14 +267,18 @@ class HybridComputation:
             with self._ahead(layer_id, b.n_tokens) as ahead:
                 self._parts.attend(layer_id, b, keys, values, end)
                 self._route(layer_id, b)
-                self._mix_many(layer_id, b, ahead)
+                if self._parts.has_experts(layer_id):
+                    self._mix_many(layer_id, b, ahead)
+                else:
+                    self._mix_there(layer_id, b)
 
     @contextmanager
     def _ahead(self, layer_id: int, n_tokens: int) -> Iterator[_Ahead]:
         """Begin to bring experts while their layer attends and routes, where all will be needed."""
         experts, feed_forward = self._experts, self._spec.layers[layer_id].feed_forward
         n_chosen = n_tokens * feed_forward.router.n_active
-        if not experts.has_all or n_chosen < SURELY_USED * feed_forward.n_experts:
+        is_sure = feed_forward.n_experts > 0 and n_chosen >= SURELY_USED * feed_forward.n_experts
+        if not experts.has_all or not is_sure:
             yield _Ahead(frozenset(), None)
             return
         missing = experts.missing(layer_id, range(feed_forward.n_experts))

@@ -196,7 +196,7 @@ class NativeComputation:
             self._ends.embed(part.data_ptr(), part.shape[0], x[row:].data_ptr())
         # Layers that add r times what they compute to x are layers that add all of it to x / r.
         # Norms divide r out again, but for their epsilon.
-        x = _scaled(x, self._spec.embedding_scale / self._spec.residual_scale)
+        x = scaled(x, self._spec.embedding_scale / self._spec.residual_scale)
         if self._spec.learned_positions:
             assert self.weights.positions is not None
             learned = self.weights.positions[positions]
@@ -274,7 +274,7 @@ class NativeComputation:
             self._ends.logits(part.data_ptr(), part.shape[0], scores[first:].data_ptr())
         if self.weights.head_bias is not None:
             scores += self.weights.head_bias
-        return _scaled(scores, self._spec.logit_scale)
+        return scaled(scores, self._spec.logit_scale)
 
     def _places(self, together: Together) -> list[tuple[cpu.KvPages, int]]:
         """Where a token after those in each cache is."""
@@ -328,7 +328,7 @@ class NativeComputation:
             score_scale=spec.score_scale or spec.head_size**-0.5,
             qkv_bias=address(weights.optional("qkv_bias")),
             out_bias=address(weights.optional("attention_out_bias")),
-            head_norm=_kind_of(head_norm),
+            head_norm=head_norm_kind(head_norm),
             q_norm=self._head_norm(weights, spec, "q_norm"),
             k_norm=self._head_norm(weights, spec, "k_norm"),
             head_norm_epsilon=1.0 if head_norm is None else head_norm.epsilon,
@@ -478,12 +478,12 @@ def _router(
     )
 
 
-def _scaled(x: Tensor, factor: float) -> Tensor:
+def scaled(x: Tensor, factor: float) -> Tensor:
     """In place."""
     return x if factor == 1 else x.mul_(factor)
 
 
-def _kind_of(norm: HeadNorm | None) -> int:
+def head_norm_kind(norm: HeadNorm | None) -> int:
     """As AttentionLayer counts them."""
     if norm is None:
         return 0

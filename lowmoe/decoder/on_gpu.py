@@ -63,7 +63,9 @@ class GpuComputation:
         self.max_tokens = max_tokens
         self.working_bytes = Buffers.working_bytes(spec, gpu, max_tokens, n_context)
         self._spec, self._kv, self._experts, self._gpu = spec, kv, experts, gpu
-        self._parts = GpuParts(spec, weights, code, gpu, kv=kv, max_tokens=max_tokens)
+        self._parts = GpuParts(
+            spec, weights, code, gpu, kv=kv, max_tokens=max_tokens, n_context=n_context
+        )
         self._n_used = sum(layer.feed_forward.router.n_active for layer in spec.layers)
 
     # --- the cache
@@ -127,6 +129,8 @@ class GpuComputation:
         for layer_id, table in enumerate(experts.tables):
             attend(layer_id)
             self._parts.route(layer_id, b)
-            if b.n_tokens > 1:
-                experts.used.add_(b.active[0])
-            self._parts.mix(layer_id, b, table, experts.n_parts)
+            if self._parts.has_experts(layer_id):
+                if b.n_tokens > 1:
+                    experts.used.add_(b.active[0])
+                self._parts.mix(layer_id, b, table, experts.n_parts)
+            self._parts.share(layer_id, b)

@@ -14,7 +14,7 @@ import torch
 from lowmoe.decoder.computation import Computation
 from lowmoe.decoder.cpu_share import CpuShare
 from lowmoe.decoder.decoder import Decoder
-from lowmoe.decoder.gpu_buffers import why_not_shape
+from lowmoe.decoder.gpu_buffers import can_prefer, why_not_shape
 from lowmoe.decoder.hybrid import HybridComputation
 from lowmoe.decoder.misses import MOST_ON_CPU
 from lowmoe.decoder.on_gpu import GpuComputation
@@ -36,7 +36,7 @@ from lowmoe.engine.machine import PROBE_BYTES, new_pool
 from lowmoe.engine.memory import available_ram_bytes, parse_budget, total_ram_bytes
 from lowmoe.engine.report import Reporter
 from lowmoe.engine.runtime import Loading, Runtime
-from lowmoe.errors import GpuError, MemoryBudgetError
+from lowmoe.errors import GpuError, MemoryBudgetError, UsageError
 from lowmoe.experts.gpu_slots import GpuSlots
 from lowmoe.experts.hybrid import HybridExperts
 from lowmoe.experts.lender import Lender
@@ -117,10 +117,8 @@ def place_on_gpu(loading: Loading, planes: list[int], report: Reporter) -> GpuPl
             n_sequences=options.sequences,
         )
         division = needs.divided(gpu, planes, _ram_bytes(loading), gpu.available_bytes())
-        if division.n_slots is not None and read_settings().isa == TORCH:
-            raise GpuRefusal(
-                "some experts have to be computed on the CPU, and LOWMOE_ISA is torch", GpuError
-            )
+        if division.n_slots is not None:
+            _check_in_part(loading)
         if division.n_planes < planes[0]:
             report.note(
                 f"experts at {SYMBOL_BITS * division.n_planes} bits, which fit on {gpu.name}; with "
@@ -147,6 +145,7 @@ def load_on_gpu(loading: Loading, place: GpuPlace, report: Reporter) -> Runtime 
         gc.collect()  # what of the attempt refers to itself holds memory as well
         try:
             place = place.with_less(_ram_bytes(loading))
+            _check_in_part(loading)
         except GpuRefusal:
             refusal = GpuRefusal(shortage, MemoryBudgetError)
             settle(refusal, loading.options.gpu, loading.options.vram, report.note)
@@ -220,6 +219,21 @@ def _assembled(loading: Loading, place: GpuPlace, experts: ResidentExperts) -> R
 
 
 # --- what does not fit as a whole
+
+
+def _check_in_part(loading: Loading) -> None:
+    """Raises GpuRefusal where experts are not all there and that does not do."""
+    if read_settings().isa == TORCH:
+        raise GpuRefusal(
+            "some experts have to be computed on the CPU, and LOWMOE_ISA is torch", GpuError
+        )
+    budget = loading.options.cache_aware_routing
+    if budget is not None and not all(map(can_prefer, loading.spec.layers)):
+        raise GpuRefusal(
+            f"cache_aware_routing is {budget}, and there it is for routers by a softmax without "
+            f"biases only, which those of {loading.spec.model_type} are not",
+            UsageError,
+        )
 
 
 def _ram_bytes(loading: Loading) -> int:

@@ -91,6 +91,8 @@ def _box(kernel: str, argument: Argument) -> tuple[str, ctypes._SimpleCData]:  #
                 f"shape {list(argument.shape)}; it must be on the CPU and contiguous."
             )
         return "p", ctypes.c_void_p(argument.data_ptr())
+    if argument is None:
+        return "p", ctypes.c_void_p(0)
     if isinstance(argument, float):
         return "f", ctypes.c_float(argument)
     if argument not in _WHOLE_NUMBERS:

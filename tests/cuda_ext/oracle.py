@@ -13,10 +13,12 @@ import ctypes
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cuda_ext.launches.routing import scores_in
 from lowmoe.decoder.rope import rotate
+from lowmoe.spec import SILU, Activation
 from quant.activations import MOST_CODE, SCALE_COLUMNS, SILENCE, round_activations
 from quant.expert import Expert, TrellisFormat
 from quant.layout import BLOCK_CODE_BYTES, BLOCK_COLUMNS, BLOCK_SCALE_BYTES, PlaneLayout, round_up
@@ -53,18 +55,41 @@ def norm_round(
     scales: Tensor,
 ) -> None:
     """normed: [T, H], or empty where nobody wants it."""
-    wide = x.double()
-    root = (wide.square().mean(1, keepdim=True) + epsilon).sqrt()
-    found = (wide / root * weight.double()).float()
+    found = rms_normed(x, weight, epsilon)
     if normed.numel():
         normed.copy_(found)
     round_tokens(found, d, codes, scales)
+
+
+def rms_normed(x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
+    """x / rms(x) * weight over the last dimension, in float64, rounded once."""
+    wide = x.double()
+    root = (wide.square().mean(-1, keepdim=True) + epsilon).sqrt()
+    return (wide / root * (1.0 if weight is None else weight.double())).float()
 
 
 def round_tokens(x: Tensor, d: Tensor, codes: Tensor, scales: Tensor) -> None:
     rounded = round_activations(x, d)
     codes.copy_(rounded.codes)
     scales.copy_(rounded.scales)
+
+
+def gate_round(
+    gate_up: Tensor,
+    steepness: float,
+    shift: float,
+    limit: float,
+    normed: Tensor,
+    router: Tensor | None,
+    d: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+) -> None:
+    kind = Activation(steepness=steepness, shift=shift, limit=limit)
+    inner = activated(*gate_up.double().chunk(2, dim=1), kind)
+    if router is not None:
+        inner = inner * (normed.double() @ router.double().T).sigmoid()
+    round_tokens(inner.float(), d, codes, scales)
 
 
 # --- products
@@ -78,12 +103,15 @@ def linear(
     scale_unit: float,
     n_out: int,
     n_in: int,
+    bias: Tensor | None,
     add: bool,
     y: Tensor,
     workspace: Tensor,
 ) -> None:
     code = code_of(table, scale_unit)
     product = values_of(codes, scales) @ weights_of(planes, PlaneLayout(n_out, n_in), code).T
+    if bias is not None:
+        product += bias.double()
     y.copy_(y.double() + product if add else product)
 
 
@@ -98,6 +126,10 @@ def experts_inner(
     order: Tensor,
     active: Tensor,
     d_inner: Tensor,
+    bias: Tensor | None,
+    steepness: float,
+    shift: float,
+    limit: float,
     n_hidden: int,
     n_active: int,
     inner_codes: Tensor,
@@ -111,7 +143,9 @@ def experts_inner(
         expert = expert_at(parts[expert_id], format)
         if expert is not None:
             tokens = order[places].long() // n_active
-            inner = inner_of(x[tokens], expert).float()
+            kind = Activation(steepness=steepness, shift=shift, limit=limit)
+            own = None if bias is None else bias[expert_id]
+            inner = inner_of(x[tokens], expert, own, kind).float()
             rounded = round_activations(inner, d_inner[expert_id])
             inner_codes[places], inner_scales[places] = rounded.codes, rounded.scales
 
@@ -126,6 +160,7 @@ def experts_down(
     first: Tensor,
     order: Tensor,
     active: Tensor,
+    bias: Tensor | None,
     weights: Tensor,
     n_inner: int,
     x: Tensor,
@@ -138,7 +173,9 @@ def experts_down(
         expert = expert_at(parts[expert_id], format)
         if expert is not None:
             inner = values_of(inner_codes[places], inner_scales[places])
-            outputs[order[places].long()] = inner @ matrix_weights(expert.down).T
+            output = inner @ matrix_weights(expert.down).T
+            output += 0 if bias is None else bias[expert_id].double()
+            outputs[order[places].long()] = output
     heard = outputs.view(*weights.shape, -1) * weights.double()[:, :, None]  # [T, K, H]
     x.copy_(x.double() + heard.sum(1))
 
@@ -149,18 +186,36 @@ def experts_down(
 def rope_store(
     qkv: Tensor,
     frequencies: Tensor,
+    rope_length: float,
     positions: Tensor,
     sequences: Tensor,
     n_heads: int,
+    norm: int,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    epsilon: float,
+    clamp: float,
     keys: Tensor,
     values: Tensor,
 ) -> None:
-    n_tokens, n_kv_heads, head_size = qkv.shape[0], keys.shape[1], 2 * frequencies.shape[0]
-    heads = qkv.view(n_tokens, n_heads + 2 * n_kv_heads, head_size)
+    n_tokens, n_kv_heads = qkv.shape[0], keys.shape[1]
+    heads = qkv.view(n_tokens, n_heads + 2 * n_kv_heads, -1)
+    turned = n_heads + n_kv_heads
+    both = [(heads[:, :n_heads], q_norm), (heads[:, n_heads:turned], k_norm)]
+
+    def norm_if(kind: int, first_dim: int) -> None:
+        for some, weight in both if norm == kind else []:
+            flat = some.flatten(first_dim)
+            some.copy_(rms_normed(flat, weight, epsilon).view(some.shape))
+
+    norm_if(3, 1)
+    heads.clamp_(-clamp, clamp)
+    norm_if(1, 2)
     angles = torch.outer(positions.float(), frequencies)
     angles = torch.cat([angles, angles], dim=1)
-    turned = n_heads + n_kv_heads
-    heads[:, :turned] = rotate(heads[:, :turned].clone(), angles.cos(), angles.sin())
+    cos, sin = angles.cos() * rope_length, angles.sin() * rope_length
+    heads[:, :turned] = rotate(heads[:, :turned].clone(), cos, sin)
+    norm_if(2, 2)
     at = (sequences.long(), slice(None), positions.long())
     keys[at] = stored_heads(heads[:, n_heads:turned], keys.dtype)
     values[at] = stored_heads(heads[:, turned:], values.dtype)
@@ -174,6 +229,8 @@ def attend(
     sequences: Tensor,
     n_heads: int,
     window: int,
+    score_scale: float,
+    sinks: Tensor | None,
     out: Tensor,
     workspace: Tensor,
 ) -> None:
@@ -186,7 +243,10 @@ def attend(
         end = position + 1
         seen = slice(max(0, end - window) if window else 0, end)
         k, v = (cached_heads(c[sequence, :, seen], head_size) for c in (keys, values))  # [B, S, D]
-        scores = queries[token] @ k.transpose(1, 2) / head_size**0.5  # [B, A / B, S]
+        scores = queries[token] @ k.transpose(1, 2) * score_scale  # [B, A / B, S]
+        if sinks is not None:
+            nothing = sinks.double().view(n_kv_heads, -1, 1)
+            scores, v = torch.cat([scores, nothing], 2), F.pad(v, (0, 0, 0, 1))
         out[token] = (scores.softmax(2) @ v).flatten()
 
 
@@ -201,7 +261,7 @@ def stored_heads(heads: Tensor, dtype: torch.dtype) -> Tensor:
     steps = torch.where(loud & finite, most / amax, 0.0)
     codes = (heads * steps).round().nan_to_num(0.0).to(torch.int8)
     padding = round_up(heads.shape[-1], HEAD_SCALE_BYTES) - heads.shape[-1]
-    codes = torch.nn.functional.pad(codes, (0, padding))
+    codes = F.pad(codes, (0, padding))
     return torch.cat([codes, scales.contiguous().view(torch.int8)], dim=-1).view(dtype)
 
 
@@ -219,7 +279,13 @@ def cached_heads(rows: Tensor, head_size: int) -> Tensor:
 def route(
     normed: Tensor,
     router: Tensor,
+    bias: Tensor | None,
+    choice_bias: Tensor | None,
+    sigmoid: bool,
     renormalize: bool,
+    n_groups: int,
+    n_groups_active: int,
+    scale: float,
     weights: Tensor,
     ids: Tensor,
     workspace: Tensor,
@@ -227,11 +293,22 @@ def route(
     scores = normed.double() @ router.double().T  # [T, E]
     if workspace.numel():
         scores_in(workspace, *scores.shape).copy_(scores)
-    shares = scores.softmax(1)
-    # Sorted by score: shares of experts far behind are all 0. Stable: ties go to the lower id.
-    chosen = scores.sort(stable=True, dim=1, descending=True).indices[:, : ids.shape[1]]
+    scores += 0 if bias is None else bias.double()
+    shares = scores.sigmoid() if sigmoid else scores.softmax(1)
+    # Sorted by score where that is the same: shares of experts far behind are all 0.
+    choice = scores if not sigmoid and choice_bias is None else shares
+    choice = choice if choice_bias is None else choice + choice_bias.double()
+    groups = choice.view(choice.shape[0], n_groups, -1)
+    best = groups.topk(min(2, groups.shape[2]), dim=2).values.sum(2)
+    closed = best.sort(stable=True, dim=1, descending=True).indices[:, n_groups_active:]
+    choice = groups.scatter(1, closed[:, :, None].expand(-1, -1, groups.shape[2]), -torch.inf)
+    # Stable: ties go to the lower id.
+    order = choice.flatten(1).sort(stable=True, dim=1, descending=True).indices
+    chosen = order[:, : ids.shape[1]]
     heard = shares.gather(1, chosen)
-    weights.copy_(heard / heard.sum(1, keepdim=True) if renormalize else heard)
+    if renormalize:
+        heard = heard / (heard.sum(1, keepdim=True) + 1e-20)
+    weights.copy_(heard * scale)
     ids.copy_(chosen)
 
 
@@ -273,7 +350,13 @@ def norm_route(
     epsilon: float,
     d: Tensor,
     router: Tensor,
+    bias: Tensor | None,
+    choice_bias: Tensor | None,
+    sigmoid: bool,
     renormalize: bool,
+    n_groups: int,
+    n_groups_active: int,
+    scale: float,
     normed: Tensor,
     codes: Tensor,
     scales: Tensor,
@@ -282,17 +365,26 @@ def norm_route(
     first: Tensor,
     order: Tensor,
     active: Tensor,
+    shared_d: Tensor | None,
+    shared_codes: Tensor | None,
+    shared_scales: Tensor | None,
     workspace: Tensor,
 ) -> None:
     norm_round(x, weight, epsilon, d, normed, codes, scales)
-    route(normed, router, renormalize, weights, ids, workspace)
+    kind = (bias, choice_bias, sigmoid, renormalize, n_groups, n_groups_active, scale)
+    route(normed, router, *kind, weights, ids, workspace)
     group(ids, router.shape[0], first, order, active)
+    if shared_d is not None:
+        assert shared_codes is not None
+        assert shared_scales is not None
+        round_tokens(normed, shared_d, shared_codes, shared_scales)
 
 
 OPERATIONS = {
     "embed": embed,
     "norm_round": norm_round,
     "round_tokens": round_tokens,
+    "gate_round": gate_round,
     "linear": linear,
     "rope_store": rope_store,
     "attend": attend,
@@ -338,10 +430,22 @@ def matrix_weights(matrix: object) -> Tensor:
     return weights_of(matrix.planes, matrix.layout, matrix.code)
 
 
-def inner_of(x: Tensor, expert: Expert) -> Tensor:
-    """silu(gate x) * (up x), [T, I] float64.  x: values_of the expert's tokens."""
+def inner_of(
+    x: Tensor, expert: Expert, bias: Tensor | None = None, kind: Activation = SILU
+) -> Tensor:
+    """The activation of gate x and up x, [T, I] float64.  x: values_of the expert's tokens."""
     gate, up = expert.split(x @ matrix_weights(expert.gate_up).T)
-    return torch.nn.functional.silu(gate) * up
+    if bias is not None:
+        of_gate, of_up = bias.double().chunk(2)
+        gate, up = gate + of_gate, up + of_up
+    return activated(gate, up, kind)
+
+
+def activated(gate: Tensor, up: Tensor, kind: Activation) -> Tensor:
+    """In the dtype of both."""
+    if kind.limit is not None:
+        gate, up = gate.clamp(max=kind.limit), up.clamp(-kind.limit, kind.limit)
+    return gate * torch.sigmoid(kind.steepness * gate) * (up + kind.shift)
 
 
 def groups_of(first: Tensor, active: Tensor) -> list[tuple[int, slice]]:

@@ -77,6 +77,15 @@ def _vectors() -> Iterator[Call]:
         rounded = samples.empty_rounded(3, n_columns)
         name = f"round_tokens {n_columns}"
         yield Call(name=name, operation="round_tokens", arguments=(x, d, *rounded), outputs=rounded)
+        rounded = samples.empty_rounded(3, n_columns)
+        router = torch.rand(1, 70) if n_columns < 4300 else None
+        both = torch.randn(3, 2 * n_columns)
+        yield Call(
+            name=f"gate_round {n_columns}",
+            operation="gate_round",
+            arguments=(both, 1.5, 1.0, 0.7, torch.randn(3, 70), router, d, *rounded),
+            outputs=rounded,
+        )
         for normed in (torch.empty_like(x), torch.empty(0)):
             rounded = samples.empty_rounded(3, n_columns)
             yield Call(
@@ -96,10 +105,11 @@ def _linears() -> Iterator[Call]:
             y = torch.ones(n_tokens, n_out)
             rounded = samples.random_rounded(n_tokens, n_in)
             add = n_tokens == 4
+            bias = torch.rand(n_out) if n_tokens in (4, 40) else None
             yield Call(
                 name=f"linear of {n_tokens} by {n_planes} on {card}",
                 operation="linear",
-                arguments=(*rounded, planes, TABLE, SCALE_UNIT, n_out, n_in, add, y),
+                arguments=(*rounded, planes, TABLE, SCALE_UNIT, n_out, n_in, bias, add, y),
                 outputs=(y,),
                 workspace=_workspace(products.workspace_bytes(card, n_tokens, n_out, 0, 0)),
                 n_multiprocessors=card,
@@ -120,19 +130,21 @@ def _experts() -> Iterator[Call]:
                 name=f"experts_inner of {n_tokens} by {n_planes} on {card}",
                 operation="experts_inner",
                 arguments=(
-                    *samples.random_rounded(n_tokens, n_hidden), *code, experts.d_inner, n_hidden,
-                    n_active, *inner,
+                    *samples.random_rounded(n_tokens, n_hidden), *code, experts.d_inner,
+                    None if n_tokens == 1 else torch.rand(n_experts, 2 * n_inner), 1.7, 1.0, 0.9,
+                    n_hidden, n_active, *inner,
                 ),
                 outputs=inner,
                 workspace=_workspace(room),
                 n_multiprocessors=card,
             )  # fmt: skip
             x = torch.ones(n_tokens, n_hidden)
+            bias = None if n_tokens == 1 else torch.rand(n_experts, n_hidden)
             inner = samples.random_rounded(n_tokens * n_active, n_inner)
             yield Call(
                 name=f"experts_down of {n_tokens} by {n_planes} on {card}",
                 operation="experts_down",
-                arguments=(*inner, *code, groups.weights, n_inner, x),
+                arguments=(*inner, *code, bias, groups.weights, n_inner, x),
                 outputs=(x,),
                 workspace=_workspace(room),
                 n_multiprocessors=card,
@@ -149,22 +161,30 @@ def _attention() -> Iterator[Call]:
             cache = samples.random_cache(2, n_kv_heads, capacity, head_size, dtype)
             where = (positions, sequences, n_heads)
             out = torch.empty(3, n_heads * head_size)
+            sinks = torch.rand(n_heads) if window else None
             name = f"{dtype} of {n_heads} heads of {head_size}"
             room = attention.workspace_bytes(LARGE, 3, n_heads, n_kv_heads, head_size)
             yield Call(
                 name=f"attend {name}",
                 operation="attend",
-                arguments=(qkv, *cache, *where, window, out),
+                arguments=(qkv, *cache, *where, window, 0.1, sinks, out),
                 outputs=(out,),
                 workspace=_workspace(room),
                 n_multiprocessors=LARGE,
             )
-            yield Call(
-                name=f"rope_store {name}",
-                operation="rope_store",
-                arguments=(qkv, torch.rand(head_size // 2), *where, *cache),
-                outputs=(qkv, *cache),
-            )
+            for norm, width in enumerate((0, head_size, head_size, None)):
+                weights = [
+                    torch.rand(n * head_size if width is None else width)
+                    for n in (n_heads, n_kv_heads)
+                ]
+                how = (norm, *(weights if norm else (None, None)), 1e-6, 2.0 if norm else torch.inf)
+                turning = (torch.rand((head_size - 8 * norm) // 2), 1.1)
+                yield Call(
+                    name=f"rope_store {name} with norm {norm}",
+                    operation="rope_store",
+                    arguments=(qkv, *turning, *where, *how, *cache),
+                    outputs=(qkv, *cache),
+                )
 
 
 def _routing() -> Iterator[Call]:
@@ -175,7 +195,7 @@ def _routing() -> Iterator[Call]:
         yield Call(
             name=f"route {n_tokens} to {n_experts}",
             operation="route",
-            arguments=(normed, router, n_tokens == 3, weights, ids),
+            arguments=(normed, router, *_router(n_tokens, n_experts), weights, ids),
             outputs=(weights, ids),
             workspace=_workspace(routing.workspace_bytes(n_tokens, n_experts)),
         )
@@ -228,13 +248,33 @@ def _norm_route(n_tokens: int, n_hidden: int, n_experts: int, n_active: int) -> 
         torch.empty(n_tokens, n_active, dtype=torch.int32),
         *places,
     )
+    d, shared = None, (None, None)
+    if n_tokens != 3:
+        d, shared = samples.random_d(n_hidden), samples.empty_rounded(n_tokens, n_hidden)
     return Call(
         name=f"norm_route {n_tokens} of {n_hidden} to {n_experts}",
         operation="norm_route",
-        arguments=(x, weight, 1e-6, samples.random_d(n_hidden), router, True, *outputs),
+        arguments=(
+            x,
+            weight,
+            1e-6,
+            samples.random_d(n_hidden),
+            router,
+            *_router(n_tokens, n_experts),
+            *outputs,
+            d,
+            *shared,
+        ),
         outputs=outputs[:-1],  # what follows the active experts means nothing
         workspace=_workspace(routing.workspace_bytes(n_tokens, n_experts)),
     )
+
+
+def _router(n_tokens: int, n_experts: int) -> tuple[object, ...]:
+    """From bias to scale: softmax for one token, else sigmoids in groups."""
+    if n_tokens == 1:
+        return torch.rand(n_experts), None, False, False, 1, 1, 1.0
+    return None, torch.rand(n_experts), True, True, 5, 3, 2.5
 
 
 def main(build: str) -> None:

@@ -34,6 +34,12 @@ class Case:
     keys: Tensor
     values: Tensor
     window: int
+    score_scale: float | None = None  # None for the usual one
+    sinks: Tensor | None = None
+
+    @property
+    def scale(self) -> float:
+        return self.score_scale or self.head_size**-0.5
 
     @property
     def head_size(self) -> int:
@@ -82,7 +88,7 @@ def attended(op: Any, emulated: EmulatedLaunch, given: Case) -> Tensor:
     out = torch.full((n_tokens, given.n_heads * given.head_size), torch.nan)
     op.attend(
         given.qkv, given.keys, given.values, given.positions, given.sequences,
-        given.n_heads, given.window, out, workspace,
+        given.n_heads, given.window, given.scale, given.sinks, out, workspace,
     )  # fmt: skip
     assert not workspace[:COUNTER_BYTES].any()
     return out
@@ -92,7 +98,7 @@ def wanted_of(given: Case) -> Tensor:
     out = torch.empty(given.qkv.shape[0], given.n_heads * given.head_size)
     oracle.attend(
         given.qkv, given.keys, given.values, given.positions, given.sequences,
-        given.n_heads, given.window, out, torch.empty(0),
+        given.n_heads, given.window, given.scale, given.sinks, out, torch.empty(0),
     )  # fmt: skip
     return out
 
@@ -106,7 +112,7 @@ def tolerance(given: Case) -> float:
     """
     k, v = (oracle.cached_heads(c, given.head_size).abs() for c in (given.keys, given.values))
     q = given.qkv.view(-1, given.head_size)
-    score = float(q.norm(dim=1).max() * k.norm(dim=-1).max() / given.head_size**0.5)
+    score = float(q.norm(dim=1).max() * k.norm(dim=-1).max() * given.scale)
     roundings = 2 * (8 + int(math.log2(given.head_size)) + 4) * score + 40
     return roundings * HALF_ULP * float(v.max())
 
@@ -173,6 +179,34 @@ def test_it_is_torchs_attention(op: Any, emulated: EmulatedLaunch) -> None:
     )
 
 
+@pytest.mark.parametrize("score_scale", [0.01, 0.5])
+def test_scores_may_be_scaled_otherwise(
+    op: Any, emulated: EmulatedLaunch, score_scale: float
+) -> None:
+    given = replace(case(torch.float32, 64, (4, 2), [300, 20]), score_scale=score_scale)
+    assert_attends(op, emulated, given)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("heads", [(2, 2), (6, 2), (64, 8)])
+def test_sinks_take_part_and_weigh_nothing(
+    op: Any, emulated: EmulatedLaunch, heads: tuple[int, int], dtype: torch.dtype
+) -> None:
+    # Scores far below, beside and far above those of the cache; one part and several.
+    sinks = torch.linspace(-30, 8, heads[0])
+    given = replace(case(dtype, 64, heads, [300, 0, 20], window=260), sinks=sinks)
+    assert_attends(op, emulated, given)
+
+
+def test_a_sink_above_all_scores_leaves_nothing(op: Any, emulated: EmulatedLaunch) -> None:
+    given = case(torch.float32, 32, (4, 2), [40, 600])
+    given = replace(given, sinks=torch.tensor([300.0, -300.0, 300.0, -torch.inf]))
+    found = attended(op, emulated, given).view(2, 4, 32)
+    wanted = wanted_of(replace(given, sinks=None)).view(2, 4, 32)
+    assert not found[:, ::2].any()
+    torch.testing.assert_close(found[:, 1::2], wanted[:, 1::2], rtol=0, atol=tolerance(given))
+
+
 @pytest.mark.parametrize("n_multiprocessors", [1, 3, 100])
 def test_parts_are_as_many_as_the_card_wants(
     op: Any, emulated: EmulatedLaunch, n_multiprocessors: int
@@ -218,7 +252,9 @@ def frequencies(head_size: int) -> Tensor:
 def placed(op: Any, given: Case, frequencies: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v [T, heads, D] after rope_store, and the caches it wrote to."""
     qkv, keys, values = given.qkv.clone(), given.keys.clone(), given.values.clone()
-    op.rope_store(qkv, frequencies, given.positions, given.sequences, given.n_heads, keys, values)
+    where = (given.positions, given.sequences, given.n_heads)
+    plain = (0, None, None, 1.0, math.inf)
+    op.rope_store(qkv, frequencies, 1.0, *where, *plain, keys, values)
     return qkv.view(qkv.shape[0], -1, given.head_size), keys, values
 
 

@@ -1,5 +1,6 @@
 """Experts of many tokens: what the CPU's tiles say, whoever asks whom and whoever is not here."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cuda_ext.launches import COUNTER_BYTES
+from lowmoe.spec import SILU, Activation
 from quant.activations import round_activations
 from quant.expert import TrellisFormat
 from tests.cuda_emulator.emulated import ORDERS, EmulatedLaunch
@@ -93,6 +95,9 @@ def layer_of(case: tuple[int, int, int, int, int, int, tuple[int, ...]]) -> Laye
     )
 
 
+SWIGLU = (None, 1.0, 0.0, math.inf)
+
+
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_inner_tokens_are_those_of_the_cpus_tiles(
@@ -101,6 +106,24 @@ def test_inner_tokens_are_those_of_the_cpus_tiles(
     order: int,
 ) -> None:
     emulated.order = order
+    check_inner(case, None, SILU)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_so_they_are_with_biases_and_another_activation(
+    emulated: EmulatedLaunch, case: tuple[int, int, int, int, int, int, tuple[int, ...]]
+) -> None:
+    bias = torch.randn(case[2], 2 * case[4], generator=numbers(6))
+    check_inner(case, bias, Activation(steepness=1.702, shift=1.0, limit=0.9))
+
+
+def check_inner(
+    case: tuple[int, int, int, int, int, int, tuple[int, ...]],
+    bias: Tensor | None,
+    activation: Activation,
+) -> None:
+    limit = math.inf if activation.limit is None else activation.limit
+    kind = (bias, activation.steepness, activation.shift, limit)
     layer, (n_tokens, n_active, _, n_hidden, n_inner, n_planes, _) = layer_of(case), case
     experts, routing = layer.experts, layer.routing
     codes, scales = random_rounded(n_tokens, n_hidden)
@@ -108,7 +131,8 @@ def test_inner_tokens_are_those_of_the_cpus_tiles(
     expected_codes, expected_scales = found_codes.clone(), found_scales.clone()
     torch.ops.lowmoe.experts_inner(
         codes, scales, experts.table, n_planes, TABLE, SCALE_UNIT, routing.first, routing.order,
-        routing.active, experts.d_inner, n_hidden, n_active, found_codes, found_scales, workspace(),
+        routing.active, experts.d_inner, *kind, n_hidden, n_active, found_codes, found_scales,
+        workspace(),
     )  # fmt: skip
     for expert_id, places in layer.places():
         tokens = routing.order[places].long() // n_active
@@ -116,7 +140,10 @@ def test_inner_tokens_are_those_of_the_cpus_tiles(
         both = cpu_tiles(planes, layer.format.gate_up, codes[tokens], scales[tokens])
         halves = both.view(both.shape[0], -1, 2, 64)
         gate, up = (halves[:, :, h].flatten(1)[:, :n_inner].double() for h in (0, 1))
-        inner = (torch.nn.functional.silu(gate) * up).float()
+        if bias is not None:
+            of_gate, of_up = bias[expert_id].chunk(2)
+            gate, up = gate + of_gate, up + of_up
+        inner = oracle.activated(gate, up, activation).float()
         rounded = round_activations(inner, experts.d_inner[expert_id])
         expected_codes[places], expected_scales[places] = rounded.codes, rounded.scales
     # Beside products of the same bits: an exponential of 2 units in the last place, a sum, a
@@ -130,12 +157,14 @@ def test_inner_tokens_are_those_of_the_cpus_tiles(
     assert (off > 0).float().mean() < 0.002
 
 
+@pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_each_tokens_experts_are_added_weighted(
     emulated: EmulatedLaunch,
     case: tuple[int, int, int, int, int, int, tuple[int, ...]],
     order: int,
+    has_bias: bool,
 ) -> None:
     emulated.order = order
     layer, (n_tokens, n_active, _, n_hidden, n_inner, n_planes, _) = layer_of(case), case
@@ -147,23 +176,29 @@ def test_each_tokens_experts_are_added_weighted(
         absent[places] = False
     codes[absent], scales[absent] = 99, torch.nan
     weights = torch.rand(n_tokens, n_active, generator=numbers(3))
+    n_experts = experts.table.shape[0]
+    bias = torch.randn(n_experts, n_hidden, generator=numbers(5)) if has_bias else None
     before = torch.randn(n_tokens, n_hidden, generator=numbers(4))
     x = before.clone()
     space = workspace(n_tokens, n_hidden, n_active)
     torch.ops.lowmoe.experts_down(
         codes, scales, experts.table, n_planes, TABLE, SCALE_UNIT, routing.first, routing.order,
-        routing.active, weights, n_inner, x, space,
+        routing.active, bias, weights, n_inner, x, space,
     )  # fmt: skip
     outputs = torch.zeros(n_tokens * n_active, n_hidden)
     for expert_id, places in layer.places():
         planes = layer.planes(expert_id, down=True)
         y = cpu_tiles(planes, layer.format.down, codes[places], scales[places])
-        outputs[routing.order[places].long()] = y[:, :n_hidden]
+        of_expert = 0 if bias is None else bias[expert_id]
+        outputs[routing.order[places].long()] = y[:, :n_hidden] + of_expert
     heard = outputs.view(n_tokens, n_active, n_hidden).double() * weights.double()[:, :, None]
     # n_active fused products and sums and one more sum, each off by half a unit in the last place
-    # of what is at most the sum of the terms' magnitudes.
+    # of what is at most the sum of the terms' magnitudes. Sums begin with the bias: each step, one
+    # for each scale group, may then be rounded otherwise.
     terms = heard.abs().sum(1) + before.abs()
     allowed = (n_active + 1) * 2.0**-24 * terms
+    if bias is not None:
+        allowed += 2 * (-(-n_inner // 128) + 1) * 2.0**-24 * (terms + 2 * bias.abs().amax())
     assert ((x.double() - (before + heard.sum(1))).abs() <= allowed).all()
     assert not space[:COUNTER_BYTES].any()
 
@@ -182,11 +217,11 @@ def test_a_layer_is_near_what_the_planes_say(emulated: EmulatedLaunch) -> None:
         groups = (routing.first, routing.order, routing.active)
         run.experts_inner(
             codes, scales, experts.table, n_planes, TABLE, SCALE_UNIT, *groups, experts.d_inner,
-            n_hidden, n_active, inner_codes, inner_scales, space,
+            *SWIGLU, n_hidden, n_active, inner_codes, inner_scales, space,
         )  # fmt: skip
         run.experts_down(
-            inner_codes, inner_scales, experts.table, n_planes, TABLE, SCALE_UNIT, *groups, weights,
-            n_inner, x, space,
+            inner_codes, inner_scales, experts.table, n_planes, TABLE, SCALE_UNIT, *groups, None,
+            weights, n_inner, x, space,
         )  # fmt: skip
         found.append(x.double())
     exact, x = found

@@ -69,7 +69,7 @@ EXPECTED = (
         opcodes=(COPY_16_BYTES, IMMA),
     ),
     # Four blocks of 256 threads.
-    Expected(kernels=r"tiles/add_\w+|rope/\w+|vectors/embed", most_registers=64),
+    Expected(kernels=r"tiles/add_\w+|rope/\w+|vectors/(embed|gate_round)", most_registers=64),
     # Blocks of up to 1024 threads.
     Expected(kernels=r"routing/(choose|choose_near|group)", most_registers=64),
     Expected(

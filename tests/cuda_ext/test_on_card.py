@@ -74,7 +74,7 @@ def launch(core: FakeCore, stream: SimpleNamespace) -> OnCard:
 
 def test_tensors_become_addresses_and_fractions_float32() -> None:
     tensor = torch.arange(4, dtype=torch.int8)
-    parameters = as_parameters((tensor, tensor[1:], 7, -1, 2**40, True, 0.1), -1)
+    parameters = as_parameters((tensor, tensor[1:], 7, -1, 2**40, True, None, 0.1), -1)
     assert parameters == [
         tensor.data_ptr(),
         tensor.data_ptr() + 1,
@@ -82,10 +82,11 @@ def test_tensors_become_addresses_and_fractions_float32() -> None:
         -1,
         2**40,
         1,
+        0,
         np.float32(0.1),
     ]
     # cuda-core looks at types: a bool would be one byte, a float eight.
-    assert [type(p) for p in parameters] == [int] * 6 + [np.float32]
+    assert [type(p) for p in parameters] == [int] * 7 + [np.float32]
 
 
 def test_parameters_lie_in_memory_as_a_kernel_reads_them() -> None:

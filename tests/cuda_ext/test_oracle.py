@@ -36,7 +36,7 @@ def test_a_product_is_that_of_the_weights_and_the_rounded_tokens(
     codes, scales = samples.random_rounded(5, n_in, seed=4)
     y = torch.ones(5, n_out)
     oracle.linear(
-        codes, scales, matrix.planes, samples.TABLE, samples.SCALE_UNIT, n_out, n_in, add, y,
+        codes, scales, matrix.planes, samples.TABLE, samples.SCALE_UNIT, n_out, n_in, None, add, y,
         NO_WORKSPACE,
     )  # fmt: skip
     wanted = values(codes, scales, n_in) @ matrix.transformed().T
@@ -68,14 +68,15 @@ def test_a_layer_of_experts_is_the_weighted_sum_of_each_tokens_experts(
     inner_codes, inner_scales = samples.empty_rounded(n_tokens * n_active, n_inner)
     x = torch.ones(n_tokens, n_hidden)
     code = (samples.TABLE, samples.SCALE_UNIT)
+    swiglu = (None, 1.0, 0.0, torch.inf)
     who = (groups.first, groups.order, groups.active)
     oracle.experts_inner(
-        codes, scales, experts.table, n_planes, *code, *who, experts.d_inner, n_hidden, n_active,
-        inner_codes, inner_scales, NO_WORKSPACE,
+        codes, scales, experts.table, n_planes, *code, *who, experts.d_inner, *swiglu, n_hidden,
+        n_active, inner_codes, inner_scales, NO_WORKSPACE,
     )  # fmt: skip
     oracle.experts_down(
-        inner_codes, inner_scales, experts.table, n_planes, *code, *who, groups.weights, n_inner,
-        x, NO_WORKSPACE,
+        inner_codes, inner_scales, experts.table, n_planes, *code, *who, None, groups.weights,
+        n_inner, x, NO_WORKSPACE,
     )  # fmt: skip
     wanted = torch.ones(n_tokens, n_hidden)
     for token in range(n_tokens):
@@ -105,7 +106,8 @@ def test_attention_is_torchs_over_what_the_cache_holds(dtype: torch.dtype, windo
     positions, sequences = torch.tensor([19, 0, 7, 8]), torch.tensor([2, 0, 1, 1])
     qkv = torch.randn(4, (n_heads + 2 * n_kv_heads) * head_size, generator=samples.numbers(2))
     out = torch.empty(4, n_heads * head_size)
-    oracle.attend(qkv, keys, values, positions, sequences, n_heads, window, out, NO_WORKSPACE)
+    where = (positions, sequences, n_heads)
+    oracle.attend(qkv, keys, values, *where, window, head_size**-0.5, None, out, NO_WORKSPACE)
     for token, (position, sequence) in enumerate(zip(positions, sequences, strict=True)):
         first = max(0, int(position) + 1 - window) if window else 0
         k, v = (
@@ -137,7 +139,8 @@ def test_keys_and_values_go_where_the_token_is() -> None:
     given = qkv.clone().view(2, -1, head_size)
     frequencies = 100.0 ** (-torch.arange(0, head_size, 2) / head_size)
     where = (torch.tensor([5, 0]), torch.tensor([1, 0]))
-    oracle.rope_store(qkv, frequencies, *where, n_heads, keys, cached)
+    plain = (0, None, None, 1.0, torch.inf)
+    oracle.rope_store(qkv, frequencies, 1.0, *where, n_heads, *plain, keys, cached)
     turned = qkv.view(2, -1, head_size)
     # Position 0 turns by nothing; others turn halves against each other and keep lengths.
     assert torch.equal(turned[1], given[1])
@@ -158,7 +161,8 @@ def test_routing_is_the_decoders(renormalize: bool) -> None:
     # Scores within some 10 of each other: in float32 the shares of others are all 0.
     router = torch.randn(9, 32, generator=samples.numbers(2)) / 20
     weights, ids = torch.empty(6, 3), torch.empty(6, 3, dtype=torch.int32)
-    oracle.route(x, router, renormalize, weights, ids, NO_WORKSPACE)
+    softmax = (None, None, False, renormalize, 1, 1, 1.0)
+    oracle.route(x, router, *softmax, weights, ids, NO_WORKSPACE)
     kind = SoftmaxRouter(n_active=3, renormalize=renormalize)
     wanted_weights, wanted_ids = route_softmax(router_logits(x, router), kind)
     loud = x.abs().sum(1) > 0  # of a token of zeros all experts are alike, and torch takes any

@@ -1,5 +1,7 @@
 """Products of up to 8 tokens: linear, experts_inner, experts_down, against plain torch."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -40,7 +42,14 @@ def bound(codes: Tensor, scales: Tensor, matrix: TrellisMatrix) -> Tensor:
 
 
 def check_linear(
-    n_tokens: int, n_out: int, n_in: int, n_planes: int, *, add: bool = False, seed: int = 0
+    n_tokens: int,
+    n_out: int,
+    n_in: int,
+    n_planes: int,
+    *,
+    add: bool = False,
+    has_bias: bool = False,
+    seed: int = 0,
 ) -> Tensor:
     matrix = samples.random_matrix(n_out, n_in, n_planes, seed=seed)
     rounded = samples.random_rounded(n_tokens, n_in, seed=seed)
@@ -48,10 +57,12 @@ def check_linear(
     y = before.clone() if add else torch.full_like(before, torch.nan)
     expected = before.clone()
     space = workspace()
-    operands = (*rounded, list(matrix.planes), TABLE, SCALE_UNIT, n_out, n_in, add)
+    bias = torch.randn(n_out, generator=samples.numbers(seed + 1)) if has_bias else None
+    operands = (*rounded, list(matrix.planes), TABLE, SCALE_UNIT, n_out, n_in, bias, add)
     OPS.linear(*operands, y, space)
     oracle.linear(*operands, expected, space)
     limit = bound(*rounded, matrix) + (2 * ROUNDING * before.abs().double() if add else 0)
+    limit += 0 if bias is None else 2 * ROUNDING * bias.abs()
     assert ((y.double() - expected.double()).abs() <= limit + ROUNDING * expected.abs()).all()
     assert not space[:COUNTER_BYTES].any(), "the counters are for the next launch"
     return y
@@ -62,7 +73,9 @@ def check_linear(
 def test_every_number_of_tokens_and_planes_gives_the_product(
     emulated: EmulatedLaunch, n_tokens: int, n_planes: int
 ) -> None:
-    check_linear(n_tokens, 200, 320, n_planes, add=n_tokens % 2 == 0, seed=n_tokens)
+    check_linear(
+        n_tokens, 200, 320, n_planes, add=n_tokens % 2 == 0, has_bias=n_tokens > 2, seed=n_tokens
+    )
     room = 4 if n_tokens <= 4 else 8
     assert f"linear/linear_{room}" in emulated.launched
 
@@ -101,7 +114,7 @@ def test_a_token_gives_the_same_bits_whoever_comes_along(emulated: EmulatedLaunc
     codes, scales = samples.random_rounded(8, 512)
     y = torch.empty(8, 200)
     alone = torch.empty(1, 200)
-    operands = (list(matrix.planes), TABLE, SCALE_UNIT, 200, 512, False)
+    operands = (list(matrix.planes), TABLE, SCALE_UNIT, 200, 512, None, False)
     OPS.linear(codes, scales, *operands, y, workspace())
     for token in range(8):
         one = slice(token, token + 1)
@@ -123,7 +136,7 @@ def test_integers_are_exact_where_weights_and_codes_are_as_large_as_they_can_be(
     codes = torch.tensor([[127], [-127]], dtype=torch.int8).repeat(1, n_in)
     scales = torch.full((2, 1), 0.25)
     y = torch.empty(2, 64)
-    OPS.linear(codes, scales, [plane], table, 0.5, 64, n_in, False, y, workspace())
+    OPS.linear(codes, scales, [plane], table, 0.5, 64, n_in, None, False, y, workspace())
     assert torch.equal(y[0], torch.full((64,), 15 * 64 * 63 * 127 * 0.25 * 0.5))
     assert torch.equal(y[1], -y[0])
 
@@ -137,7 +150,7 @@ def test_every_weight_of_a_block_meets_its_own_column_and_row(emulated: Emulated
         codes = torch.zeros(8, 128, dtype=torch.int8)
         codes[range(8), range(first, first + 8)] = 1
         y = torch.empty(8, 128)
-        operands = (list(matrix.planes), TABLE, SCALE_UNIT, 128, 128, False)
+        operands = (list(matrix.planes), TABLE, SCALE_UNIT, 128, 128, None, False)
         OPS.linear(codes, scales, *operands, y, workspace())
         expected = weights[:, first : first + 8].T
         # scale_unit * gain, times the row's scale, times the integer: three roundings.
@@ -152,21 +165,29 @@ def test_a_token_that_is_not_finite_gives_no_number_and_spoils_no_other(
     codes[1], scales[1] = 0, torch.nan
     y = torch.empty(5, 128)
     OPS.linear(
-        codes, scales, list(matrix.planes), TABLE, SCALE_UNIT, 128, 256, False, y, workspace()
+        codes, scales, list(matrix.planes), TABLE, SCALE_UNIT, 128, 256, None, False, y, workspace()
     )
     assert y[1].isnan().all()
     assert y[[0, 2, 3, 4]].isfinite().all()
 
 
+PLAIN = (None, 1.0, 0.0, math.inf)  # no biases, SwiGLU
+Kind = tuple[Tensor | None, float, float, float]
+
+
 def inner_of(
-    experts: Experts, groups: Groups, rounded: tuple[Tensor, Tensor], space: Tensor
+    experts: Experts,
+    groups: Groups,
+    rounded: tuple[Tensor, Tensor],
+    space: Tensor,
+    kind: Kind = PLAIN,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Codes and scales of each place: by the kernel, and by the oracle."""
     format, n_active = experts.format, groups.ids.shape[1]
     found, expected = (
         samples.empty_rounded(groups.order.shape[0], format.n_inner) for _ in range(2)
     )
-    operands = (*rounded, *operands_of(experts, groups), experts.d_inner)
+    operands = (*rounded, *operands_of(experts, groups), experts.d_inner, *kind)
     sizes = (format.n_hidden, n_active)
     OPS.experts_inner(*operands, *sizes, *found, space)
     oracle.experts_inner(*operands, *sizes, *expected, space)
@@ -178,12 +199,19 @@ def operands_of(experts: Experts, groups: Groups) -> tuple[object, ...]:
     return (experts.table, experts.format.n_planes, TABLE, SCALE_UNIT, *of_groups)
 
 
-def check_experts(experts: Experts, groups: Groups, *, seed: int = 0) -> tuple[Tensor, ...]:
-    """Both operations; returns what they wrote."""
+def check_experts(
+    experts: Experts,
+    groups: Groups,
+    *,
+    kind: Kind = PLAIN,
+    down_bias: Tensor | None = None,
+    seed: int = 0,
+) -> tuple[Tensor, ...]:
+    """Both operations; returns what they wrote.  kind: biases of gate and up, the activation."""
     format, n_tokens = experts.format, groups.ids.shape[0]
     rounded = samples.random_rounded(n_tokens, format.n_hidden, seed=seed)
     space = workspace()
-    (codes, scales), expected = inner_of(experts, groups, rounded, space)
+    (codes, scales), expected = inner_of(experts, groups, rounded, space, kind)
     # Float32 moves what is rounded by some 1e-6 of the group's largest number, 127 steps, so a code
     # changes by 1 where a number is that close to halfway between two: here and there.
     moved = (codes.int() - expected[0].int()).abs()
@@ -193,7 +221,7 @@ def check_experts(experts: Experts, groups: Groups, *, seed: int = 0) -> tuple[T
 
     x = torch.randn(n_tokens, format.n_hidden, generator=samples.numbers(seed))
     wanted = x.clone()
-    rest = (*operands_of(experts, groups), groups.weights, format.n_inner)
+    rest = (*operands_of(experts, groups), down_bias, groups.weights, format.n_inner)
     OPS.experts_down(*expected, *rest, x, space)
     oracle.experts_down(*expected, *rest, wanted, space)
     # The bound of `linear` for the longest of these sums is 2e-5 of the sum of magnitudes; here of
@@ -262,6 +290,20 @@ def test_experts_that_are_not_here_write_nothing_and_add_nothing(
         assert scales[places].isnan().all()
 
 
+@pytest.mark.parametrize("n_inner", [100, 320])
+@pytest.mark.parametrize("n_tokens", [1, 7])
+def test_experts_may_have_biases_and_another_activation(
+    emulated: EmulatedLaunch, n_tokens: int, n_inner: int
+) -> None:
+    experts = samples.random_experts(5, 200, n_inner, 2, missing=(1,), seed=n_tokens)
+    groups = samples.random_groups(n_tokens, 5, 2, seed=n_tokens)
+    of_inner = torch.randn(5, 2 * n_inner, generator=samples.numbers(1))
+    of_down = torch.randn(5, 200, generator=samples.numbers(2))
+    check_experts(experts, groups, kind=(of_inner, 1.702, 1.0, 0.8), down_bias=of_down)
+    check_experts(experts, groups, kind=(None, 1.0, 0.0, 0.5))
+    check_experts(experts, groups, kind=(of_inner, 1.0, 0.0, math.inf))
+
+
 def test_more_experts_than_a_warp_has_lanes(emulated: EmulatedLaunch) -> None:
     experts = samples.random_experts(64, 64, 64, 1, missing=(5, 40))
     check_experts(experts, samples.random_groups(8, 64, 8))
@@ -288,10 +330,10 @@ def test_workspace_bytes_are_enough(emulated: EmulatedLaunch, n_tokens: int) -> 
     inner_of(experts, groups, rounded, space)
     x = torch.zeros(n_tokens, 256)
     inner = samples.random_rounded(2 * n_tokens, 384)
-    OPS.experts_down(*inner, *operands_of(experts, groups), groups.weights, 384, x, space)
+    OPS.experts_down(*inner, *operands_of(experts, groups), None, groups.weights, 384, x, space)
     matrix = samples.random_matrix(700, 256, 3)
     y = torch.empty(n_tokens, 700)
-    operands = (list(matrix.planes), TABLE, SCALE_UNIT, 700, 256, False)
+    operands = (list(matrix.planes), TABLE, SCALE_UNIT, 700, 256, None, False)
     OPS.linear(*rounded, *operands, y, space)
     assert (guard[n_bytes:] == 7).all()
 
@@ -300,7 +342,7 @@ def test_nine_tokens_take_the_tiles(emulated: EmulatedLaunch) -> None:
     emulated.launched.clear()
     matrix = samples.random_matrix(128, 128, 1)
     y = torch.empty(9, 128)
-    operands = (list(matrix.planes), TABLE, SCALE_UNIT, 128, 128, False)
+    operands = (list(matrix.planes), TABLE, SCALE_UNIT, 128, 128, None, False)
     OPS.linear(*samples.random_rounded(9, 128), *operands, y, workspace())
     assert emulated.launched
     assert not any(kernel.startswith("linear/") for kernel in emulated.launched)

@@ -1,6 +1,7 @@
 """The choice of experts and their groups, emulated, against the oracle and lowmoe's routers."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cuda_ext.launches import COUNTER_BYTES, routing
-from lowmoe.decoder.router import route_softmax
-from lowmoe.spec import SoftmaxRouter
+from lowmoe.decoder.router import route, route_softmax
+from lowmoe.spec import SigmoidRouter, SoftmaxRouter
 from quant.activations import round_activations
 from tests.cuda_emulator.emulated import ORDERS, EmulatedLaunch
 from tests.cuda_ext import oracle, samples
@@ -22,22 +23,40 @@ SHAPES = [
 ]  # fmt: skip
 
 
+# bias, choice_bias, sigmoid, renormalize, n_groups, n_groups_active, scale
+Kind = tuple[Tensor | None, Tensor | None, bool, bool, int, int, float]
+
+
 @pytest.fixture
 def op(emulated: EmulatedLaunch) -> Any:
     """torch.ops.lowmoe, whose names mypy cannot know."""
     return torch.ops.lowmoe
 
 
+def softmax(renormalize: bool) -> Kind:
+    """From a router's bias to its scale."""
+    return None, None, False, renormalize, 1, 1, 1.0
+
+
 def routed(
-    op: Any, x: Tensor, router: Tensor, n_active: int, *, renormalize: bool = True
+    op: Any,
+    x: Tensor,
+    router: Tensor,
+    n_active: int,
+    *,
+    renormalize: bool = True,
+    kind: Kind | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Weights and ids, through a workspace of garbage, whose counters must come back 0."""
+    """Weights and ids, through a workspace of garbage, whose counters must come back 0.
+
+    kind: None for a softmax.
+    """
     n_tokens, n_experts = x.shape[0], router.shape[0]
     workspace = torch.full((routing.workspace_bytes(n_tokens, n_experts),), 255, dtype=torch.uint8)
     workspace[:COUNTER_BYTES] = 0
     weights = torch.full((n_tokens, n_active), torch.nan)
     ids = torch.full((n_tokens, n_active), -9, dtype=torch.int32)
-    op.route(x, router, renormalize, weights, ids, workspace)
+    op.route(x, router, *(kind or softmax(renormalize)), weights, ids, workspace)
     assert not workspace[:COUNTER_BYTES].any()
     return weights, ids
 
@@ -60,7 +79,8 @@ def test_experts_are_the_likeliest(
     router = torch.randn(n_experts, n_hidden, generator=samples.numbers(1)) / n_hidden**0.5
     weights, ids = routed(op, x, router, n_active, renormalize=renormalize)
     wanted_weights, wanted_ids = torch.empty_like(weights), torch.empty_like(ids)
-    oracle.route(x, router, renormalize, wanted_weights, wanted_ids, torch.empty(0))
+    kind = softmax(renormalize)
+    oracle.route(x, router, *kind, wanted_weights, wanted_ids, torch.empty(0))
     assert torch.equal(ids, wanted_ids)
     # A score's error is at most that of n_hidden / 8 sums in a row (torch.mm's chains are shorter)
     # on scores of up to |x| |router|, and a weight's relative error is twice a score's.
@@ -94,7 +114,7 @@ def test_experts_that_are_there_are_preferred_and_weigh_as_they_would(
         weights = torch.full((n_tokens, n_active), torch.nan)
         ids = torch.full((n_tokens, n_active), -9, dtype=torch.int32)
         groups = samples.empty_groups(n_tokens * n_active, n_experts)
-        ops.route(x, router, renormalize, weights, ids, workspace)
+        ops.route(x, router, *softmax(renormalize), weights, ids, workspace)
         before = ids.clone()
         ops.prefer(parts, 1.0, renormalize, weights, ids, *groups, workspace)
         assert not workspace[:COUNTER_BYTES].any()
@@ -137,7 +157,8 @@ def test_no_zero_is_less_than_another(emulated: EmulatedLaunch) -> None:
     # The scores of a prompt are torch's: 0 may have either sign.
     logits = torch.tensor([[-0.0, 0.0, -0.0, 0.0, -1e-45]])
     weights, ids = torch.empty(1, 5), torch.empty(1, 5, dtype=torch.int32)
-    emulated("routing/choose", (1, 1, 1), 256, 1, logits, 5, 5, 1, weights, ids)
+    kind, likely = (None, None, 0, 1, 1, 1, 1.0), torch.empty(5)
+    emulated("routing/choose", (1, 1, 1), 256, 1, logits, likely, 5, 5, *kind, weights, ids)
     assert ids.tolist() == [[0, 1, 2, 3, 4]]
     torch.testing.assert_close(weights, torch.full((1, 5), 0.2), rtol=2.0**-22, atol=0)
 
@@ -184,6 +205,97 @@ def test_a_prompt_chooses_as_its_tokens_do(op: Any) -> None:
         assert torch.equal(alone[1], ids[t : t + 1])
 
 
+BIASED = SoftmaxRouter(n_active=5, renormalize=True, bias=True)
+CHOOSY = SoftmaxRouter(n_active=5, renormalize=True, choice_bias=True)
+SIGMOID = SigmoidRouter(n_active=6, renormalize=True, choice_bias=True, scale=2.5)
+KINDS = {
+    "scores with biases": BIASED,
+    "scores with biases, not renormalized": replace(BIASED, renormalize=False),
+    "biases of the choice": CHOOSY,
+    "biases of scores and of the choice": replace(CHOOSY, bias=True, renormalize=False),
+    "sigmoids": SigmoidRouter(n_active=10, renormalize=True),
+    "sigmoids, biases of the choice, scaled": SIGMOID,
+    "sigmoids, not renormalized": replace(SIGMOID, renormalize=False),
+    "sigmoids in 8 groups": replace(SIGMOID, n_groups=8, n_groups_active=3),
+    "sigmoids in groups of one": replace(SIGMOID, n_groups=32, n_groups_active=7),
+    "sigmoids in a group of 4": replace(SIGMOID, n_groups=4, n_groups_active=1, choice_bias=False),
+}
+
+
+def kind_of(router: SoftmaxRouter | SigmoidRouter, n_experts: int) -> Kind:
+    """With random biases where it has some."""
+    generator = samples.numbers(11)
+    sigmoid = router if isinstance(router, SigmoidRouter) else None
+    has_bias = isinstance(router, SoftmaxRouter) and router.bias
+    bias = torch.randn(n_experts, generator=generator) if has_bias else None
+    choice_bias = 0.3 * torch.randn(n_experts, generator=generator) if router.choice_bias else None
+    groups = (1, 1) if sigmoid is None else (sigmoid.n_groups, sigmoid.n_groups_active)
+    scale = 1.0 if sigmoid is None else sigmoid.scale
+    return bias, choice_bias, sigmoid is not None, router.renormalize, *groups, scale
+
+
+@pytest.mark.parametrize("n_tokens", [1, 7, 20])
+@pytest.mark.parametrize("n_experts", [32, 160, 512])
+@pytest.mark.parametrize("name", KINDS)
+def test_routers_of_every_kind_choose_as_lowmoes(
+    op: Any, name: str, n_experts: int, n_tokens: int
+) -> None:
+    router, kind = KINDS[name], kind_of(KINDS[name], n_experts)
+    # Small whole numbers times 1 / 8: every order of sums gives the same scores.
+    generator = samples.numbers(n_experts + n_tokens)
+    x = torch.randint(-3, 4, (n_tokens, 40), generator=generator).float()
+    rows = torch.randint(-3, 4, (n_experts, 40), generator=generator).float() / 8
+    weights, ids = routed(op, x, rows, router.n_active, kind=kind)
+    wanted_weights, wanted_ids = route(x, router, rows, *kind[:2])
+    wanted = torch.empty(n_tokens, router.n_active)
+    exact_ids = torch.empty(n_tokens, router.n_active, dtype=torch.int32)
+    oracle.route(x, rows, *kind, wanted, exact_ids, torch.empty(0))
+    assert torch.equal(ids, exact_ids)
+    distinct = (ids == wanted_ids).all(1)
+    if kind[0] is not None or kind[1] is not None:
+        assert distinct.all()  # else torch takes any among equals
+    # Powers within 2 units in the last place, a sum of up to 512 of them in chains of 16,
+    # quotients.
+    rtol = 2 * (16 + 5 + 8) * 2.0**-24
+    torch.testing.assert_close(weights, wanted, rtol=rtol, atol=1e-20)
+    torch.testing.assert_close(weights[distinct], wanted_weights[distinct], rtol=rtol, atol=1e-20)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_score_without_meaning_leaves_its_token_without_whatever_the_kind(
+    op: Any, name: str
+) -> None:
+    router, kind = KINDS[name], kind_of(KINDS[name], 64)
+    logits = torch.randn(3, 64, generator=samples.numbers(3))
+    rows, x = logits.T.contiguous(), torch.eye(3)
+    rows[50] = torch.nan
+    x[0] = torch.nan
+    weights, ids = routed(op, x, rows, router.n_active, kind=kind)
+    assert weights.isnan().all()
+    assert all(len(set(of_token)) == router.n_active for of_token in ids.tolist())
+    assert ((ids >= 0) & (ids < 64)).all()
+
+
+def test_groups_of_experts_that_do_not_fit_are_refused(op: Any) -> None:
+    for n_groups in (3, 64):
+        kind = (None, None, True, True, n_groups, 1, 1.0)
+        with pytest.raises(ValueError, match=f"64 experts are in {n_groups} groups, but up to 32"):
+            routed(op, torch.ones(1, 4), torch.ones(64, 4), 2, kind=kind)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2, 9])
+def test_shared_experts_are_given_the_same_norm_in_their_basis(op: Any, n_tokens: int) -> None:
+    x, d = samples.random_tokens(n_tokens, 320), samples.random_d(320)
+    weight, router = torch.rand(320), torch.randn(48, 320, generator=samples.numbers(1))
+    plain = norm_routed(op, x, weight, d, router)
+    shared_d, shared = samples.random_d(320, seed=5), samples.empty_rounded(n_tokens, 320)
+    found = norm_routed(op, x, weight, d, router, (shared_d, *shared))
+    assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+    rounded = round_activations(found[0], shared_d)
+    assert torch.equal(shared[0], rounded.codes)
+    assert torch.equal(shared[1], rounded.scales)
+
+
 @pytest.mark.parametrize("n_hidden", [36, 77, 2048, 2880, 4096, 7168, 8320])
 @pytest.mark.parametrize("n_tokens", [1, 2])
 def test_a_norm_a_choice_and_groups_may_be_made_at_once(
@@ -214,7 +326,12 @@ def test_a_norm_a_choice_and_groups_may_be_made_at_once(
 
 
 def norm_routed(
-    op: Any, x: Tensor, weight: Tensor, d: Tensor, router: Tensor
+    op: Any,
+    x: Tensor,
+    weight: Tensor,
+    d: Tensor,
+    router: Tensor,
+    shared: tuple[Tensor | None, ...] = (None, None, None),
 ) -> tuple[Tensor, ...]:
     """normed, codes, scales, weights, ids, first, order, active; of 4 experts a token."""
     n_tokens, n_experts = x.shape[0], router.shape[0]
@@ -227,7 +344,7 @@ def norm_routed(
         torch.full((n_tokens, 4), -9, dtype=torch.int32),
         *samples.empty_groups(4 * n_tokens, n_experts),
     )
-    op.norm_route(x, weight, 1e-5, d, router, True, *made, workspace)
+    op.norm_route(x, weight, 1e-5, d, router, *softmax(True), *made, *shared, workspace)
     assert not workspace[:COUNTER_BYTES].any()
     return made
 

@@ -31,10 +31,14 @@ SHAPES = (  # tokens, rows, columns
 
 
 def run_linear(
-    codes: Tensor, scales: Tensor, planes: tuple[Tensor, ...], layout: PlaneLayout, y: Tensor
+    codes: Tensor,
+    scales: Tensor,
+    planes: tuple[Tensor, ...],
+    layout: PlaneLayout,
+    y: Tensor,
 ) -> None:
     torch.ops.lowmoe.linear(
-        codes, scales, list(planes), TABLE, SCALE_UNIT, layout.n_out, layout.n_in, False, y,
+        codes, scales, list(planes), TABLE, SCALE_UNIT, layout.n_out, layout.n_in, None, False, y,
         workspace(),
     )  # fmt: skip
 
@@ -65,7 +69,7 @@ def test_a_product_is_as_near_to_that_of_the_planes_as_rounding_them_to_int8_all
     run_linear(codes, scales, matrix.planes, matrix.layout, y)
     exact = torch.empty(40, 70, dtype=torch.float64)
     oracle.linear(
-        codes, scales, matrix.planes, TABLE, SCALE_UNIT, 70, 300, False, exact, workspace()
+        codes, scales, matrix.planes, TABLE, SCALE_UNIT, 70, 300, None, False, exact, workspace()
     )
     # In the unit of a scale group's weights, a weight is off by at most half of one for its code
     # and, for each plane, half of 1 / 128 for its share times a value of at most 63; and the sums
@@ -96,10 +100,31 @@ def test_a_product_is_added_to_what_is_there(emulated: EmulatedLaunch) -> None:
     before = torch.randn(20, 130, generator=numbers(1))
     y = before.clone()
     torch.ops.lowmoe.linear(
-        codes, scales, list(matrix.planes), TABLE, SCALE_UNIT, 130, 256, True, y, workspace()
+        codes, scales, list(matrix.planes), TABLE, SCALE_UNIT, 130, 256, None, True, y, workspace()
     )
     product = cpu_tiles(matrix.planes, matrix.layout, codes, scales)[:, :130]
     assert torch.equal(y, before + product)
+
+
+@pytest.mark.parametrize("n_multiprocessors", [1, 9])  # of 9, some would idle and share columns
+@pytest.mark.parametrize("n_planes", range(1, MOST_PLANES + 1))
+def test_a_bias_is_added_once(
+    emulated: EmulatedLaunch, n_planes: int, n_multiprocessors: int
+) -> None:
+    emulated.n_multiprocessors = n_multiprocessors
+    matrix = random_matrix(300, 500, n_planes)
+    codes, scales = random_rounded(20, 500)
+    bias = torch.randn(300, generator=numbers(1))
+    y = torch.empty(20, 300)
+    space = workspace(n_multiprocessors=n_multiprocessors)
+    torch.ops.lowmoe.linear(
+        codes, scales, list(matrix.planes), TABLE, SCALE_UNIT, 300, 500, bias, False, y, space
+    )
+    product = cpu_tiles(matrix.planes, matrix.layout, codes, scales)[:, :300]
+    # Sums begin with the bias, or its part's do: each of 4 scale groups, and the parts' sums, may
+    # be rounded otherwise, by half a unit in the last place of what is at most 4 times the largest.
+    allowed = 2 * 5 * 2.0**-24 * 4 * float(product.abs().max() + bias.abs().max())
+    torch.testing.assert_close(y, product + bias, rtol=0, atol=allowed)
 
 
 @pytest.mark.parametrize("add", [False, True])
@@ -115,7 +140,7 @@ def test_multiprocessors_that_would_idle_share_a_tiles_columns(
     y = before.clone()
     space = workspace(n_multiprocessors=9)
     torch.ops.lowmoe.linear(
-        codes, scales, list(matrix.planes), TABLE, SCALE_UNIT, 300, 1100, add, y, space
+        codes, scales, list(matrix.planes), TABLE, SCALE_UNIT, 300, 1100, None, add, y, space
     )
     assert emulated.launched == {"tiles_2/linear_128", "tiles/add_parts"}
     expected = cpu_tiles(matrix.planes, matrix.layout, codes, scales)[:, :300]

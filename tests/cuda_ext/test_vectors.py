@@ -119,6 +119,36 @@ def test_one_infinite_number_leaves_its_token_without_meaning_and_others_alone(o
     assert scales[1].isfinite().all()
 
 
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize(("n_tokens", "n_inner"), [(1, 1408), (3, 192), (2, 130), (9, 33), (4, 4)])
+def test_gate_and_up_are_activated_weighed_and_rounded(
+    op: Any, n_tokens: int, n_inner: int, weighed: bool
+) -> None:
+    generator = samples.numbers(n_inner)
+    gate_up = 2 * torch.randn(n_tokens, 2 * n_inner, generator=generator)
+    normed = torch.randn(n_tokens, 201, generator=generator)
+    router = torch.randn(1, 201, generator=generator) / 14 if weighed else None
+    d = samples.random_d(n_inner)
+    for kind in ((1.0, 0.0, torch.inf), (1.702, 1.0, 0.9)):
+        found, wanted = (samples.empty_rounded(n_tokens, n_inner) for _ in range(2))
+        for run, to in ((op, found), (oracle, wanted)):
+            run.gate_round(gate_up, *kind, normed, router, d, *to)
+        # Some 12 roundings and powers, and the score's; Hadamard's sums of up to 128 such.
+        torch.testing.assert_close(found[1], wanted[1], rtol=128 * 20 * 2.0**-24, atol=0)
+        moved = (found[0].int() - wanted[0].int()).abs()
+        assert moved.max() <= 1  # what is near the middle between two codes may go to either
+        assert (moved > 0).float().mean() < 0.005
+
+
+def test_a_number_that_is_none_is_not_activated_away(op: Any) -> None:
+    gate_up = torch.ones(2, 256)
+    gate_up[0, 3], gate_up[1, 200] = torch.nan, torch.nan
+    codes, scales = samples.empty_rounded(2, 128)
+    d = torch.ones(128, dtype=torch.float16)
+    op.gate_round(gate_up, 1.0, 0.0, 0.5, torch.ones(2, 8), None, d, codes, scales)
+    assert scales.isnan().all()
+
+
 def embedded(op: Any, ids: list[int], matrix: TrellisMatrix) -> Tensor:
     x = torch.full((len(ids), matrix.layout.n_in), torch.nan)
     rows, planes = torch.tensor(ids, dtype=torch.int32), list(matrix.planes)

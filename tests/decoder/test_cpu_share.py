@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from trellis_models import SHAPES, TrellisModel, trellis_model
+from trellis_models import DEMANDING_SHAPES, SHAPES, TrellisModel, trellis_model
 
 from lowmoe.decoder.cpu_share import CpuShare, HostTokens
 from lowmoe.decoder.moe import Routing
@@ -20,12 +20,21 @@ LAYER = 1
 
 
 @pytest.fixture(
-    scope="module", params=["4 heads of 16 over 2", "top 4 of 8", "5 heads of 10, odd sizes"]
+    scope="module",
+    params=[
+        "4 heads of 16 over 2",
+        "top 4 of 8",
+        "5 heads of 10, odd sizes",
+        "sinks, biases everywhere, another activation, odd sizes",
+        "all heads normed together, a quarter turns",
+    ],
 )
 def model(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TrellisModel]:
-    with trellis_model(tmp_path_factory.mktemp("model") / "folder", SHAPES[request.param]) as model:
+    with trellis_model(
+        tmp_path_factory.mktemp("model") / "folder", (SHAPES | DEMANDING_SHAPES)[request.param]
+    ) as model:
         # With signs for tokens, every norm is then exact.
         yield replace(model, spec=replace(model.spec, norm_epsilon=0.0))
 
@@ -121,5 +130,7 @@ def test_no_more_of_a_folders_weights_is_kept_than_norms_and_routers(
 ) -> None:
     with trellis_model(tmp_path / "folder", SHAPES["4 heads of 16 over 2"]) as model:
         share = share_of(model)
-        kept = [t for norm, router, of in share._kept for t in (norm, router, of.d_in, of.d_inner)]
+        kept = [t for of in share._kept for t in (of.transforms.d_in, of.transforms.d_inner)]
+        kept += [of.vector(name) for of in share._kept for name in of.parts]
+        assert all(set(of.parts) == {"experts_norm", "router"} for of in share._kept)
         assert all(t.untyped_storage().nbytes() == t.nbytes for t in kept)

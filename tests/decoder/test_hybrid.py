@@ -13,11 +13,19 @@ from typing import Any
 
 import pytest
 import torch
-from test_native import CHUNKS, N_TOKENS, Golden, assert_within, expected_error, golden_of
+from test_native import (
+    CHUNKS,
+    N_TOKENS,
+    Golden,
+    assert_within,
+    expected_error,
+    golden_of,
+    some_ids,
+)
 from test_on_gpu import GuidedRoute, Uncaptured, card, on_gpu
 from tiny_models import in_chunks
 from torch import Tensor
-from trellis_models import CONTEXT, LAYERS, SHAPES, TrellisModel, trellis_model
+from trellis_models import CONTEXT, GPU_SHAPES, LAYERS, SHAPES, TrellisModel, trellis_model
 
 from cuda_ext.ops import MOST_DECODED
 from lowmoe.checkpoint.buffers import page_aligned
@@ -175,10 +183,17 @@ def test_logits_are_torchs_but_for_rounding_whatever_the_budgets(
 
 
 @pytest.mark.parametrize(
-    "name", ["hidden 48, inner 40", "window of 7", "top 1", "top 3 of 9, not renormalized"]
+    "name",
+    [
+        "hidden 48, inner 40",
+        "window of 7",
+        "top 1",
+        "top 3 of 9, not renormalized",
+        *GPU_SHAPES,
+    ],
 )
 def test_so_they_are_of_other_shapes(tmp_path: Path, name: str) -> None:
-    with trellis_model(tmp_path / "folder", SHAPES[name]) as model:
+    with trellis_model(tmp_path / "folder", (SHAPES | GPU_SHAPES)[name]) as model:
         golden = golden_of(model)
         for chunks in ("at once", "in all sizes"):
             with guided(golden, n_slots=5, n_in_ram=3) as decoder:
@@ -292,6 +307,28 @@ def test_the_same_text_passes_through_with_the_same_bits_every_time(plain: Golde
         with hybrid(plain.model, n_slots=6, misses="page") as decoder:
             found.append(in_chunks(decoder, plain.ids, [20, 1, 1, 5, 1]))
     assert torch.equal(*found)
+
+
+def test_the_host_does_not_wait_at_a_layer_without_experts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, wait = [0], StandInEvent.wait
+
+    def counted(event: StandInEvent) -> None:
+        waits[0] += threading.current_thread() is threading.main_thread()
+        wait(event)
+
+    shape = GPU_SHAPES["normed heads, plain first and last"]
+    with trellis_model(tmp_path / "folder", shape) as model, hybrid(model, n_slots=2) as decoder:
+        ids = some_ids(model, 12)
+        cache = decoder.new_cache(12)
+        decoder.forward(ids[:9], cache)
+        monkeypatch.setattr(StandInGpu, "wait_for", lambda gpu, event: wait(event))
+        monkeypatch.setattr(StandInEvent, "wait", counted)
+        for one in ids[9:].split(1):
+            decoder.forward(one, cache)
+        assert decoder.store.traffic().ram_requests > 0
+        assert waits[0] == 3  # tokens, each through one layer that has experts
 
 
 @pytest.mark.parametrize("misses", MISSES)
@@ -480,11 +517,19 @@ def test_a_step_is_the_same_work_whatever_the_token_and_its_position(plain: Gold
 
 
 @pytest.mark.parametrize("sizes", [[3, 1, MOST_DECODED, 1], [17, 13]])
-@pytest.mark.parametrize("name", ["4 heads of 16 over 2", "top 3 of 9, not renormalized"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "4 heads of 16 over 2",
+        "top 3 of 9, not renormalized",
+        "half of a head turns, sigmoids in groups, biases, shared",
+        "sinks, biases everywhere, another activation, odd sizes",
+    ],
+)
 def test_kernels_leave_out_experts_that_are_not_there(
     tmp_path: Path, name: str, sizes: list[int]
 ) -> None:
-    with trellis_model(tmp_path / "folder", SHAPES[name]) as model:
+    with trellis_model(tmp_path / "folder", (SHAPES | GPU_SHAPES)[name]) as model:
         golden = golden_of(model, sum(sizes))
         kernels = with_kernels(EmulatedLaunch())
         with guided(golden, operations=kernels, n_slots=5) as decoder:

@@ -30,6 +30,7 @@ from tiny_models import in_chunks
 from torch import Tensor
 from trellis_models import (
     CONTEXT,
+    GPU_SHAPES,
     LAYERS,
     SHAPES,
     Shape,
@@ -56,6 +57,7 @@ from tests.cuda_emulator.emulated import EmulatedLaunch
 from tests.cuda_ext import oracle
 from tests.stand_in_gpu import Operation, StandInGpu, with_kernels
 
+ALL_SHAPES = SHAPES | GPU_SHAPES
 # Heads that kernels are built for; 1, 2 and 3 planes.
 EMULATED = [
     "4 heads of 16 over 2",
@@ -73,7 +75,9 @@ class GuidedRoute:
     """
 
     def __init__(self, route: Operation, group: Operation, routings: list[Routing]) -> None:
-        self._route, self._group, self._routings = route, group, routings
+        # A layer without experts routes nothing.
+        self._routings = [r for r in routings if r.expert_ids.shape[1]]
+        self._route, self._group = route, group
         self.begin()
 
     def begin(self) -> None:
@@ -81,7 +85,7 @@ class GuidedRoute:
 
     def __call__(self, x: Tensor, *others: Any) -> None:
         self._route(x, *others)
-        router, weights, ids, *groups = others[3], *others[8:13]
+        router, weights, ids, *groups = others[3], *others[14:19]
         at = self._routings[self._layer_id]
         these = slice(self._first, self._first + x.shape[0])
         wanted = at.expert_ids[these].int().to(ids.device)
@@ -170,11 +174,13 @@ def guided(
     return Decoder(spec=decoder.spec, store=decoder.store, computation=computation)
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=ALL_SHAPES)
 def golden(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Golden]:
-    with trellis_model(tmp_path_factory.mktemp("model") / "folder", SHAPES[request.param]) as model:
+    with trellis_model(
+        tmp_path_factory.mktemp("model") / "folder", ALL_SHAPES[request.param]
+    ) as model:
         yield golden_of(model)
 
 
@@ -326,11 +332,11 @@ def test_a_cache_that_is_full_is_not_written_beyond(plain: Golden) -> None:
 # --- the kernels, emulated
 
 
-@pytest.mark.parametrize("name", EMULATED)
+@pytest.mark.parametrize("name", [*EMULATED, *GPU_SHAPES])
 def test_kernels_for_few_tokens_differ_from_their_oracle_by_the_order_of_sums(
     tmp_path: Path, name: str
 ) -> None:
-    with trellis_model(tmp_path / "folder", SHAPES[name]) as model:
+    with trellis_model(tmp_path / "folder", ALL_SHAPES[name]) as model:
         golden = golden_of(model, 30)
         sizes = [3, 1, MOST_DECODED, 1, 1, 6]
         wanted = in_chunks(guided(golden), golden.ids, sizes)
@@ -342,12 +348,17 @@ def test_kernels_for_few_tokens_differ_from_their_oracle_by_the_order_of_sums(
     assert error.mean() < expected("float16") / 2
 
 
-@pytest.mark.parametrize("kv", cpu.KV_FORMATS)
-@pytest.mark.parametrize("name", EMULATED)
+@pytest.mark.parametrize(
+    ("name", "kv"),
+    [
+        *((name, kv) for name in EMULATED for kv in cpu.KV_FORMATS),
+        *((name, "float16") for name in GPU_SHAPES),
+    ],
+)
 def test_kernels_for_prompts_are_torchs_but_for_rounding(
     tmp_path: Path, name: str, kv: cpu.KvFormat
 ) -> None:
-    with trellis_model(tmp_path / "folder", SHAPES[name]) as model:
+    with trellis_model(tmp_path / "folder", ALL_SHAPES[name]) as model:
         golden = golden_of(model, 30)
         operations = with_kernels(EmulatedLaunch())
         found = in_chunks(guided(golden, operations, kv=kv), golden.ids, [17, 13])
@@ -383,11 +394,11 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> CudaGpu:
 @pytest.mark.gpu
 @pytest.mark.parametrize("kv", cpu.KV_FORMATS)
 @pytest.mark.parametrize("chunks", CHUNKS)
-@pytest.mark.parametrize("name", EMULATED)
+@pytest.mark.parametrize("name", [*EMULATED, *GPU_SHAPES])
 def test_a_cards_logits_are_torchs_but_for_rounding(
     card: CudaGpu, tmp_path: Path, name: str, chunks: str, kv: cpu.KvFormat
 ) -> None:
-    with trellis_model(tmp_path / "folder", SHAPES[name]) as model:
+    with trellis_model(tmp_path / "folder", ALL_SHAPES[name]) as model:
         golden = golden_of(model)
         found = in_chunks(guided(golden, on=card, kv=kv), golden.ids, CHUNKS[chunks])
     sizes = [max(CHUNKS[chunks]) if max(CHUNKS[chunks]) > MOST_DECODED else 1]

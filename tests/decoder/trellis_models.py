@@ -16,9 +16,11 @@ from torch import Tensor
 
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.layout import Recipe
+from lowmoe.decoder.abilities import lacking
 from lowmoe.decoder.computation import Cache, Computation
 from lowmoe.decoder.computation import layer_by_layer as pass_by_layers
 from lowmoe.decoder.decoder import Decoder
+from lowmoe.decoder.gpu_buffers import ABLE
 from lowmoe.decoder.in_torch import TorchComputation
 from lowmoe.decoder.moe import Routing
 from lowmoe.decoder.native import NativeComputation
@@ -400,6 +402,12 @@ DEMANDING_SHAPES = {
             "logits_scaling": 0.7,
         }
     ),
+}
+# Those of them that GPU kernels are able to do.
+GPU_SHAPES = {
+    name: shape
+    for name, shape in DEMANDING_SHAPES.items()
+    if not lacking(read_config(MIXTRAL | shape.config).spec, ABLE)
 }
 
 
