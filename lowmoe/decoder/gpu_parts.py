@@ -48,8 +48,6 @@ class GpuParts:
         self._spec, self._gpu, self._ops, self._kv = spec, gpu, gpu.operations, kv
         # Over x / residual_scale, as native code computes.
         self._norm_epsilon = norm_epsilons(spec).final
-            spec
-        ).final  # over x / residual_scale, as native code computes
         self._buffers = Buffers.make(spec, gpu, max_tokens)
         self._buffers_of_one = self._buffers.of(1)
         # A narrower window ignores the upper bits of a wider one.
