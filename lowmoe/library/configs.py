@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lowmoe.checkpoint.gguf_split import SUFFIX
 from lowmoe.checkpoint.manifest import read_manifest
 from lowmoe.checkpoint.reader import CONFIG, read_json
+from lowmoe.decoder.open_checkpoint import open_checkpoint
 from lowmoe.errors import DownloadError, UsageError
 from lowmoe.families.aliases import ALIASES
 from lowmoe.library.names import HubModel, LocalCheckpoint, LocalFolder, locate
@@ -39,13 +41,13 @@ def config_of(model: str, settings: Settings) -> Mapping[str, Any]:
     elif "://" in model:
         return _downloaded(model)
     path = Path(model).expanduser()
-    if path.is_file():
+    if path.is_file() and path.suffix != SUFFIX:
         return read_json(path)
     located = locate(model, settings)
     if isinstance(located, LocalFolder):
         return read_manifest(located.path).config
     if isinstance(located, LocalCheckpoint):
-        return read_json(located.path / CONFIG)
+        return open_checkpoint(located.path).files.config
     return _of_repository(located)
 
 

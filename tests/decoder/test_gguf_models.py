@@ -25,13 +25,28 @@ from lowmoe.families.gguf.config import ARCHITECTURES
 from tests import gguf_models
 from tests.gguf_models import Type, rewritten, write_gguf
 
+# Families that are not read from such files. Llama 4 with what it sees is two files there, of which
+# ours is the text.
+NOT_READ = {
+    "deepseek_v32",
+    "gpt2",
+    "grok-1",
+    "llama4",
+    "minimax",
+    "minimax_m1",
+    "minimax_text_01",
+    "qwen3_5_moe",
+    "qwen3_5_moe_text",
+    "qwen3_next",
+    "skywork",
+    "skywork_moe",
+}
 # What the format has no key for, so that no file of such a model can exist.
 NOT_KEPT = {
     "deepseek_v3": {"yarn of other shares, two shared, shards"},
     "dots1": {"a window in the last layers"},
     "glm4_moe_lite": {"plain in the middle, scaled"},
     "gpt_oss": {"all layers whole, low limit"},
-    "llama4": {"within a model that sees"},
     "llama4_text": set(GOLDENS["llama4_text"]),  # chunks and temperatures other than Llama 4's
     "mistral": {"window"},
     "mixtral": {"sliding window", "old spelling, window, shards"},
@@ -60,8 +75,9 @@ CASES = [
     (family, name, model)
     for table in (GOLDENS, MORE)
     for family, models in table.items()
+    if family not in NOT_READ
     for name, model in models.items()
-    if family in gguf_models.ARCHITECTURES and name not in NOT_KEPT.get(family, set())
+    if name not in NOT_KEPT.get(family, set())
 ]
 
 
@@ -90,7 +106,7 @@ def test_logits_are_those_of_transformers(tmp_path: Path, family: str, model: Ti
 
 def test_every_family_has_a_case_and_every_architecture_a_family() -> None:
     assert {family for family, _, _ in CASES} == set(gguf_models.ARCHITECTURES)
-    assert set(gguf_models.ARCHITECTURES) <= set(FAMILIES)
+    assert set(gguf_models.ARCHITECTURES) == set(FAMILIES) - NOT_READ
     assert set(gguf_models.ARCHITECTURES.values()) == set(ARCHITECTURES)
 
 
