@@ -230,7 +230,7 @@ CASES = [
         "config promises more layers",
         lambda w: run(w.checkpoint(num_hidden_layers=3)),
         1,
-        r"\d+ tensors that config\.json promises are missing",
+        r"\d+ tensors that the model is described to have are missing",
     ),
     Case(
         "config promises fewer layers",
