@@ -7,11 +7,11 @@ Ignorant of:  how a tokenizer is used.
 import base64
 import binascii
 import json
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tokenizers import Regex, Tokenizer, normalizers
 
 from lowmoe.errors import TextError
@@ -84,8 +84,8 @@ def _of_pieces(data: bytes, own: Mapping[int, tuple[str, int]], config: Mapping[
     values: dict[str, Any] = {
         "model": "llama",
         "tokens": tokens,
-        "scores": np.array(scores),
-        "token_type": np.array(kinds),
+        "scores": array("d", scores),
+        "token_type": array("q", kinds),
         "bos_token_id": model.trainer_spec.bos_id,
         "eos_token_id": model.trainer_spec.eos_id,
         "add_space_prefix": model.normalizer_spec.add_dummy_prefix,
@@ -156,7 +156,7 @@ def _of_ranks(ranks: _Ranks, data: bytes, own: Mapping[int, tuple[str, int]]) ->
         "pre": ranks.cut,
         "tokens": tokens,
         "merges": merges,
-        "token_type": np.array(kinds),
+        "token_type": array("q", kinds),
     }
     made = _built(values)
     made.model.ignore_merges = True  # a word that has a rank is a token, however it came to be
