@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trellis_models import GPU_SHAPES, MIXTRAL, TWO_PLANES
 
 import lowmoe
 from lowmoe.decoder.preference import Preference
@@ -19,6 +20,8 @@ from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.errors import UsageError
 from lowmoe.experts.gpu_slots import GpuSlots
+from lowmoe.families import read_config
+from lowmoe.loader.synthetic import write_synthetic
 from lowmoe.spec import SigmoidRouter, SoftmaxRouter
 from tests.engine.test_gpu_in_part import Workplace
 
@@ -193,3 +196,59 @@ def test_a_card_that_has_them_all_prefers_none(
         runtime.close()
     # The same experts and weights, summed in the same order.
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+
+
+def folder_of(tmp_path: Path, name: str) -> Path:
+    """A model of which some layers are plain or experts are shared."""
+    config = MIXTRAL | GPU_SHAPES[name].config
+    write_synthetic(
+        tmp_path / "model",
+        config,
+        read_config(config),
+        TWO_PLANES,
+        name="tiny",
+        progress=lambda done, total: None,
+    )
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sigmoids not renormalized, no groups",
+        "softmax with a bias of the choice",
+        "sinks, biases everywhere, another activation, odd sizes",
+    ],
+)
+def test_a_card_that_has_some_refuses_it_for_other_routers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path, name: str
+) -> None:
+    work = Workplace(monkeypatch, folder_of(tmp_path, name))
+    work.give(3)
+    asked = LoadOptions(bits=4, gpu="4090", cache_aware_routing=BUDGET)
+    with pytest.raises(UsageError, match=r"^.* is for routers by a softmax without biases only.*$"):
+        load_folder(work.folder, asked)
+    runtime = load_folder(work.folder, replace(asked, gpu="auto"), work.reports)
+    assert runtime.gpu is None
+    assert "computing on the CPU: cache_aware_routing is 0.2" in work.reports.notes[0]
+    runtime.close()
+
+
+def test_a_card_prefers_among_a_softmax_beside_plain_layers_and_shared_experts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    name = "shared experts that weigh themselves, plain layers"
+    work, found = Workplace(monkeypatch, folder_of(tmp_path, name)), {}
+    for budget in (None, 0.999):
+        runtime = work.load(4, cache_aware_routing=budget)
+        session = Session(runtime)
+        for _ in session.forward([t % 97 for t in TEXT]):
+            pass
+        for token in TEXT:
+            for _ in session.forward([token % 97]):
+                pass
+        traffic = runtime.store.traffic()
+        missed = traffic.ram_requests + traffic.disk_requests
+        found[budget] = traffic.gpu_requests / (traffic.gpu_requests + missed)
+        runtime.close()
+    assert found[0.999] > found[None]

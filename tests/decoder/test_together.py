@@ -10,7 +10,15 @@ from test_native import assert_within, expected_error, fill
 from test_on_gpu import on_gpu
 from tiny_models import in_chunks
 from torch import Tensor
-from trellis_models import DEMANDING_SHAPES, LAYERS, SHAPES, Shape, TrellisModel, trellis_model
+from trellis_models import (
+    DEMANDING_SHAPES,
+    GPU_SHAPES,
+    LAYERS,
+    SHAPES,
+    Shape,
+    TrellisModel,
+    trellis_model,
+)
 
 from cuda_ext.ops import MOST_DECODED
 from lowmoe.decoder.decoder import Decoder
@@ -168,6 +176,16 @@ def test_a_gpu_gives_each_what_it_has_alone_but_for_rounding(
     of = texts(plain.spec.n_vocab, n_sequences)
     decoder = on_gpu(plain, StandInGpu())
     assert_within_rounding(together(decoder, of), alone(decoder, of))
+
+
+@pytest.mark.parametrize("name", GPU_SHAPES)
+def test_so_it_does_whatever_a_model_asks_for(tmp_path: Path, name: str) -> None:
+    with trellis_model(tmp_path / "folder", GPU_SHAPES[name]) as model:
+        of = texts(model.spec.n_vocab, 3, 2)
+        decoder = on_gpu(model, StandInGpu())
+        assert_within_rounding(together(decoder, of, 2), alone(decoder, of, 2))
+        with hybrid(model, n_slots=2) as divided:
+            assert_within_rounding(together(divided, of, 2), alone(divided, of, 2))
 
 
 @pytest.mark.parametrize("n_slots", [2, 9, 1000])
