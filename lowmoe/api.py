@@ -24,7 +24,6 @@ from lowmoe.engine.report import OnceUnderWay, Reporter, SilentReporter
 from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.statistics import RunStatistics
 from lowmoe.errors import PromptError, UsageError
-from lowmoe.families import read_config
 from lowmoe.families.aliases import DEMO
 from lowmoe.library import (
     LocalCheckpoint,
@@ -35,7 +34,7 @@ from lowmoe.library import (
     prepare,
     quantize_checkpoint,
 )
-from lowmoe.library.configs import config_of
+from lowmoe.library.configs import spec_of
 from lowmoe.plan.advice import advise
 from lowmoe.plan.here import card_here
 from lowmoe.plan.of_run import keep_run, predictor
@@ -324,7 +323,7 @@ def _prepared(
     """The model folder, made now if need be, at what is asked for or advised."""
     if made := made_folder(located, settings):
         return made
-    spec = read_config(config_of(name, settings)).spec
+    spec = spec_of(name, settings)
     advice = advise(name, spec, options, settings)
     making = MakeOptions(bits=advice.bits, threads=options.threads)
     return prepare(located, settings, making, OnceUnderWay(report, advice.words))

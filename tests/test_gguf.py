@@ -12,6 +12,7 @@ from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.engine.report import SilentReporter
 from lowmoe.errors import CheckpointError, UnknownModelError
 from lowmoe.library import LocalCheckpoint, locate
+from lowmoe.library.configs import spec_of
 from lowmoe.settings import read_settings
 from tests.gguf_models import Writer, write_gguf
 from tests.talking_mixtral import CHAT_TEMPLATE, learned_tokenizer
@@ -105,3 +106,12 @@ def test_a_file_that_is_none_is_refused_in_one_line(tmp_path: Path, home: Path) 
     (tmp_path / "x.gguf").write_bytes(np.zeros(100, np.uint8).tobytes())
     with pytest.raises(CheckpointError, match=r"x\.gguf: does not begin with GGUF"):
         lowmoe.load(tmp_path / "x.gguf")
+
+
+def test_it_is_planned_for_as_the_checkpoint_is(
+    file: Path, talking_checkpoint: Path, home: Path
+) -> None:
+    settings = read_settings()
+    ours, theirs = (spec_of(str(path), settings) for path in (file, talking_checkpoint))
+    assert ours.n_parameters == theirs.n_parameters
+    assert ours.n_experts_by_layer == theirs.n_experts_by_layer

@@ -324,8 +324,8 @@ def plan_(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="An alias, a hub repository, a model folder, a checkpoint, a config.json or its "
-            "address."
+            help="An alias, a hub repository, a model folder, a checkpoint, a GGUF file, a "
+            "config.json or its address."
         ),
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every model with an alias.")] = False,

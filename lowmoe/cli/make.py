@@ -11,7 +11,6 @@ from lowmoe.checkpoint.manifest import MANIFEST, read_manifest
 from lowmoe.cli.render import TerminalReporter, err, size
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.errors import UsageError
-from lowmoe.families import read_config
 from lowmoe.library import (
     HubModel,
     LocalFolder,
@@ -22,7 +21,7 @@ from lowmoe.library import (
     recipe_words,
     require_recipe,
 )
-from lowmoe.library.configs import config_of
+from lowmoe.library.configs import spec_of
 from lowmoe.plan.advice import advise
 from lowmoe.settings import read_settings
 from quant.layout import SYMBOL_BITS
@@ -57,7 +56,7 @@ def advised_bits(name: str, format: str) -> int:
         return read_manifest(located.path).recipe.expert_planes * SYMBOL_BITS
     if not isinstance(located, HubModel) or format != "trellis":
         return default  # the first is refused, other formats have widths of their own
-    spec = read_config(config_of(name, settings)).spec
+    spec = spec_of(name, settings)
     advice = advise(name, spec, LoadOptions(), settings)
     err.print(advice.words, style="dim", markup=False, soft_wrap=True)
     return advice.bits

@@ -15,7 +15,7 @@ from lowmoe.errors import UsageError
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
 from lowmoe.kernels import cpu
-from lowmoe.library.configs import config_of
+from lowmoe.library.configs import spec_of
 from lowmoe.plan.here import AUTO, Described, is_here, machine_of
 from lowmoe.plan.machine import Machine
 from lowmoe.plan.planner import NOT, Question, Row, best, plan, speed_words
@@ -40,7 +40,7 @@ class Asked:
 def plan_command(model: str, asked: Asked) -> None:
     """One model, a row for each width."""
     settings = read_settings()
-    spec = read_config(config_of(model, settings)).spec
+    spec = spec_of(model, settings)
     machine, source = machine_of(asked.machine, settings)
     question = question_of(spec, asked.context, asked.kv)
     rows = [row for row in plan(question, machine) if asked.bits in (AUTO, str(row.bits))]

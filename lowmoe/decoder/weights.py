@@ -114,6 +114,11 @@ class DenseWeights:
         embedding = 0 if self.embedding is self.head else _bytes(_matrix_tensors(self.embedding))
         return self.n_bytes - embedding
 
+    def largest_piece(self) -> Tensor:
+        """The memory that most of it lies in, as uint8: a folder's is one piece."""
+        storage = max((t.untyped_storage() for t in self._tensors()), key=lambda s: s.nbytes())
+        return torch.tensor([], dtype=torch.uint8).set_(storage)
+
     def at(self, place: torch.device) -> "DenseWeights":
         """The same in the memory of a device."""
         embedding = _matrix_at(self.embedding, place)

@@ -161,7 +161,7 @@ class Session:
         if self._ram_bandwidth is None:
             pool = self.runtime.pool or new_pool()
             with self.batch.computing():
-                self._ram_bandwidth = ram_read_bandwidth(pool, self.runtime.working_bytes)
+                self._ram_bandwidth = ram_read_bandwidth(pool, self.runtime.probe)
         return self._ram_bandwidth
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lowmoe.checkpoint.files import ALIGNMENT
 from lowmoe.checkpoint.folder import ModelFolder
@@ -228,9 +229,9 @@ def _with_store(
     return loading.runtime(
         Decoder(spec=spec, store=store, computation=computation),
         bits=bits,
-        working_bytes=division.working,
         isa=how.isa,
         pool=how.pool,
+        probe=division.probe,
     )
 
 
@@ -293,20 +294,22 @@ def _context(spec: ModelSpec, options: LoadOptions) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Division:
-    """RAM beside dense weights and cache, in bytes."""
+    """RAM beside dense weights and cache.  experts: bytes; probe: see Runtime."""
 
     experts: int
-    working: int
+    probe: Tensor | None
 
 
 def _divide(loading: Loading, computation: Computation[ExpertStore]) -> _Division:
     """What was given for the whole model goes to experts, less all its other parts."""
-    ram = loading.options.ram
+    ram, weights = loading.options.ram, loading.weights.largest_piece()
     cache = loading.options.sequences * computation.cache_bytes(loading.context)
     working = computation.working_bytes
     if ram is None:
-        # The probe of RAM and a pass are never at the same time; dense weights are already in RAM.
-        working = max(working, PROBE_BYTES)
-        return _Division(experts=available_ram_bytes() - cache - working, working=working)
+        # Dense weights are already in RAM; what little fits into a cache says nothing of its speed.
+        if weights.numel() >= PROBE_BYTES:
+            return _Division(experts=available_ram_bytes() - cache - working, probe=weights)
+        experts = available_ram_bytes() - cache - working - PROBE_BYTES
+        return _Division(experts=experts, probe=None)
     whole = parse_budget(ram, name="ram", whole_bytes=total_ram_bytes())
-    return _Division(experts=whole - loading.weights.n_bytes - cache - working, working=working)
+    return _Division(experts=whole - loading.weights.n_bytes - cache - working, probe=weights)

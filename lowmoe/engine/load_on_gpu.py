@@ -212,7 +212,6 @@ def _assembled(loading: Loading, place: GpuPlace, experts: ResidentExperts) -> R
     return loading.runtime(
         _decoder(loading, experts, computation),
         bits=SYMBOL_BITS * place.division.n_planes,
-        working_bytes=PROBE_BYTES,
         isa=CUDA,
         gpu=place.gpu,
     )
@@ -251,7 +250,7 @@ def _load_in_part(loading: Loading, place: GpuPlace, n_slots: int, report: Repor
     )
     isa, pool = cpu.choose_isa(read_settings().isa), new_pool(loading.options.threads)
     on_cpu = _cpu_share(loading, pool, isa)
-    experts, working_bytes = _hybrid_experts(loading, place, n_slots, on_cpu, report)
+    experts = _hybrid_experts(loading, place, n_slots, on_cpu, report)
     there = replace(loading, weights=loading.weights.at(place.gpu.place))
     budget = loading.options.cache_aware_routing
     computation = HybridComputation(
@@ -273,7 +272,6 @@ def _load_in_part(loading: Loading, place: GpuPlace, n_slots: int, report: Repor
     return there.runtime(
         _decoder(there, experts, computation),
         bits=SYMBOL_BITS * place.division.n_planes,
-        working_bytes=working_bytes,
         isa=f"{CUDA} and {isa}",
         pool=pool,
         gpu=place.gpu,
@@ -290,17 +288,16 @@ def _cpu_share(loading: Loading, pool: cpu.Pool, isa: str) -> CpuShare:
 
 def _hybrid_experts(
     loading: Loading, place: GpuPlace, n_slots: int, on_cpu: CpuShare, report: Reporter
-) -> tuple[HybridExperts, int]:
-    """Those that fit on the GPU, RAM for the others; and the bytes of RAM that are not for them."""
+) -> HybridExperts:
+    """Those that fit on the GPU, RAM for the others."""
     source, part_bytes = _source(loading, place.division.n_planes)
     coarse = coarse_first(loading, part_bytes)
     of_misses = part_bytes if coarse is None else part_bytes[: coarse.n_first]
     n_experts, total = loading.spec.n_experts_by_layer, loading.spec.n_experts_total
     popularity = loading.popularity()
     ring_bytes = PinnedRing.needed_bytes(sum(part_bytes))
-    # The probe of RAM and a pass are never at the same time.
-    working_bytes = max(on_cpu.working_bytes, PROBE_BYTES)
-    budget = _ram_bytes(loading) - working_bytes - ring_bytes
+    # Dense weights are on the GPU, so RAM's speed is measured by memory of its own.
+    budget = _ram_bytes(loading) - on_cpu.working_bytes - PROBE_BYTES - ring_bytes
     ram = open_store(
         source,
         loading.options.timeline,
@@ -316,7 +313,7 @@ def _hybrid_experts(
     slots = GpuSlots(part_bytes, n_experts, place.gpu, ring, n_slots=n_slots, popularity=popularity)
     slots.fill(source, _progress(report))
     staging = Staging(of_misses, max(n_experts), place.gpu, ring)
-    experts = HybridExperts(
+    return HybridExperts(
         slots=slots,
         staging=staging,
         ring=ring,
@@ -324,4 +321,3 @@ def _hybrid_experts(
         n_experts_total=total,
         note=report.note,
     )
-    return experts, working_bytes

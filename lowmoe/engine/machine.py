@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor
 
 from lowmoe.checkpoint.buffers import page_aligned
 from lowmoe.engine.cgroup import cpu_limits
@@ -73,14 +74,14 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def ram_read_bandwidth(pool: Pool, n_bytes: int | None = None) -> float:
+def ram_read_bandwidth(pool: Pool, resident: Tensor | None = None) -> float:
     """Bytes a second that the threads which compute read from RAM, best of 3.
 
-    n_bytes: the most memory to take for it, PROBE_BYTES at most and without it. What fits into a
-    cache reads faster than RAM.
+    resident: uint8, memory that is in use anyway, to read instead of PROBE_BYTES taken for it.
+    What fits into a cache reads faster than RAM.
     """
-    n_bytes = PROBE_BYTES if n_bytes is None else min(n_bytes, PROBE_BYTES)
-    probe = page_aligned(n_bytes).fill_(1)
+    probe = page_aligned(PROBE_BYTES).fill_(1) if resident is None else resident
+    n_bytes = min(probe.numel(), PROBE_BYTES)
     return n_bytes / min(pool.read_seconds(probe.data_ptr(), n_bytes) for _ in range(PROBE_RUNS))
 
 

@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from torch import Tensor
+
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.popularity import POPULARITY, read_popularity
 from lowmoe.decoder.decoder import Decoder
@@ -32,12 +34,11 @@ class Runtime:
     """A model in memory.  bits: what experts are computed at, 2, 4, 6 or the dtype's 16 or 32.
 
     n_context: tokens a conversation may have; n_sequences: how many there may be at once;
-    working_bytes: RAM set aside for temporaries, of which a given budget has no more;
     dense_bytes_per_token: read for every token; isa: of the native code that computes, or torch or
     cuda; pool: its threads; gpu: which has all of it, or with a pool beside it, all but some of the
     experts, None where nothing is on one; folder: None for a checkpoint; trades: quality for speed,
     in words; predict: tokens/s of decode after so many tokens, as planned, None where that is not
-    known.
+    known; probe: uint8, weights to read where RAM's speed is measured, None to take other memory.
     """
 
     spec: ModelSpec
@@ -49,7 +50,6 @@ class Runtime:
     n_sequences: int
     dense_bytes: int
     dense_bytes_per_token: int
-    working_bytes: int
     isa: str
     pool: cpu.Pool | None
     gpu: Gpu | None
@@ -57,6 +57,7 @@ class Runtime:
     trades: tuple[str, ...]
     _closing: ExitStack
     predict: Callable[[int], float] | None = None
+    probe: Tensor | None = None
 
     def close(self) -> None:
         """Give memory, files and threads back."""
@@ -94,10 +95,10 @@ class Loading:
         decoder: AnyDecoder,
         *,
         bits: int,
-        working_bytes: int,
         isa: str,
         pool: cpu.Pool | None = None,
         gpu: Gpu | None = None,
+        probe: Tensor | None = None,
     ) -> Runtime:
         """The whole of it."""
         return Runtime(
@@ -110,11 +111,11 @@ class Loading:
             n_sequences=self.options.sequences,
             dense_bytes=self.weights.n_bytes,
             dense_bytes_per_token=self.weights.bytes_per_token,
-            working_bytes=working_bytes,
             isa=isa,
             pool=pool,
             gpu=gpu,
             folder=self.folder,
             trades=self.options.trades,
+            probe=probe,
             _closing=self.closing.pop_all(),
         )

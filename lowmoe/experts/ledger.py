@@ -73,9 +73,10 @@ class Ledger:
         self._disk_requests += on_disk
         self._ram_bytes += (in_ram + on_disk) * expert_bytes
 
-    def lent_coarse(self, n_experts: int) -> None:
-        """Of what was lent, so many were not whole."""
-        self._coarse += n_experts
+    def lent_coarse(self, bytes_less: int) -> None:
+        """One of what was lent was not whole, but so many bytes less."""
+        self._coarse += 1
+        self._ram_bytes -= bytes_less
 
     def guess(self, *, right: bool) -> None:
         """An expert is read ahead; or, later, one that was is asked for."""

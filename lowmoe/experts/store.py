@@ -253,8 +253,9 @@ class ExpertStore:
         """Those of a ready one that may be lent."""
         if self._coarse is None or slot.is_whole:
             return tuple(slot.buffers)
-        self._ledger.lent_coarse(1)
-        return tuple(slot.buffers[: self._coarse.n_first])
+        first = slot.buffers[: self._coarse.n_first]
+        self._ledger.lent_coarse(self._tier.slot_bytes - sum(part.numel() for part in first))
+        return tuple(first)
 
     def prefetch(self, layer_id: int, expert_ids: Collection[int]) -> None:
         """Start reading experts that will likely be asked for next, where there is room.

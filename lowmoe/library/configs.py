@@ -1,4 +1,4 @@
-"""The config.json of a model that need not be on this disk.
+"""The shape of a model that need not be on this disk, by its config.json.
 
 Knows:        aliases, folders, checkpoints, files, the hub, addresses of a file.
 Ignorant of:  what a config says.
@@ -18,17 +18,27 @@ from lowmoe.checkpoint.manifest import read_manifest
 from lowmoe.checkpoint.reader import CONFIG, read_json
 from lowmoe.decoder.open_checkpoint import open_checkpoint
 from lowmoe.errors import DownloadError, UsageError
+from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
 from lowmoe.library.names import HubModel, LocalCheckpoint, LocalFolder, locate
 from lowmoe.loader.hub import HubRepository
 from lowmoe.settings import Settings
+from lowmoe.spec import ModelSpec
 
 MAX_BYTES = 16 * 2**20
 TIMEOUT_S = 30.0
 _PAGE = re.compile(r"https://[\w.-]+/([\w.-]+/[\w.-]+?)/?")
 
 
-def config_of(model: str, settings: Settings) -> Mapping[str, Any]:
+def spec_of(model: str, settings: Settings) -> ModelSpec:
+    """Of what `_config_of` finds, or of a GGUF file.  Raises as that, UnsupportedModelError."""
+    path = Path(model).expanduser()
+    if path.suffix == SUFFIX and path.is_file():
+        return open_checkpoint(path).family.spec
+    return read_config(_config_of(model, settings)).spec
+
+
+def _config_of(model: str, settings: Settings) -> Mapping[str, Any]:
     """Of an alias, a folder, a checkpoint, a config.json or its address, a hub repository or its
     page; of an alias without a network.
 

@@ -7,10 +7,12 @@ Ignorant of:  downloads, files.
 
 from dataclasses import dataclass, replace
 
+from lowmoe.engine.gpu import AUTO, NONE, find_gpu
 from lowmoe.engine.load import DEFAULT_CONTEXT
 from lowmoe.engine.load_options import LoadOptions
+from lowmoe.engine.memory import available_ram_bytes
 from lowmoe.errors import MemoryBudgetError
-from lowmoe.plan.here import Described, machine_of
+from lowmoe.plan.here import Described, is_here, machine_of
 from lowmoe.plan.machine import Machine
 from lowmoe.plan.planner import NOT, Question, Row, best, plan, speed_words
 from lowmoe.settings import Settings
@@ -30,12 +32,17 @@ class Advice:
 def advise(name: str, spec: ModelSpec, options: LoadOptions, settings: Settings) -> Advice:
     """The width that was asked for, or the best.
 
-    Raises MemoryBudgetError, with the line that would work, for what cannot run here.
+    Raises MemoryBudgetError, with the line that would work, for what cannot run here; UsageError
+    for a card that is not here.
     """
-    machine, _ = machine_of(
-        Described(gpu=options.gpu, ram=options.ram, vram=options.vram, threads=options.threads),
-        settings,
+    described = Described(
+        gpu=options.gpu, ram=options.ram, vram=options.vram, threads=options.threads
     )
+    if options.gpu not in (AUTO, NONE):
+        find_gpu(options.gpu)
+        if options.ram is None and not is_here(described):  # a larger one stands in for it
+            described = replace(described, ram=available_ram_bytes())
+    machine, _ = machine_of(described, settings)
     context = options.context or min(DEFAULT_CONTEXT, spec.context_length)
     question = Question(spec=spec, context=context, kv=options.kv_format)
     rows = plan(question, machine)

@@ -168,8 +168,8 @@ def expert_bytes(folder: Path) -> int:
 
 
 def dense_and_cache(folder: Path) -> int:
-    # With a budget given, the probe of RAM's speed takes no more than the working memory does.
+    # With a budget given, RAM's speed is measured by weights, which are there already.
     runtime = load_folder(folder, LoadOptions(ram="90%"))
     runtime.close()
     cache = runtime.decoder.computation.cache_bytes(runtime.n_context)
-    return runtime.dense_bytes + runtime.working_bytes + cache
+    return runtime.dense_bytes + runtime.decoder.computation.working_bytes + cache

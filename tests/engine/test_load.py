@@ -71,6 +71,18 @@ def test_the_budget_for_experts_is_what_the_other_parts_leave(model_folder: Path
     assert missing(with_200_tokens) == needed - 1 + more_cache + more_working
 
 
+def test_a_given_budget_holds_no_memory_to_measure_ram_by(model_folder: Path) -> None:
+    given = load_folder(model_folder, LoadOptions(ram="90%"))
+    probe = given.probe
+    assert probe is not None
+    assert probe.numel() >= given.dense_bytes  # the very memory they are in
+    assert Session(given).ram_bandwidth() > 0
+    given.close()
+    free = load_folder(model_folder, LoadOptions())  # so little fits into a cache
+    assert free.probe is None
+    free.close()
+
+
 def test_every_sequence_has_a_cache_in_the_budget(model_folder: Path) -> None:
     needed, parts = [], []
     for sequences in (1, 5):

@@ -93,6 +93,9 @@ def test_what_is_wanted_again_is_whole(model_folder: Path) -> None:
         assert [len(parts) for parts in experts.values()] == [3]
     assert store.has_whole(0, 3)
     assert store.traffic().coarse == 1
+    # What computed once at one plane of three, and once whole, was read as that.
+    one_plane = store._tier.buffer_bytes[0]
+    assert store.traffic().ram_bytes == one_plane + store.expert_bytes
     runtime.close()
 
 

@@ -8,7 +8,7 @@ import pytest
 import lowmoe
 from lowmoe.checkpoint.manifest import read_manifest
 from lowmoe.engine.load_options import LoadOptions
-from lowmoe.errors import MemoryBudgetError
+from lowmoe.errors import MemoryBudgetError, UsageError
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
 from lowmoe.plan.advice import advise
@@ -64,4 +64,10 @@ def test_a_checkpoint_is_made_at_the_best_width_that_runs_well(
 def test_nothing_is_made_of_what_cannot_run(talking_checkpoint: Path, home: Path) -> None:
     with pytest.raises(MemoryBudgetError, match="does not fit"):
         lowmoe.load(talking_checkpoint, ram=1000)
+    assert not (home / "models").exists()
+
+
+def test_nothing_is_made_for_a_card_that_is_not_here(talking_checkpoint: Path, home: Path) -> None:
+    with pytest.raises(UsageError, match="no NVIDIA driver"):
+        lowmoe.load(talking_checkpoint, gpu="4090", ram="64GiB")
     assert not (home / "models").exists()
