@@ -55,7 +55,7 @@ SETTINGS = [
         for planes, share in ((1, 0.5), (2, 0.75), (2, 0.25))
     ),
     Setting(shape="mixtral-8x22b", layers=3, planes=2, ram_share=0.0, threads=2, new_tokens=16),
-    Setting(shape="olmoe-1b-7b", layers=16, planes=1, ram_share=0.0, threads=2, new_tokens=16),
+    Setting(shape="olmoe-1b-7b", layers=16, planes=1, ram_share=0.02, threads=2, new_tokens=16),
     Setting(shape="glm-4.5-air", layers=3, planes=2, ram_share=1.0, threads=2),
     Setting(shape="gpt-oss-20b", layers=8, planes=2, ram_share=0.5, threads=2),
 ]

@@ -245,10 +245,9 @@ class HybridComputation:
             tokens.share.zero_()
             return
         here = self._misses.here(layer_id, missing, counts)
-        ram = self._experts.ram
         self._on_cpu.begin(layer_id, tokens)
-        for group in ram.portions():
-            with ram.borrow(layer_id, group) as experts:
+        for group in self._misses.portions():
+            with self._experts.ram.borrow(layer_id, group) as experts:
                 self._misses.mix(layer_id, b, experts, here, counts)
         self._on_cpu.finish(layer_id, tokens)
 

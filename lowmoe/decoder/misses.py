@@ -5,7 +5,7 @@ Ignorant of:  the order of a pass, how costs are learned, who has which expert, 
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -50,6 +50,17 @@ class MissingExperts:
         self._split, self._clock = split, clock
         self._n_parts = experts.staging.n_parts
         self._mixed_there: deque[_MixedThere] = deque()
+
+    def portions(self) -> Iterator[list[int]]:
+        """Those wanted, in groups to borrow one after the other.
+
+        The CPU keeps what experts put out apart until the end; sums on the GPU are rounded in the
+        order they come in. Where all come to it, that is made not to depend on how fast reads are.
+        """
+        ram = self._experts.ram
+        if self._split.misses == "page":
+            return ram.portions_in_order(self._experts.staging.n_staged)
+        return ram.portions()
 
     def here(self, layer_id: int, missing: list[int], counts: Mapping[int, int]) -> set[int]:
         """The missing experts that the CPU computes: those of the fewest tokens, and of these the
