@@ -9,7 +9,7 @@ Ignorant of:  what lowmoe does with it.
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.simulated.machine import Machine, Mark, Queue
 from benchmarks.simulated.routing import MadeUpRouting
+from cuda_ext.ops import NAMESPACE, OPERATIONS
 from lowmoe.decoder.cpu_share import HostTokens
 from lowmoe.decoder.moe import Routing
 from lowmoe.experts.pinned_ring import N_BUFFERS, PIECE_BYTES, Sending, Span
@@ -219,25 +220,31 @@ class SimulatedGpu:
         self._queue.add("time", self.overheads.operation_gap)
 
     def _do(self, name: str, given: tuple[Any, ...]) -> None:
+        of = dict(zip(_arguments(name), given, strict=True))
         self._queue.add("time", self.overheads.operation_gap)
-        self._queue.add("gpu", self._bytes(name, given))
+        self._queue.add("gpu", self._bytes(name, of))
         if name == "norm_route":
-            router, weights, ids, first = given[4], given[9], given[10], given[11]
-            self._routing.route(router.data_ptr(), weights, ids, first)
+            self._routing.route(of["router"].data_ptr(), of["weights"], of["ids"], of["first"])
 
-    def _bytes(self, name: str, given: tuple[Any, ...]) -> float:
+    def _bytes(self, name: str, of: Mapping[str, Any]) -> float:
         sizes = self.sizes
         if name == "linear":
             # Queries, keys and values and the output of attention, half of a layer's weights each.
-            n_out = given[5]
-            return sizes.head if n_out == sizes.vocabulary else sizes.layer / 2
+            return sizes.head if of["n_out"] == sizes.vocabulary else sizes.layer / 2
         if name == "attend":
             return sizes.cached
         if name == "experts_inner":
-            return 2 / 3 * sizes.expert * _n_there(given[2], given[6])
+            return 2 / 3 * sizes.expert * _n_there(of["parts"], of["first"])
         if name == "experts_down":
-            return 1 / 3 * sizes.expert * _n_there(given[2], given[6])
+            return 1 / 3 * sizes.expert * _n_there(of["parts"], of["first"])
         return 0.0
+
+
+@cache
+def _arguments(name: str) -> tuple[str, ...]:
+    """An operation's, by the names that its schema gives them."""
+    schema = torch._C.parse_schema(f"{NAMESPACE}::{name}{OPERATIONS[name][1]}")
+    return tuple(argument.name for argument in schema.arguments)
 
 
 def _n_there(table: Tensor, first: Tensor) -> int:
