@@ -99,7 +99,9 @@ def test_a_path_may_begin_with_the_users_home(
     assert locate(f"~/{model_folder.name}", settings) == LocalFolder(model_folder)
 
 
-@pytest.mark.parametrize("name", ["no-such-model", "/no/such/path", "a/b/c", "../no-such-folder", "a b/c"])
+@pytest.mark.parametrize(
+    "name", ["no-such-model", "/no/such/path", "a/b/c", "../no-such-folder", "a b/c"]
+)
 def test_anything_else_is_unknown(settings: Settings, name: str) -> None:
     with pytest.raises(UnknownModelError, match="is no alias, no hub repository"):
         locate(name, settings)

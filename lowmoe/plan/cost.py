@@ -24,7 +24,6 @@ LAYER_S = 20e-6  # a layer's norms, roundings, meetings of threads, on the CPU
 SLOW_LAYER_S = 105e-6  # more where Python is between layers, since some experts are not in RAM
 TORCH_FACTOR = 40.0  # what torch takes, times what native code would (docs/families.md)
 DISK_MORE = 1.05  # bytes read over bytes missing (benchmarks/peers/larger_than_ram.py)
-HIDDEN = 0.8  # of the shorter of reading from disk and computing, what the other hides
 GPU_SHARE = 0.80  # of a card's bandwidth that decode reaches: a target, nobody measured it
 GPU_LAYER_S = 15e-6  # between kernels of a layer: likewise
 WAIT_S = 20e-6  # of a layer that CPU and GPU share: the host waits once
@@ -110,10 +109,19 @@ def _cpu_seconds(sizes: ModelSizes, machine: Machine, packed: float, plain: floa
 
 
 def _with_disk(cost: Cost, disk: float) -> Cost:
+    """A layer waits for its reads, and they for its router: little of either hides the other, what
+    is read ahead making up for reads that are too few to keep a disk busy (docs/plan.md).
+    """
     if not disk:
         return cost
-    total = max(cost.total, disk) + (1 - HIDDEN) * min(cost.total, disk)
-    return Cost(total=total, gpu=cost.gpu, cpu=cost.cpu, disk=disk, rest=cost.rest)
+    return Cost(
+        total=cost.total + disk,
+        gpu=cost.gpu,
+        cpu=cost.cpu,
+        pcie=cost.pcie,
+        disk=disk,
+        rest=cost.rest,
+    )
 
 
 def prefill(sizes: ModelSizes, machine: Machine, places: Places, n_tokens: int, chunk: int) -> Cost:
