@@ -49,6 +49,8 @@ Vram = Annotated[
     str | None,
     typer.Option(help="GPU memory for all of it: 24GiB, 64GB, 90%. Default: what is free."),
 ]
+DiskSpeed = Annotated[str | None, typer.Option(help="What the disk reads, such as 7GB/s.")]
+RamSpeed = Annotated[str | None, typer.Option(help="What all threads read of RAM, such as 80GB/s.")]
 Threads = Annotated[int | None, typer.Option(help="Threads. Default: the physical cores.")]
 Context = Annotated[int | None, typer.Option(help="Tokens a conversation may have.")]
 Kv = Annotated[
@@ -333,10 +335,8 @@ def plan_(
     bits: Bits = "auto",
     ram: Ram = None,
     vram: Vram = None,
-    disk: Annotated[str | None, typer.Option(help="What the disk reads, such as 7GB/s.")] = None,
-    ram_speed: Annotated[
-        str | None, typer.Option(help="What all threads read of RAM, such as 80GB/s.")
-    ] = None,
+    disk: DiskSpeed = None,
+    ram_speed: RamSpeed = None,
     threads: Threads = None,
     context: Context = None,
     kv: Kv = None,
@@ -401,10 +401,8 @@ def simulate(
     bits: Annotated[int, typer.Option(help="Bits a weight of experts: 2, 4 or 6.")] = 4,
     ram: Ram = None,
     vram: Vram = None,
-    disk: Annotated[str | None, typer.Option(help="What the disk reads, such as 7GB/s.")] = None,
-    ram_speed: Annotated[
-        str | None, typer.Option(help="What all threads read of RAM, such as 80GB/s.")
-    ] = None,
+    disk: DiskSpeed = None,
+    ram_speed: RamSpeed = None,
     threads: Threads = None,
     context: Context = None,
     kv: Kv = None,

@@ -8,7 +8,7 @@ Ignorant of:  how anything is measured or predicted.
 
 import json
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +73,7 @@ def write_memo(settings: Settings, memo: Memo) -> None:
 
 def with_run(memo: Memo, predicted: float, achieved: float) -> Memo:
     """One more run, the oldest forgotten.  Both above 0, in tokens/s."""
-    runs = (*memo.runs, (predicted, achieved))[-RUNS_KEPT:]
-    return Memo(
-        key=memo.key,
-        ram_bytes_per_s=memo.ram_bytes_per_s,
-        cpu=memo.cpu,
-        disk_bytes_per_s=memo.disk_bytes_per_s,
-        runs=runs,
-    )
+    return replace(memo, runs=(*memo.runs, (predicted, achieved))[-RUNS_KEPT:])
 
 
 def _path(settings: Settings) -> Path:

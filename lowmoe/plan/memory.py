@@ -7,7 +7,7 @@ Knows:        what is beside experts: dense weights, cache, scratch.
 Ignorant of:  speed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lowmoe.cards import CardProfile
 from lowmoe.decoder.gpu_buffers import why_not_shape
@@ -36,10 +36,10 @@ PINNED_BYTES = 64 * 2**20  # the ring that experts cross the bus from, see exper
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allotment:
-    """Bytes taken of each memory, beside experts and with them.
+    """Bytes taken of each memory; where nothing runs, the RAM that the least would take.
 
-    ram_needed, vram_needed: as little as would do; chunk: tokens of a prompt that pass at once;
-    why: what keeps it off the card, or from running at all, None for nothing.
+    chunk: tokens of a prompt that pass at once; why: what keeps it off the card, or from running at
+    all, None for nothing.
     """
 
     places: Places
@@ -196,11 +196,4 @@ def _attention_floats(attention: Attention) -> int:
 
 def without_card(machine: Machine) -> Machine:
     """The same, computing on its CPU."""
-    return Machine(
-        ram_bytes=machine.ram_bytes,
-        ram_bytes_per_s=machine.ram_bytes_per_s,
-        disk_bytes_per_s=machine.disk_bytes_per_s,
-        cpu=machine.cpu,
-        measured=machine.measured,
-        factor=machine.factor,
-    )
+    return replace(machine, card=None, card_name="", vram_bytes=0)
