@@ -35,6 +35,7 @@ from torch import Tensor
 
 from lowmoe.engine.machine import machine_line
 from lowmoe.kernels.cpu import _native
+from lowmoe.plan.probe import random_plane
 from quant.layout import BLOCK_COLUMNS, BLOCK_ROWS, MAX_PLANES, PlaneLayout
 from quant.trellis import DEFAULT_CODE
 
@@ -87,13 +88,7 @@ def random_work(n_out: int, n_in: int, n_planes: int, n_tokens: int) -> Work:
     rng = np.random.default_rng(0)
     codes = rng.integers(-127, 128, (n_tokens, layout.padded_columns), np.int8)
     scales = np.full((n_tokens, -(-n_in // 128)), 0.01, np.float32)
-    planes = []
-    for _ in range(n_planes):
-        plane = torch.randint(-(2**63), 2**63 - 1, (layout.plane_bytes // 8,)).view(torch.uint8)
-        # Any bits are codes and group scales, but not row scales and a gain.
-        plane[layout.row_scale_offset : layout.gain_offset].view(torch.float16).fill_(0.01)
-        plane[layout.gain_offset : layout.gain_offset + 4].view(torch.float32).fill_(1)
-        planes.append(plane)
+    planes = [random_plane(layout) for _ in range(n_planes)]
     sums = codes.reshape(n_tokens, -1, BLOCK_COLUMNS).sum(-1, dtype=np.int32)
     return Work(layout=layout, planes=planes, codes=codes, scales=scales, sums=sums)
 

@@ -41,7 +41,7 @@ class _Work:
         table = DEFAULT_CODE.table * (2**WINDOW_BITS // len(DEFAULT_CODE.table))
         self._given = {
             "isa": isa,
-            "planes": [_random_plane(self.layout)],
+            "planes": [random_plane(self.layout)],
             "n_out": self.layout.n_out,
             "n_in": n_in,
             "table": np.array(table, np.int8).view(np.uint8) + np.uint8(TABLE_MIDDLE),
@@ -65,7 +65,8 @@ class _Work:
         return min(times[1:])
 
 
-def _random_plane(layout: PlaneLayout) -> Tensor:
+def random_plane(layout: PlaneLayout) -> Tensor:
+    """A plane of random bits that kernels can multiply by, [plane_bytes] uint8."""
     plane = torch.randint(-(2**63), 2**63 - 1, (layout.plane_bytes // 8,)).view(torch.uint8)
     # Any bits are codes and group scales, but not row scales and a gain.
     plane[layout.row_scale_offset : layout.gain_offset].view(torch.float16).fill_(0.01)
