@@ -4,7 +4,7 @@ Knows:        the one vocabulary between the faces and who answers.
 Ignorant of:  HTTP, field names of any API, threads and queues.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
@@ -140,6 +140,14 @@ class Failed:
 Event: TypeAlias = Reading | Text | CallBegan | CallArguments | Ended | Failed
 
 
+class Events(Protocol):
+    """Events as they come, as an async generator gives them.  `aclose` cancels the answers."""
+
+    def __aiter__(self) -> "Events": ...
+    async def __anext__(self) -> Event: ...
+    async def aclose(self) -> None: ...
+
+
 class Overloaded(LowMoeError):
     """The queue is full.  Ask again later."""
 
@@ -163,8 +171,8 @@ class Service(Protocol):
     def model(self) -> ModelCard:
         """The one that is served."""
 
-    def ask(self, ask: Ask) -> AsyncIterator[Event]:
-        """Events as they come.  Closing the iterator cancels the answers within one token.
+    def ask(self, ask: Ask) -> Events:
+        """Events as they come.  Closing them cancels the answers within one token.
 
         Raises at once, before the first event: PromptError for a prompt that is empty or too long,
         UsageError for an option out of its bounds, TextError without tokenizer or template,
