@@ -4,7 +4,7 @@ Knows:        the one vocabulary between the faces and who answers.
 Ignorant of:  HTTP, field names of any API, threads and queues.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
@@ -140,14 +140,6 @@ class Failed:
 Event: TypeAlias = Reading | Text | CallBegan | CallArguments | Ended | Failed
 
 
-class Events(Protocol):
-    """Events as they come, as an async generator gives them.  `aclose` cancels the answers."""
-
-    def __aiter__(self) -> "Events": ...
-    async def __anext__(self) -> Event: ...
-    async def aclose(self) -> None: ...
-
-
 class Overloaded(LowMoeError):
     """The queue is full.  Ask again later."""
 
@@ -164,6 +156,19 @@ class ModelCard:
     thinks: bool
 
 
+class Events(Protocol):
+    """Events as they come.  An async generator is one; so is what can be closed unbegun."""
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        """Itself."""
+
+    async def __anext__(self) -> Event:
+        """The next one.  Raises StopAsyncIteration when all answers have ended, or one failed."""
+
+    async def aclose(self) -> None:
+        """Cancel what has not ended, within one token, even if nothing was awaited yet."""
+
+
 class Service(Protocol):
     """Who answers.  Every method is called on the event loop."""
 
@@ -172,7 +177,7 @@ class Service(Protocol):
         """The one that is served."""
 
     def ask(self, ask: Ask) -> Events:
-        """Events as they come.  Closing them cancels the answers within one token.
+        """Begin to answer; who asked closes the events, whatever happens.
 
         Raises at once, before the first event: PromptError for a prompt that is empty or too long,
         UsageError for an option out of its bounds, TextError without tokenizer or template,

@@ -40,8 +40,8 @@ def respond(
 
     What `frames` raises before its first frame, and within REFUSE_S, is answered with a status
     of its own as if nothing was streamed; what it raises later becomes the frame that `failed`
-    writes, and ends the stream.  So a face lets errors pass, raises a Failed's error, and makes its
-    first frame after its first event.
+    writes, and ends the stream.  So a face lets errors pass, raises a Failed's error, asks within
+    `frames` (which may be closed before it began) and makes its first frame after its first event.
 
     Headers go out with the first frame or after REFUSE_S, then `ping` whenever PING_S passed
     without a frame.  `frames` is closed when the client goes away, or takes nothing for STUCK_S.
@@ -55,10 +55,10 @@ async def collect(request: Request, events: Events) -> list[Event]:
     """
 
     async def to_the_end() -> list[Event]:
-        async with aclosing(events):
-            return [event async for event in events]
+        return [event async for event in events]
 
-    return await _unless(_gone(request.receive), work=to_the_end())
+    async with aclosing(events):
+        return await _unless(_gone(request.receive), work=to_the_end())
 
 
 async def _gone(receive: Receive) -> None:
