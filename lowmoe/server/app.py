@@ -1,0 +1,51 @@
+"""The server as one ASGI application: every face, behind one guard.
+
+Knows:        which faces there are, whose paths are whose.
+Ignorant of:  what a face says, how a model answers, sockets.
+"""
+
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lowmoe.server.asking import Service
+from lowmoe.server.errors import Dialect, Dialects
+from lowmoe.server.sse import ClientGone
+
+# Whose paths begin so is told of errors in this dialect; the longest that fits.
+DIALECTS: dict[str, Dialect] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """Where to listen, and who may ask.
+
+    allow_hosts: names, besides loopback's and `host`, by which clients may call this server.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_key: str | None = None
+    allow_hosts: tuple[str, ...] = ()
+
+
+def create_app(service: Service, options: ServerOptions) -> FastAPI:
+    """The application.  Pages that describe it would fetch scripts from elsewhere: there are none,
+    the description itself is at /openapi.json.
+    """
+    app = FastAPI(
+        title="lowmoe",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+    )
+    # One line a face: app.include_router(NAME.routes(service))
+    Dialects(DIALECTS).install(app)
+    app.add_exception_handler(ClientGone, _nobody_there)
+    return app
+
+
+async def _nobody_there(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nginx's number for a request whose client went away
