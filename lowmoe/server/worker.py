@@ -246,7 +246,7 @@ class Worker:
             self._runtime,
             asked.prompt_ids,
             options,
-            end_ids=self._session.end_ids(),
+            end_ids=self._runtime.end_ids,
             reuse="any" if options.seed is None else "exact",
         )
         self._batch.join(answer)
