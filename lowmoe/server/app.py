@@ -14,10 +14,12 @@ from lowmoe.server.asking import Service
 from lowmoe.server.errors import Dialect, Dialects
 from lowmoe.server.guard import Guard
 from lowmoe.server.hosts import Hosts, check_exposure
+from lowmoe.server.openai import routes as openai
+from lowmoe.server.openai.errors import error_body as openai_error
 from lowmoe.server.sse import ClientGone
 
 # Whose paths begin so is told of errors in this dialect; the longest that fits.
-DIALECTS: dict[str, Dialect] = {}
+DIALECTS: dict[str, Dialect] = {"/v1": openai_error}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,7 @@ def create_app(service: Service, options: ServerOptions) -> FastAPI:
         redoc_url=None,
     )
     # One line a face: app.include_router(NAME.routes(service))
+    app.include_router(openai.routes(service))
     dialects.install(app)
     app.add_exception_handler(ClientGone, _nobody_there)
     app.add_middleware(Guard, hosts=hosts, api_key=options.api_key, dialects=dialects)
