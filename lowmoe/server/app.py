@@ -12,6 +12,8 @@ from starlette.responses import Response
 
 from lowmoe.server.asking import Service
 from lowmoe.server.errors import Dialect, Dialects
+from lowmoe.server.guard import Guard
+from lowmoe.server.hosts import Hosts, check_exposure
 from lowmoe.server.sse import ClientGone
 
 # Whose paths begin so is told of errors in this dialect; the longest that fits.
@@ -34,7 +36,11 @@ class ServerOptions:
 def create_app(service: Service, options: ServerOptions) -> FastAPI:
     """The application.  Pages that describe it would fetch scripts from elsewhere: there are none,
     the description itself is at /openapi.json.
+
+    Raises UsageError for a key that cannot be sent, and for none where other machines may ask.
     """
+    hosts, dialects = Hosts(options.host, options.allow_hosts), Dialects(DIALECTS)
+    check_exposure(hosts, options.api_key)
     app = FastAPI(
         title="lowmoe",
         version="1",
@@ -42,8 +48,9 @@ def create_app(service: Service, options: ServerOptions) -> FastAPI:
         redoc_url=None,
     )
     # One line a face: app.include_router(NAME.routes(service))
-    Dialects(DIALECTS).install(app)
+    dialects.install(app)
     app.add_exception_handler(ClientGone, _nobody_there)
+    app.add_middleware(Guard, hosts=hosts, api_key=options.api_key, dialects=dialects)
     return app
 
 

@@ -39,6 +39,17 @@ class Problem:
     id: str | None = None
 
 
+class FieldError(UsageError):
+    """A field of a request that contradicts another, or names what is not here.
+
+    field: with dots; status: HTTP's.
+    """
+
+    def __init__(self, field: str, message: str, *, status: int = 400) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field, self.status = field, status
+
+
 Dialect: TypeAlias = Callable[[Problem], Mapping[str, Any]]  # to the body of an answer, JSON
 
 
@@ -51,6 +62,8 @@ def status_of(error: LowMoeError) -> int:
     """400 if the request is at fault, 503 if it came too early, else 500."""
     if isinstance(error, Overloaded):
         return 503
+    if isinstance(error, FieldError):
+        return error.status
     return 400 if isinstance(error, (UsageError, TextError)) else 500
 
 
@@ -68,7 +81,8 @@ def problem_of(error: Exception) -> Problem:
             id=identity,
         )
     retry = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
-    return Problem(status=status, message=str(error), headers=retry)
+    name = error.field if isinstance(error, FieldError) else None
+    return Problem(status=status, message=str(error), field=name, headers=retry)
 
 
 def problem_of_body(error: RequestValidationError) -> Problem:
