@@ -280,7 +280,7 @@ def serve(
             misses,
             cache_aware_routing,
             miss_planes,
-            sequences or 1,
+            1 if sequences is None else sequences,
         ),
     )
 
