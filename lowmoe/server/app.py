@@ -10,14 +10,19 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lowmoe.server import health
+from lowmoe.server.anthropic import routes as anthropic
+from lowmoe.server.anthropic.errors import error_body as anthropic_error
 from lowmoe.server.asking import Service
 from lowmoe.server.errors import Dialect, Dialects
 from lowmoe.server.guard import Guard
 from lowmoe.server.hosts import Hosts, check_exposure
+from lowmoe.server.openai import routes as openai
+from lowmoe.server.openai.errors import error_body as openai_error
 from lowmoe.server.sse import ClientGone
 
 # Whose paths begin so is told of errors in this dialect; the longest that fits.
-DIALECTS: dict[str, Dialect] = {}
+DIALECTS: dict[str, Dialect] = {"/v1": openai_error, "/v1/messages": anthropic_error}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +53,9 @@ def create_app(service: Service, options: ServerOptions) -> FastAPI:
         redoc_url=None,
     )
     # One line a face: app.include_router(NAME.routes(service))
+    app.include_router(openai.routes(service))
+    app.include_router(anthropic.routes(service))
+    app.include_router(health.routes(service))
     dialects.install(app)
     app.add_exception_handler(ClientGone, _nobody_there)
     app.add_middleware(Guard, hosts=hosts, api_key=options.api_key, dialects=dialects)
