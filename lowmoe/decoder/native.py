@@ -215,7 +215,8 @@ class NativeComputation:
                 [[part.data_ptr() for part in parts] for parts in layer]
                 for layer in store.lend_all(len(self._spec.layers))
             ]
-            self._layers = store, cpu.Layers(self._attention, self._experts, addresses)
+            uses = 0 if store.uses is None else store.uses.address
+            self._layers = store, cpu.Layers(self._attention, self._experts, addresses, uses)
         return self._layers[1]
 
     def attend(self, x: Tensor, layer_id: int, cache: Cache | Together) -> Tensor:

@@ -8,22 +8,14 @@ Knows:        the store's places and uses, the totals of steps, who watches.
 Ignorant of:  HTTP, how anything is shown.
 """
 
-import asyncio
-import itertools
-import threading
-import time
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowmoe.engine.batch import Batch
-from lowmoe.engine.run_clock import Tally
-from lowmoe.engine.runtime import Runtime
-from lowmoe.engine.statistics import Bandwidths, Moved, PerTier, hit_rate
+from lowmoe.engine.statistics import PerTier
 
 EVERY_S = 0.1
 # What is said of speed is said of so long: less would jump, more would lag.
