@@ -104,7 +104,12 @@ def test_it_answers_says_so_and_ends_when_it_is_told_to(
     lowmoe_command: RunCommand, monkeypatch: pytest.MonkeyPatch, model_folder: Path
 ) -> None:
     def work(address: str, worker: Worker) -> Any:
-        asked = {"model": worker.model.name, "prompt": "secret words", "max_tokens": 4}
+        asked = {
+            "model": worker.model.name,
+            "prompt": "secret words",
+            "max_tokens": 4,
+            "temperature": 0,
+        }
         return httpx.post(address + COMPLETION, json=asked, timeout=30).json()
 
     done, answer = while_serving(lowmoe_command, monkeypatch, work, model_folder)
@@ -129,9 +134,7 @@ def test_a_key_is_asked_for_as_it_was_given(
         headers = [{} if key is None else {"authorization": f"Bearer {key}"} for key in keys]
         return [httpx.get(f"{address}/v1/models", headers=h).status_code for h in headers]
 
-    done, found = while_serving(
-        lowmoe_command, monkeypatch, work, model_folder, "--sequences", "2"
-    )
+    done, found = while_serving(lowmoe_command, monkeypatch, work, model_folder, "--sequences", "2")
     assert found == [401, 401, 200]
     assert "swordfish" not in done.out + done.err
 
