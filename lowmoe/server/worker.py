@@ -242,8 +242,10 @@ class Worker:
 
     def _wait(self) -> bool:
         """For something to do; False once there will be nothing more."""
+        if self._under_way and not self._closing:
+            return True
         with self._changed:
-            while not (self._under_way or len(self._turns) or self._closing):
+            while not (self._under_way or self._turns or self._closing):
                 self._speed.rest()
                 self._changed.wait()
             if self._closing:
@@ -258,7 +260,7 @@ class Worker:
 
     def _begin(self) -> None:
         """Let answers join while there is room."""
-        while self._batch.n_free:
+        while self._turns and self._batch.n_free:
             with self._changed:
                 asked = self._turns.next(lambda asked: asked.may_begin)
                 if asked is None:
