@@ -28,7 +28,7 @@ def routes(service: Service) -> APIRouter:
         ask = body.ask(caller_of(request))
         events, name = service.ask(ask), service.model.name
         if body.stream:
-            frames = chat_frames(events, name, include_usage=body.include_usage)
+            frames = chat_frames(events, name, n=ask.n, include_usage=body.include_usage)
             return respond(frames, failed=error_frame)
         answers = whole_answers(await collect(request, events), ask.n)
         return JSONResponse(whole_chat(answers, name))

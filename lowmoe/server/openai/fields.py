@@ -84,8 +84,10 @@ def _bounded(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 Schema: TypeAlias = Annotated[dict[str, Any], AfterValidator(_bounded)]
 
 
-# Of a part: hints where a prompt's cache should end, and what answers come with.
-_IGNORED_IN_PARTS = {"cache_control", "prompt_cache_breakpoint", "annotations", "logprobs"}
+# Of a part: hints where a prompt's cache should end; what answers have, and OpenAI's client adds.
+_IGNORED_IN_PARTS = frozenset(
+    ("cache_control", "prompt_cache_breakpoint", "annotations", "logprobs", "parsed")
+)
 
 
 def parts(*types: str) -> BeforeValidator:
