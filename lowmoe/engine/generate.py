@@ -104,7 +104,7 @@ class Session:
         heed_ends: bool,
         spelled: bool,
     ) -> Answer:
-        ends = self._end_ids() if heed_ends else set()
+        ends = self.end_ids() if heed_ends else set()
         return Answer(self.runtime, prompt_ids, options, end_ids=ends, spelled=spelled)
 
     def _together(self, answers: list[Answer]) -> Iterator[tuple[int, Token]]:
@@ -135,7 +135,7 @@ class Session:
         if not self.batch.n_free:
             self.batch.leave(self.batch.answers[0], "overtaken")
 
-    def _end_ids(self) -> set[int]:
+    def end_ids(self) -> set[int]:
         return {*self.runtime.spec.end_ids, *self.runtime.text.defaults.eos_ids}
 
     # --- how it went

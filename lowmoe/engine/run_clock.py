@@ -77,6 +77,11 @@ class RunClock:
         self._placement = placement(self._runtime)
 
     @property
+    def placement(self) -> PerTier:
+        """Bytes of weights by tier, at the end if it has come."""
+        return self._placement or placement(self._runtime)
+
+    @property
     def decoding(self) -> Tally:
         """Of the steps after the first token, in which this answer took part."""
         return self._tally - self._first_tally
@@ -102,7 +107,7 @@ class RunClock:
             prefill_tokens_per_s=self._n_prefilled / self._prefill_s if self._prefill_s else None,
             decode_tokens_per_s=self._decode_tokens_per_s(n_steps),
             bits=self._runtime.bits,
-            placement=self._placement or placement(self._runtime),
+            placement=self.placement,
             hit_rate=hit_rate(whole),
             bytes_per_token=per_token,
             bound_tokens_per_s=bound,

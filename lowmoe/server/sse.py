@@ -73,6 +73,7 @@ async def _unless(*ends: Coroutine[Any, Any, None], work: Coroutine[Any, Any, T]
     task = asyncio.ensure_future(work)
     tasks = [task, *(asyncio.ensure_future(end) for end in ends)]
     try:
+        await asyncio.sleep(0)  # the work begins, so that it can end what it was given
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientGone
