@@ -9,7 +9,7 @@ import pytest
 
 from lowmoe.errors import LowMoeError, PromptError, TextError
 from lowmoe.server.asking import Ended, Failed, Overloaded, Text
-from lowmoe.server.openai.sampling import MAX_TOKENS
+from lowmoe.server.fields import MAX_TOKENS
 from tests.server.fake_service import FakeService, Gate, Script, saying
 from tests.server.openai_clients import HELLO, lenient, openai_client
 

@@ -8,7 +8,7 @@ import pydantic
 import pytest
 
 from lowmoe.engine.constraint import Constraint, Grammar, JsonSchema, Regex
-from lowmoe.server.openai.fields import MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH
+from lowmoe.server.fields import MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH
 from tests.server.fake_service import FakeService, saying
 from tests.server.openai_clients import HELLO, openai_client
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from lowmoe.engine.messages import Message
 from lowmoe.server.errors import FieldError
-from lowmoe.server.openai.fields import (
+from lowmoe.server.fields import (
     MAX_MESSAGES,
     MAX_TOOLS,
     Fields,
@@ -20,8 +20,8 @@ from lowmoe.server.openai.fields import (
     Ignored,
     Refused,
     Text,
-    parts,
 )
+from lowmoe.server.openai.parts import parts
 from lowmoe.server.openai.tools import CallFields
 
 

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from lowmoe.server.asking import Service
 from lowmoe.server.caller import caller_of
-from lowmoe.server.openai.names import require_served
+from lowmoe.server.names import require_served
 from lowmoe.server.openai.responses_answer import ResponseInTheMaking
 from lowmoe.server.openai.responses_request import ResponsesRequest
 from lowmoe.server.sse import collect, respond

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from lowmoe.engine.messages import Message, ToolCall
-from lowmoe.server.openai.fields import (
+from lowmoe.server.fields import (
     MAX_MESSAGES,
     MAX_PARTS,
     Fields,
@@ -21,9 +21,9 @@ from lowmoe.server.openai.fields import (
     Refused,
     Text,
     fault,
-    parts,
 )
 from lowmoe.server.openai.messages import result, with_one_system
+from lowmoe.server.openai.parts import parts
 from lowmoe.server.openai.tools import Arguments, read_arguments
 
 

@@ -11,12 +11,12 @@ from pydantic import Field
 from lowmoe.engine.constraint import Constraint, JsonSchema
 from lowmoe.server.asking import MAX_LOGPROBS, Ask
 from lowmoe.server.errors import FieldError
+from lowmoe.server.fields import Fields, Ignored, MaxTokens, Refused, Schema, Text, only
+from lowmoe.server.names import ModelName
 from lowmoe.server.openai.chat_request import AnnotatedFields
-from lowmoe.server.openai.fields import Fields, Ignored, Refused, Schema, Text, only
 from lowmoe.server.openai.messages import Effort
-from lowmoe.server.openai.names import ModelName
 from lowmoe.server.openai.responses_items import InputField, read_items
-from lowmoe.server.openai.sampling import ANY_OBJECT, MaxTokens, SamplingFields
+from lowmoe.server.openai.sampling import ANY_OBJECT, SamplingFields
 from lowmoe.server.openai.tools import ToolChoiceOfResponses, ToolsOfResponses, settle
 
 _Summary: TypeAlias = Literal["auto", "concise", "detailed"]

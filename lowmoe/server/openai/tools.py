@@ -12,7 +12,7 @@ from pydantic_core import from_json
 
 from lowmoe.engine.messages import Tool, ToolCall, ToolChoice
 from lowmoe.server.errors import FieldError
-from lowmoe.server.openai.fields import (
+from lowmoe.server.fields import (
     MAX_CHARS,
     MAX_TOOLS,
     Fields,
