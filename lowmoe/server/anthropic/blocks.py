@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 
 from lowmoe.engine.messages import Message, ToolCall
 from lowmoe.server.errors import FieldError
-from lowmoe.server.openai.fields import (
+from lowmoe.server.fields import (
     MAX_MESSAGES,
     MAX_PARTS,
     Fields,

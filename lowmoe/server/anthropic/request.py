@@ -15,18 +15,18 @@ from lowmoe.engine.options import MAX_STOP_CHARS, MAX_STOPS
 from lowmoe.server.anthropic.blocks import Texts, TurnsField, read_turns
 from lowmoe.server.asking import Ask, Sampling
 from lowmoe.server.errors import FieldError
-from lowmoe.server.openai.fields import (
+from lowmoe.server.fields import (
     MAX_TOOLS,
     Fields,
     FunctionName,
     Identity,
     Ignored,
+    MaxTokens,
     Refused,
     Schema,
     Text,
     only,
 )
-from lowmoe.server.openai.sampling import MaxTokens
 
 
 class ToolFields(Fields):

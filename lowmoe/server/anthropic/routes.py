@@ -14,7 +14,7 @@ from lowmoe.server.anthropic.frames import PING
 from lowmoe.server.anthropic.request import CountRequest, MessagesRequest
 from lowmoe.server.asking import Service
 from lowmoe.server.caller import caller_of
-from lowmoe.server.openai.names import require_served
+from lowmoe.server.names import require_served
 from lowmoe.server.sse import collect, respond
 from lowmoe.server.whole import whole_answers
 

@@ -10,10 +10,10 @@ from starlette.responses import JSONResponse, Response
 
 from lowmoe.server.asking import Service
 from lowmoe.server.caller import caller_of
+from lowmoe.server.names import require_served
 from lowmoe.server.openai.chat_answer import chat_frames, whole_chat
 from lowmoe.server.openai.chat_request import ChatRequest
 from lowmoe.server.openai.errors import error_frame
-from lowmoe.server.openai.names import require_served
 from lowmoe.server.sse import collect, respond
 from lowmoe.server.whole import whole_answers
 
@@ -28,7 +28,7 @@ def routes(service: Service) -> APIRouter:
         ask = body.ask(caller_of(request))
         events, name = service.ask(ask), service.model.name
         if body.stream:
-            frames = chat_frames(events, name, include_usage=body.include_usage)
+            frames = chat_frames(events, name, n=ask.n, include_usage=body.include_usage)
             return respond(frames, failed=error_frame)
         answers = whole_answers(await collect(request, events), ask.n)
         return JSONResponse(whole_chat(answers, name))
