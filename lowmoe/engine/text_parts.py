@@ -7,12 +7,13 @@ Ignorant of:  where small files are kept.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from lowmoe.engine.chat_template import ChatTemplate
 from lowmoe.engine.options import GenerationDefaults
 from lowmoe.engine.text import Tokenizer
 from lowmoe.engine.thinking import Thinking, thinking_of
+from lowmoe.engine.token_bytes import TokenBytes
 from lowmoe.errors import TextError
 
 TOKENIZER = "tokenizer.json"
@@ -40,6 +41,11 @@ class TextParts:
         return Tokenizer.from_bytes(data)
 
     @functools.cached_property
+    def token_bytes(self) -> TokenBytes:
+        """What each token writes.  Raises TextError where that is not known."""
+        return TokenBytes(self.tokenizer)
+
+    @functools.cached_property
     def chat_template(self) -> ChatTemplate:
         """Raises TextError if the model came without one."""
         return ChatTemplate.from_files(
@@ -61,6 +67,10 @@ class TextParts:
         """What the model's authors recommend; nothing, if the file is missing."""
         data = self._read(GENERATION_CONFIG)
         return GenerationDefaults() if data is None else GenerationDefaults.from_bytes(data)
+
+    def end_ids(self, named: Collection[int]) -> set[int]:
+        """Of the tokens that end an answer: those that config.json named, and these defaults."""
+        return {*named, *self.defaults.eos_ids}
 
     def encode(self, prompt: str | Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a text to go on with, or of a conversation to answer."""

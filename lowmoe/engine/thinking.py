@@ -29,6 +29,17 @@ class Splitter(Protocol):
     def flush(self) -> Sequence[Piece]:
         """Those that were held back, as the answer has ended."""
 
+    @property
+    def may_answer(self) -> bool:
+        """Whether the answer may begin with the next token."""
+
+    @property
+    def opener(self) -> str | None:
+        """While the answer may begin, the mark that may come instead."""
+
+    def begin_answer(self) -> None:
+        """All that comes is the answer, whatever it looks like."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thinking:
@@ -99,6 +110,20 @@ class _Tags:
     def flush(self) -> Sequence[Piece]:
         held, self._held = self._held, ""
         return [(self._kind, held)] if held else []
+
+    @property
+    def may_answer(self) -> bool:
+        return self._kind == "answer" and not self._held.strip()
+
+    @property
+    def opener(self) -> str | None:
+        if self._inside or not self._pairs or self._prompt.endswith(self._pairs[0].close):
+            return None
+        return self._pairs[0].open
+
+    def begin_answer(self) -> None:
+        self._pairs.clear()
+        self._inside = self._blank = False
 
     @property
     def _kind(self) -> Kind:
@@ -173,6 +198,17 @@ class _Channels:
 
     def flush(self) -> Sequence[Piece]:
         return []
+
+    @property
+    def may_answer(self) -> bool:
+        return self._head is None and self._kind == "answer"
+
+    @property
+    def opener(self) -> str | None:
+        return None
+
+    def begin_answer(self) -> None:
+        pass
 
     def _control(self, token: str) -> Sequence[Piece]:
         if token in _OPENERS or token in _CLOSERS:

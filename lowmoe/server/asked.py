@@ -4,16 +4,19 @@ Knows:        which of its answers have begun, what their tokens are as events.
 Ignorant of:  other asks, whose turn it is, how answers are decoded.
 """
 
-import time
+import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from lowmoe.engine.answer import Answer, Token
+from lowmoe.engine.forms import Form
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.errors import LowMoeError, UsageError
 from lowmoe.server.asking import Ask, Ended, Event, Failed, Reading, Text
 from lowmoe.server.outbox import MOST_WAITING, Outbox
+from lowmoe.server.request_log import note
 
 REASONS: dict[str, Literal["end", "stop", "length", "cancelled"]] = {
     "end": "end",
@@ -23,15 +26,23 @@ REASONS: dict[str, Literal["end", "stop", "length", "cancelled"]] = {
 }
 
 
-class Asked:
-    """prompt_ids: of its prompt; options: of each answer."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """An ask, ready for the model.  options: of each answer; form: that all of them must have."""
 
-    def __init__(
-        self, ask: Ask, prompt_ids: Sequence[int], options: Sequence[SamplingOptions]
-    ) -> None:
-        self.ask, self.prompt_ids, self.options = ask, prompt_ids, options
+    prompt_ids: Sequence[int]
+    options: Sequence[SamplingOptions]
+    form: Form | None
+
+
+class Asked:
+    """prepared: set before anything begins."""
+
+    prepared: Prepared
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask = ask
         self.outbox = Outbox()
-        self.at_s = time.monotonic()
         self.cancelled = False
         self.told: list[Told] = []  # answers that have begun
         self.n_under_way = 0  # of them
@@ -57,7 +68,7 @@ class Asked:
     @property
     def is_over(self) -> bool:
         """Whether nothing more comes of it."""
-        return self.failed or self.n_ended == len(self.options)
+        return self.failed or self.n_ended == self.ask.n
 
     @property
     def may_begin(self) -> bool:
@@ -97,18 +108,6 @@ class Asked:
             self.failed = True
             self.outbox.put_last(Failed(error))
             self.stop()
-
-    def line(self) -> str:
-        """What became of it, without a word of its text, for the log."""
-        if not self.told:
-            return f"{len(self.prompt_ids)} tokens of prompt: not begun"
-        answers = [told.answer for told in self.told]
-        reasons = "failed" if self.failed else ", ".join(str(a.end) for a in answers)
-        return (
-            f"{answers[0].n_prompt} tokens of prompt, {answers[0].n_reused} of them in the cache; "
-            f"{sum(a.n_new for a in answers)} new in {time.monotonic() - self.at_s:.1f} s: "
-            f"{reasons}"
-        )
 
     def _tell_reading(self, told: "Told") -> None:
         """Of the first answer, whose prompt is read before any other begins."""
@@ -158,6 +157,7 @@ class Told:
         return Ended(
             answer=self.number,
             reason=REASONS[answer.end],
+            stop=answer.stop_text,
             n_prompt=answer.n_prompt,
             n_reused=answer.n_reused,
             n_new=answer.n_new,
@@ -171,26 +171,38 @@ class Told:
         if token.kind == "mark":
             self._mark += token.text
             return
-        if not token.text:
+        if not token.text and not token.chosen:
             return
         # A mark belongs to neither of what it divides; two answers or two thoughts it keeps apart.
         mark = self._mark if token.kind == self._kind else ""
         self._mark, self._kind = "", token.kind
-        yield Text(self.number, token.kind, mark + token.text)
+        yield Text(self.number, token.kind, mark + token.text, token.chosen)
 
 
 class AskedEvents:
-    """The events of one ask, as they come.  On the event loop."""
+    """The events of one ask, as they come.  On the event loop.
 
-    def __init__(self, asked: Asked, close: Callable[[Asked], None]) -> None:
-        self._asked, self._close = asked, close
+    preparing: what has to be done first, None if it was; it raises what is wrong with the ask.
+    """
+
+    def __init__(
+        self,
+        asked: Asked,
+        close: Callable[[Asked], None],
+        preparing: "asyncio.Task[None] | None" = None,
+    ) -> None:
+        self._asked, self._close, self._preparing = asked, close, preparing
         self._here: deque[Event] = deque()
-        self._n_left = len(asked.options)
+        self._n_left = asked.ask.n
 
     def __aiter__(self) -> "AskedEvents":
         return self
 
     async def __anext__(self) -> Event:
+        if self._preparing is not None:
+            # Shielded: who stops waiting closes the events, which is no reason to break off here.
+            await asyncio.shield(self._preparing)
+            self._preparing = None
         if not self._n_left:
             raise StopAsyncIteration
         if not self._here:
@@ -200,9 +212,19 @@ class AskedEvents:
             self._n_left = 0
         elif isinstance(event, Ended):
             self._n_left -= 1
+            note(_words(event))
         return event
 
     async def aclose(self) -> None:
         """Cancel what has not ended."""
-        self._n_left = 0
+        if self._n_left:
+            self._n_left = 0
+            note("the client went away")
         self._close(self._asked)
+
+
+def _words(ended: Ended) -> str:
+    return (
+        f"{ended.n_prompt} tokens of prompt, {ended.n_reused} of them in the cache, "
+        f"{ended.n_new} new: {ended.reason}"
+    )

@@ -23,12 +23,13 @@ from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.run_clock import placement
 from lowmoe.engine.statistics import RunStatistics
 from lowmoe.errors import LowMoeError, PromptError, TextError, UsageError
-from lowmoe.server.asked import Asked, AskedEvents, Told
-from lowmoe.server.asking import MAX_ANSWERS, Ask, ModelCard, Overloaded
+from lowmoe.server.asked import Asked, AskedEvents, Prepared, Told
+from lowmoe.server.asking import MAX_ANSWERS, MAX_LOGPROBS, Ask, ModelCard, Overloaded
 from lowmoe.server.numbers import Numbers, Speed
 from lowmoe.server.turns import Turns
 
 DEFAULT_WAITING = 64
+LONG_CHARS = 20_000  # some ms of work, for which the event loop had better not stand still
 MOST_SEED = 2**63  # seeds are below
 
 log = logging.getLogger("lowmoe.server")
@@ -65,21 +66,41 @@ class Worker:
     # --- on the event loop
 
     def ask(self, ask: Ask) -> AskedEvents:
-        """Begin to answer; see Service."""
+        """Begin to answer; see Service.  What takes long to prepare is prepared on another thread,
+        and what is wrong with it raised with the first event.
+        """
         self._require_room()
-        ids = self._encode(ask)
-        check_prompt(self._runtime, ids)
-        asked = Asked(ask, ids, self._options(ask, len(ids)))
+        asked = Asked(ask)
+        if _takes_long(ask):
+            with self._changed:
+                self._open += 1
+            return AskedEvents(asked, self._close, asyncio.ensure_future(self._prepare(asked)))
+        asked.prepared = self._prepared(ask)
         with self._changed:
-            self._counts["asked"] += 1
             self._open += 1
-            self._turns.add(ask.caller, asked)
-            self._changed.notify()
+            self._line_up(asked)
         return AskedEvents(asked, self._close)
 
     async def count_tokens(self, ask: Ask) -> int:
         """Tokens of its prompt; see Service."""
         return len(await asyncio.to_thread(self._encode, ask))
+
+    async def _prepare(self, asked: Asked) -> None:
+        prepared = None
+        try:
+            prepared = asked.prepared = await asyncio.to_thread(self._prepared, asked.ask)
+        finally:
+            with self._changed:
+                if prepared is None or asked.cancelled:
+                    self._open -= 1
+                else:
+                    self._line_up(asked)
+
+    def _line_up(self, asked: Asked) -> None:
+        """With the lock."""
+        self._counts["asked"] += 1
+        self._turns.add(asked.ask.caller, asked)
+        self._changed.notify()
 
     async def close(self, grace_s: float = 0.0) -> None:
         """Take no more asks, fail those that have not begun, give the others so many seconds, then
@@ -124,7 +145,6 @@ class Worker:
         self._open -= 1
         self._counts["closed"] += asked.cancelled
         self._counts["failed"] += asked.failed and not asked.cancelled
-        log.info("%s", asked.line())
 
     # --- what is asked
 
@@ -143,10 +163,19 @@ class Worker:
             raise PromptError("the conversation is empty. Give at least one message.")
         return self._runtime.text.encode(messages)
 
-    def _options(self, ask: Ask, n_prompt: int) -> Sequence[SamplingOptions]:
-        """Of each of its answers."""
+    def _prepared(self, ask: Ask) -> Prepared:
+        """On any thread."""
         if not 1 <= ask.n <= MAX_ANSWERS:
             raise UsageError(f"n is {ask.n}, but must be 1 to {MAX_ANSWERS}.")
+        if ask.n_logprobs is not None and not 0 <= ask.n_logprobs <= MAX_LOGPROBS:
+            raise UsageError(f"n_logprobs is {ask.n_logprobs}, but must be 0 to {MAX_LOGPROBS}.")
+        ids = self._encode(ask)
+        check_prompt(self._runtime, ids)
+        form = None if ask.constraint is None else self._runtime.forms.compile(ask.constraint)
+        return Prepared(prompt_ids=ids, options=self._options(ask, len(ids)), form=form)
+
+    def _options(self, ask: Ask, n_prompt: int) -> Sequence[SamplingOptions]:
+        """Of each of its answers."""
         s = ask.sampling
         n_left = self._runtime.n_context - n_prompt
         first = self._model.options(
@@ -177,6 +206,7 @@ class Worker:
         predict = self._runtime.predict
         return Numbers(
             n_sequences=self._runtime.n_sequences,
+            n_open=self._open,
             n_waiting=len(self._turns),
             n_under_way=len(under_way),
             n_reading=sum(not told.is_read for _, told in under_way),
@@ -233,21 +263,24 @@ class Worker:
                 if asked is None:
                     return
                 asked.n_under_way += 1
-                options = asked.options[len(asked.told)]
-                if len(asked.told) == len(asked.options) - 1:
+                if len(asked.told) == asked.ask.n - 1:
                     self._turns.remove(asked.ask.caller, asked)
             try:
-                self._join(asked, options)
+                self._join(asked)
             except Exception as error:
                 self._fail(asked, _as_told(error), n_answers=1)
 
-    def _join(self, asked: Asked, options: SamplingOptions) -> None:
+    def _join(self, asked: Asked) -> None:
+        prepared = asked.prepared
+        options = prepared.options[len(asked.told)]
         answer = Answer(
             self._runtime,
-            asked.prompt_ids,
+            prepared.prompt_ids,
             options,
-            end_ids=self._session.end_ids(),
+            end_ids=self._runtime.end_ids,
             reuse="any" if options.seed is None else "exact",
+            constraint=prepared.form,
+            n_logprobs=asked.ask.n_logprobs,
         )
         self._batch.join(answer)
         self._under_way.append((asked, asked.begun(answer)))
@@ -290,6 +323,15 @@ class Worker:
         with self._changed:
             if self._turns.remove(asked.ask.caller, asked) or n_answers:
                 self._let_go(asked, n_answers=n_answers)
+
+
+def _takes_long(ask: Ask) -> bool:
+    """To prepare: a form is compiled in a process of its own, long texts are cut into tokens."""
+    if ask.constraint is not None:
+        return True
+    if isinstance(ask.prompt, str):
+        return len(ask.prompt) > LONG_CHARS
+    return sum(len(m.content) for m in ask.prompt if not isinstance(m, int)) > LONG_CHARS
 
 
 def _shutting_down() -> Overloaded:

@@ -272,12 +272,31 @@ def test_what_cannot_be_answered_is_refused_at_once(model_folder: Path) -> None:
                 (Ask(prompt=(5, 99999)), PromptError, "token id 99999"),
                 (to(1, 400), PromptError, "400 tokens, but the context holds 384"),
                 (to(1, n=9), UsageError, "n is 9"),
+                (to(1, n_logprobs=21), UsageError, "n_logprobs is 21"),
                 (to(1, sampling=Sampling(temperature=-1.0)), UsageError, "temperature"),
                 (to(1, sampling=Sampling(max_new_tokens=0)), UsageError, "max_new_tokens"),
             ):
                 with pytest.raises(error, match=why):
                     worker.ask(ask)
             assert worker.numbers().asked == 0
+
+    run(test)
+
+
+def test_what_takes_long_to_prepare_is_refused_with_the_first_event(model_folder: Path) -> None:
+    async def test() -> None:
+        async with working(model_folder, sequences=1, n_waiting=0) as worker:
+            long = worker.ask(Ask(prompt="Who is there? " * 2000))
+            with pytest.raises(Overloaded):  # its place is taken from the beginning
+                worker.ask(to(1))
+            with pytest.raises(PromptError, match="tokens, but the context holds 384"):
+                await anext(long)
+            await long.aclose()
+            gone = worker.ask(Ask(prompt="Who is there? " * 2000))
+            await gone.aclose()
+            while worker.numbers().n_open:
+                await asyncio.sleep(0.001)
+            assert end_of(await answer(worker, to(1))).n_new == 12
 
     run(test)
 
