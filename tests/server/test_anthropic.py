@@ -344,6 +344,7 @@ STRAY = {"type": "tool_result", "tool_use_id": "call_7", "content": "rain"}
         ({"stop_sequences": [""]}, "stop_sequences.0: "),
         ({"stop_sequences": 17 * ["x"]}, "stop_sequences: "),
         ({"messages": []}, "messages: "),
+        ({"messages": [{"role": "user", "content": []}]}, "messages.0.content: "),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role: "),
         (
             {"messages": [{"role": "user", "content": [IMAGE]}]},

@@ -102,7 +102,7 @@ class TurnFields(Fields):
     """One turn."""
 
     role: Literal["user", "assistant", "system"]
-    content: _Blocks
+    content: Annotated[_Blocks, Field(min_length=1)]
 
 
 TurnsField: TypeAlias = Annotated[list[TurnFields], Field(min_length=1, max_length=MAX_MESSAGES)]

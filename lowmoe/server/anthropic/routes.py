@@ -23,7 +23,7 @@ def routes(service: Service) -> APIRouter:
     """Both, answered by this service."""
     router = APIRouter(tags=["anthropic"])
 
-    @router.post("/v1/messages")
+    @router.post("/v1/messages", responses={200: {"content": {"text/event-stream": {}}}})
     async def messages(request: Request, body: MessagesRequest) -> Response:
         require_served(body.model, service.model)
         events, name = service.ask(body.ask(caller_of(request))), service.model.name
