@@ -363,7 +363,7 @@ STRAY = {"type": "tool_result", "tool_use_id": "call_7", "content": "rain"}
         ({"tool_choice": {"type": "any"}}, "tool_choice: demands a call"),
         (
             {"tools": [CLOCK], "tool_choice": {"type": "tool", "name": "weather"}},
-            "tool_choice.name: weather is none of tools",
+            "tool_choice: weather is none of tools",
         ),
         (
             {"tools": [CLOCK], "output_config": {"format": {"type": "json_schema", "schema": {}}}},
