@@ -16,8 +16,8 @@ from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.run_clock import RunClock, Tally
 from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.sampling import Sampler
-from lowmoe.engine.spelling import Spelling
-from lowmoe.engine.thinking import Kind
+from lowmoe.engine.spelling import Kind, Spelling
+from lowmoe.engine.tool_calls.splitter import CallSplitter
 from lowmoe.errors import LowMoeError, PromptError
 
 # An end token, a stop text, max_new_tokens or the context, `cancel`, a LowMoeError, another answer
@@ -32,7 +32,7 @@ class Token:
     id: None where text is left: of an answer that has ended, which was held back because it might
     have become a stop string or a character; or of a token that has text of several kinds.
     kind: whether the text is of the answer, of the model's thinking before it, or a mark between
-    the two, such as `</think>`.
+    the two, such as `</think>`; or the name of a tool whose call begins, or more of its arguments.
     """
 
     id: int | None
@@ -57,8 +57,9 @@ class Answer:
         end_ids: Collection[int],
         spelled: bool = True,
         reuse: bool = True,
+        calls: CallSplitter | None = None,
     ) -> None:
-        """spelled: with text, and ended by stop texts too.
+        """spelled: with text, and ended by stop texts too.  calls: tells calls of tools from text.
 
         Raises PromptError for a prompt that is empty, not of this vocabulary, or leaves no room.
         """
@@ -70,7 +71,9 @@ class Answer:
         self.error: LowMoeError | None = None
         self._sampler, self._end_ids = Sampler(options), end_ids
         self._n_most = min(len(prompt_ids) + options.max_new_tokens, runtime.n_context)
-        self._spelling = Spelling(runtime.text, options.stop, prompt_ids) if spelled else None
+        self._spelling = (
+            Spelling(runtime.text, options.stop, prompt_ids, calls=calls) if spelled else None
+        )
         self._new: list[Token] = []
         self._cancelled = threading.Event()
         self._conversation: Conversation | None = None
