@@ -5,10 +5,13 @@ Knows:        unfinished characters, marks of thinking, calls, stop texts, and i
 Ignorant of:  how tokens are chosen.
 """
 
+import copy
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+from lowmoe.engine.logprobs import ChosenToken
 from lowmoe.engine.text import StopText, StreamingDetokenizer
 from lowmoe.engine.text_parts import TextParts
 from lowmoe.engine.thinking import Kind as TextKind
@@ -23,6 +26,17 @@ Piece: TypeAlias = tuple[Kind, str]
 N_PROMPT_END = 16
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A part of the text, all of one kind.  chosen: of the tokens that end in it, if it is asked
+    how they were chosen.
+    """
+
+    kind: Kind
+    text: str
+    chosen: tuple[ChosenToken, ...] = ()
+
+
 class Spelling:
     """What becomes readable with each token, and whether a stop text has come."""
 
@@ -35,9 +49,11 @@ class Spelling:
         calls: CallSplitter | None = None,
     ) -> None:
         """calls: tells calls of tools from text, if any are offered."""
+        self._tokenizer = text.tokenizer
         self._detokenizer = StreamingDetokenizer(text.tokenizer)
         self._stops = StopText(stops)
-        self._waiting: deque[Piece] = deque()  # what StopText holds back
+        self._waiting: deque[Said] = deque()  # what StopText holds back
+        self._untold: tuple[ChosenToken, ...] = ()  # of tokens without text so far
         self._splitter = None if text.thinking is None else text.thinking.splitter()
         self._calls = calls
         self._controls = _controls(text, with_calls=calls is not None)
@@ -48,24 +64,63 @@ class Spelling:
                     self._splitter.prompt(part, control=is_control)
             self._splitter.prompt(self._detokenizer.flush(), control=False)
 
-    def push(self, token_id: int) -> tuple[list[Piece], bool]:
-        """Take the next token."""
+    @property
+    def stop(self) -> str | None:
+        """The stop text that has come."""
+        return self._stops.found
+
+    def push(self, token_id: int, chosen: ChosenToken | None = None) -> tuple[list[Said], bool]:
+        """Take the next token.  chosen: what it was chosen as, to be told with its text."""
+        if chosen is not None:
+            self._untold += (chosen,)
         pieces: list[Piece] = []
         for part, is_control in self._spelled(token_id):
             pieces += self._split(part, control=is_control)
-        return self._until_stop(pieces)
+        return self._until_stop(self._told(pieces))
 
-    def flush(self) -> tuple[list[Piece], bool]:
+    def flush(self) -> tuple[list[Said], bool]:
         """What was held back, as the answer has ended."""
         pieces = self._split(self._detokenizer.flush(), control=False)
         if self._splitter is not None:
             pieces += self._without_calls(self._splitter.flush())
         if self._calls is not None:
             pieces += self._calls.flush()
-        certain, stopped = self._until_stop(pieces)
-        return (
-            (certain, True) if stopped else (certain + self._released(self._stops.flush()), False)
-        )
+        certain, stopped = self._until_stop(self._told(pieces))
+        if stopped:
+            return certain, True
+        certain += self._released(self._stops.flush())
+        if self._untold:  # of tokens that never had a text
+            certain.append(Said(self.kind, "", self._untold))
+            self._untold = ()
+        return certain, False
+
+    # --- for an answer that must have a form
+
+    @property
+    def may_answer(self) -> bool:
+        """Whether the answer itself, not thinking, may begin with the next token."""
+        return self._splitter is None or self._splitter.may_answer
+
+    @property
+    def opener(self) -> int | None:
+        """While the answer may begin, the token that may come instead and begins thinking."""
+        tag = None if self._splitter is None else self._splitter.opener
+        return None if tag is None else self._tokenizer.token_id(tag)
+
+    def begin_answer(self) -> None:
+        """What comes is the answer to its last byte: a space at its beginning, a tag in it too."""
+        if self._splitter is not None:
+            self._splitter.begin_answer()
+        self._detokenizer = StreamingDetokenizer(self._tokenizer, inside=True)
+
+    def answers_with(self, text: str) -> bool:
+        """Whether this text, of one token, would end the thinking and begin the answer too."""
+        if self._splitter is None:
+            return False
+        pieces = copy.deepcopy(self._splitter).push(text, control=False)
+        return any(kind == "answer" for kind, _ in pieces)
+
+    # --- the parts of it
 
     def _spelled(self, token_id: int) -> list[tuple[str, bool]]:
         """Text, and whether it is a control token; the text before a control token apart."""
@@ -90,31 +145,41 @@ class Spelling:
                 pieces.append((kind, text))
         return pieces
 
-    def _until_stop(self, pieces: list[Piece]) -> tuple[list[Piece], bool]:
-        certain: list[Piece] = []
-        for kind, text in pieces:
-            if kind in ("call", "arguments"):
-                certain += [*self._released(self._stops.flush()), (kind, text)]
-                self.kind = kind
+    def _told(self, pieces: list[Piece]) -> list[Said]:
+        """The pieces, the last with what the tokens that end in it were chosen as."""
+        said = [Said(kind, text) for kind, text in pieces]
+        if said and self._untold:
+            said[-1] = replace(said[-1], chosen=self._untold)
+            self._untold = ()
+        return said
+
+    def _until_stop(self, pieces: list[Said]) -> tuple[list[Said], bool]:
+        certain: list[Said] = []
+        for piece in pieces:
+            if piece.kind in ("call", "arguments"):
+                certain += [*self._released(self._stops.flush()), piece]
+                self.kind = piece.kind
                 continue
-            self._waiting.append((kind, text))
-            passed, stopped = self._stops.push(text)
+            self._waiting.append(piece)
+            passed, stopped = self._stops.push(piece.text)
             certain += self._released(passed)
             if stopped:
                 return certain, True
         return certain, False
 
-    def _released(self, text: str) -> list[Piece]:
+    def _released(self, text: str) -> list[Said]:
         """The text that StopText let through, which is what waited longest, by its kinds."""
-        released: list[Piece] = []
+        released: list[Said] = []
         n_chars = len(text)
         while n_chars:
-            kind, waiting = self._waiting.popleft()
-            released.append((kind, waiting[:n_chars]))
-            if rest := waiting[n_chars:]:
-                self._waiting.appendleft((kind, rest))
-            n_chars -= len(released[-1][1])
-            self.kind = kind
+            waiting = self._waiting.popleft()
+            if len(waiting.text) > n_chars:
+                released.append(Said(waiting.kind, waiting.text[:n_chars]))
+                self._waiting.appendleft(replace(waiting, text=waiting.text[n_chars:]))
+            else:
+                released.append(waiting)
+            n_chars -= len(released[-1].text)
+            self.kind = waiting.kind
         return released
 
 

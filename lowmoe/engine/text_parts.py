@@ -7,13 +7,14 @@ Ignorant of:  where small files are kept.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from lowmoe.engine.chat_template import ChatTemplate
 from lowmoe.engine.messages import Message, Tool
 from lowmoe.engine.options import GenerationDefaults
 from lowmoe.engine.text import Tokenizer
 from lowmoe.engine.thinking import Thinking, thinking_of
+from lowmoe.engine.token_bytes import TokenBytes
 from lowmoe.engine.tool_calls.format import ToolFormat
 from lowmoe.errors import TextError, UsageError
 
@@ -40,6 +41,11 @@ class TextParts:
                 "beside the checkpoint and quantize again."
             )
         return Tokenizer.from_bytes(data)
+
+    @functools.cached_property
+    def token_bytes(self) -> TokenBytes:
+        """What each token writes.  Raises TextError where that is not known."""
+        return TokenBytes(self.tokenizer)
 
     @functools.cached_property
     def chat_template(self) -> ChatTemplate:
@@ -71,6 +77,10 @@ class TextParts:
         """What the model's authors recommend; nothing, if the file is missing."""
         data = self._read(GENERATION_CONFIG)
         return GenerationDefaults() if data is None else GenerationDefaults.from_bytes(data)
+
+    def end_ids(self, named: Collection[int]) -> set[int]:
+        """Of the tokens that end an answer: those that config.json named, and these defaults."""
+        return {*named, *self.defaults.eos_ids}
 
     def encode(
         self,

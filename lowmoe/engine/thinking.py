@@ -33,6 +33,17 @@ class Splitter(Protocol):
     def flush(self) -> Sequence[Piece]:
         """Those that were held back, as the answer has ended."""
 
+    @property
+    def may_answer(self) -> bool:
+        """Whether the answer may begin with the next token."""
+
+    @property
+    def opener(self) -> str | None:
+        """While the answer may begin, the mark that may come instead."""
+
+    def begin_answer(self) -> None:
+        """All that comes is the answer, whatever it looks like."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thinking:
@@ -118,6 +129,20 @@ class _Tags:
         return [(self._kind, held)] if held else []
 
     @property
+    def may_answer(self) -> bool:
+        return self._kind == "answer" and not self._held.strip()
+
+    @property
+    def opener(self) -> str | None:
+        if self._inside or not self._pairs or self._prompt.endswith(self._pairs[0].close):
+            return None
+        return self._pairs[0].open
+
+    def begin_answer(self) -> None:
+        self._pairs.clear()
+        self._inside = self._blank = False
+
+    @property
     def _kind(self) -> Kind:
         return self._pairs[0].kind if self._inside else "answer"
 
@@ -190,6 +215,17 @@ class _Channels:
 
     def flush(self) -> Sequence[Piece]:
         return []
+
+    @property
+    def may_answer(self) -> bool:
+        return self._head is None and self._kind == "answer"
+
+    @property
+    def opener(self) -> str | None:
+        return None
+
+    def begin_answer(self) -> None:
+        pass
 
     def _control(self, token: str) -> Sequence[Piece]:
         if token == "<|message|>" and self._head is not None:

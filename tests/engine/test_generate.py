@@ -113,7 +113,7 @@ def test_stopped_in_the_prefill_it_says_nothing(
 
 def test_end_tokens_are_heeded_or_not(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = list(session.token_ids(PROMPT, GREEDY))
-    monkeypatch.setattr(session, "_end_ids", lambda: {ids[4]})
+    monkeypatch.setattr(session.runtime.text, "end_ids", lambda named: {ids[4]})
     assert list(session.token_ids(PROMPT, GREEDY)) == ids[: ids.index(ids[4])]
     assert list(session.token_ids(PROMPT, GREEDY, heed_ends=False)) == ids
 
