@@ -52,9 +52,12 @@ def test_a_models_template_renders_as_in_transformers(
 
 PLAIN = {
     "chatml",
+    "granite-4.0",
     "kimi-k2",
     "llama-3",
     "minimax-m1",
+    "ministral-3",
+    "mistral-nemo",
     "mixtral",
     "phi-3.5",
     "qwen2.5",

@@ -19,7 +19,7 @@ from lowmoe.engine.tool_calls.parameters import (
     write_parameters,
 )
 from lowmoe.engine.tool_calls.reader import Reader, Reading
-from lowmoe.engine.tool_calls.style import Tools
+from lowmoe.engine.tool_calls.style import Style, Tools
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
@@ -27,7 +27,7 @@ _NAME = re.compile(r"\s*([A-Za-z0-9_.-]{1,128})\s*(?=<)")
 
 
 @dataclass(frozen=True, slots=True)
-class ArgKeys:
+class ArgKeys(Style):
     """line: what stands between tags, a line break before GLM-4.7 and nothing since."""
 
     line: str = "\n"

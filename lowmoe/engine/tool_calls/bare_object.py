@@ -12,12 +12,12 @@ from lowmoe.engine.messages import Tool, ToolCall
 from lowmoe.engine.tool_calls.grammar import GrammarWriter, any_of, literal, one_or_more
 from lowmoe.engine.tool_calls.objects import read_object, write_object
 from lowmoe.engine.tool_calls.reader import Reader, Reading
-from lowmoe.engine.tool_calls.style import Tools
+from lowmoe.engine.tool_calls.style import Style, Tools
 
 OPEN = "<|python_tag|>"
 
 
-class BareObject:
+class BareObject(Style):
     """Only a call of a tool that is offered is one: an answer may be JSON without being a call."""
 
     tags = (OPEN,)

@@ -15,7 +15,7 @@ from lowmoe.engine.tool_calls.definitions import to_json
 from lowmoe.engine.tool_calls.grammar import GrammarWriter, any_of, literal, one_or_more
 from lowmoe.engine.tool_calls.objects import read_arguments, read_list, write_list
 from lowmoe.engine.tool_calls.reader import MAX_HEAD, Reader, Reading
-from lowmoe.engine.tool_calls.style import Tools
+from lowmoe.engine.tool_calls.style import Style, Tools
 
 OPEN, ID, ARGUMENTS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 
@@ -23,7 +23,7 @@ _NAME = re.compile(r"\s*([A-Za-z0-9_.-]{1,128})(?=[\s\[{])")
 
 
 @dataclass(frozen=True, slots=True)
-class Bracketed:
+class Bracketed(Style):
     """in_list: all calls in one list, as before v11."""
 
     in_list: bool

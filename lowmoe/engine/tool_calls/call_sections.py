@@ -14,7 +14,7 @@ from lowmoe.engine.tool_calls.definitions import to_json
 from lowmoe.engine.tool_calls.grammar import GrammarWriter, any_of, literal, one_or_more
 from lowmoe.engine.tool_calls.objects import read_arguments
 from lowmoe.engine.tool_calls.reader import MAX_HEAD, Reader, Reading
-from lowmoe.engine.tool_calls.style import Tools
+from lowmoe.engine.tool_calls.style import Style, Tools
 
 ALL_OPEN, ALL_CLOSE = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 OPEN, CLOSE = "<|tool_call_begin|>", "<|tool_call_end|>"
@@ -23,7 +23,7 @@ ARGUMENTS = "<|tool_call_argument_begin|>"
 _ID = re.compile(r"\s*(?:functions\.)?([A-Za-z0-9_.-]{1,128}?)(?::\d+)?\s*")
 
 
-class CallSections:
+class CallSections(Style):
     tags = (ALL_OPEN, ALL_CLOSE, OPEN, CLOSE, ARGUMENTS)
 
     def read(self, reader: Reader, tools: Tools) -> Reading[None]:

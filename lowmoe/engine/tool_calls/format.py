@@ -42,11 +42,10 @@ class ToolFormat:
         return CallSplitter(self.style, by_name, {*self.token_ids, TO_TOOL})
 
     def grammar(self, tools: Sequence[Tool], choice: ToolChoice) -> Grammar | None:
-        """What forces a call, from the answer's first token on; None if none is forced.
+        """What forces a call, with its thinking before it; None if none is forced.
 
-        Before a call may stand the line breaks that follow a model's thinking; the end of the
-        grammar is where the model may end its answer. Arguments keep to the tool's schema, as far
-        as llguidance knows what it says; parameters come in the order of the schema.
+        The end of the grammar is where the model may end its answer. Arguments keep to the tool's
+        schema as far as llguidance knows what it says; parameters come in the schema's order.
 
         Raises UsageError for unfit tools, or a choice that is not among them.
         """
@@ -56,4 +55,8 @@ class ToolFormat:
             return None
         chosen = [tool for tool in tools if choice.name in (None, tool.name)]
         writer = GrammarWriter(self.token_ids)
-        return Grammar(writer.whole(self.style.lark(writer, chosen, many=choice.parallel)))
+        start = self.style.lark(writer, chosen, many=choice.parallel)
+        if self.style.from_start:
+            return Grammar(writer.whole(start), from_start=True)
+        # After the model's thinking stand line breaks.
+        return Grammar(writer.whole(rf"/\n{{0,2}}/ {start}"))

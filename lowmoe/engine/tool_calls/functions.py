@@ -17,7 +17,7 @@ from lowmoe.engine.tool_calls.parameters import (
     write_parameters,
 )
 from lowmoe.engine.tool_calls.reader import MAX_HEAD, Reader, Reading
-from lowmoe.engine.tool_calls.style import Tools
+from lowmoe.engine.tool_calls.style import Style, Tools
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 FUNCTION = "<function="
@@ -26,7 +26,7 @@ PARAMETERS = ParameterTags(
 )
 
 
-class Functions:
+class Functions(Style):
     tags = (OPEN, CLOSE)
 
     def read(self, reader: Reader, tools: Tools) -> Reading[None]:

@@ -21,6 +21,10 @@ _SPELLING = {
     "lenient": True,
 }
 
+_FOR_PEOPLE = frozenset({"$comment", "default", "description", "examples", "title"})
+_OF_SCHEMAS = frozenset({"$defs", "definitions", "patternProperties", "properties"})  # by names
+_VALUES = frozenset({"const", "enum"})
+
 ANY_TEXT = "/(?s:.*)/"
 
 
@@ -38,8 +42,8 @@ class GrammarWriter:
         return name
 
     def whole(self, start: str) -> str:
-        """The grammar of what `start` derives, after line breaks that follow a model's thinking."""
-        return "\n".join([rf"start: /\n{{0,2}}/ {start}", *self._rules, ""])
+        """The grammar of what `start` derives."""
+        return "\n".join([f"start: {start}", *self._rules, ""])
 
     def tag(self, tag: str) -> str:
         """A tag as a model writes it."""
@@ -55,7 +59,7 @@ class GrammarWriter:
 
     def json(self, schema: Mapping[str, Any]) -> str:
         """JSON that the schema accepts."""
-        return self.rule("%json " + json.dumps({**schema, "x-guidance": _SPELLING}))
+        return self.rule("%json " + json.dumps({**_bare(schema), "x-guidance": _SPELLING}))
 
     def call_object(self, tool: Tool, *, key: str = "arguments") -> str:
         """{"name": ..., "arguments": {...}}"""
@@ -66,6 +70,21 @@ class GrammarWriter:
         """A JSON list of such calls."""
         one = self.rule(any_of([self.call_object(tool) for tool in tools]))
         return f'"[" {one_or_more(one, literal(", ")) if many else one} "]"'
+
+
+def _bare(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema without what is written in it for people, which may be most of it."""
+    return {key: _part(key, value) for key, value in schema.items() if key not in _FOR_PEOPLE}
+
+
+def _part(key: str, value: Any) -> Any:
+    if key in _OF_SCHEMAS and isinstance(value, Mapping):
+        return {k: _bare(v) if isinstance(v, Mapping) else v for k, v in value.items()}
+    if key in _VALUES:
+        return value
+    if isinstance(value, list | tuple):
+        return [_bare(v) if isinstance(v, Mapping) else v for v in value]
+    return _bare(value) if isinstance(value, Mapping) else value
 
 
 def literal(text: str) -> str:

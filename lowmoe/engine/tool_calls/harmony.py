@@ -15,7 +15,7 @@ from lowmoe.engine.tool_calls.definitions import to_json
 from lowmoe.engine.tool_calls.grammar import ANY_TEXT, GrammarWriter, any_of, literal
 from lowmoe.engine.tool_calls.objects import read_arguments
 from lowmoe.engine.tool_calls.reader import Reader, Reading
-from lowmoe.engine.tool_calls.style import Tools
+from lowmoe.engine.tool_calls.style import Style, Tools
 
 START, CHANNEL, MESSAGE, END = "<|start|>", "<|channel|>", "<|message|>", "<|end|>"
 CONSTRAIN, CALL = "<|constrain|>", "<|call|>"
@@ -23,9 +23,10 @@ CONSTRAIN, CALL = "<|constrain|>", "<|call|>"
 _NAME = re.compile(r"([A-Za-z0-9_.-]{1,128})\n(?=.)", re.DOTALL)
 
 
-class Harmony:
+class Harmony(Style):
     """A message to a tool ends the answer, so there is one call in each."""
 
+    from_start = True  # a call is told by the head of its message
     tags = (TO_TOOL, CALL, START, CHANNEL, MESSAGE, END, CONSTRAIN)
 
     def read(self, reader: Reader, tools: Tools) -> Reading[None]:

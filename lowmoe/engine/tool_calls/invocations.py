@@ -16,11 +16,11 @@ from lowmoe.engine.tool_calls.parameters import (
     write_parameters,
 )
 from lowmoe.engine.tool_calls.reader import MAX_HEAD, Reader, Reading
-from lowmoe.engine.tool_calls.style import Tools
+from lowmoe.engine.tool_calls.style import Style, Tools
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Invocations:
+class Invocations(Style):
     """`open`, then `invoke` name `after_name` parameters for each call, then `close`."""
 
     open: str

@@ -14,13 +14,13 @@ from lowmoe.engine.messages import Tool, ToolCall
 from lowmoe.engine.tool_calls.grammar import GrammarWriter
 from lowmoe.engine.tool_calls.objects import read_list, write_list
 from lowmoe.engine.tool_calls.reader import Reader, Reading
-from lowmoe.engine.tool_calls.style import Tools
+from lowmoe.engine.tool_calls.style import Style, Tools
 
 OPEN, CLOSE = "<|tool_call|>", "<|/tool_call|>"
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(Style):
     """is_closed: whether a tag ends the list."""
 
     is_closed: bool = False

@@ -12,12 +12,12 @@ from lowmoe.engine.messages import Tool, ToolCall
 from lowmoe.engine.tool_calls.grammar import GrammarWriter, any_of, literal, one_or_more
 from lowmoe.engine.tool_calls.objects import read_object, write_object
 from lowmoe.engine.tool_calls.reader import Reader, Reading
-from lowmoe.engine.tool_calls.style import Tools
+from lowmoe.engine.tool_calls.style import Style, Tools
 
 OPEN, CLOSE = "<tool_calls>", "</tool_calls>"
 
 
-class ObjectLines:
+class ObjectLines(Style):
     tags = (OPEN, CLOSE)
 
     def read(self, reader: Reader, tools: Tools) -> Reading[None]:

@@ -15,10 +15,17 @@ Tools: TypeAlias = Mapping[str, Tool]  # by their names
 
 
 class Style(Protocol):
-    """tags: what stands around calls; where a tokenizer has one as a token, only that counts."""
+    """tags: what stands around calls; where a tokenizer has one as a token, only that counts.
+
+    from_start: whether what forces a call forces all that the model writes, its thinking too.
+    """
 
     @property
     def tags(self) -> Sequence[str]: ...
+
+    @property
+    def from_start(self) -> bool:
+        return False
 
     def read(self, reader: Reader, tools: Tools) -> Reading[None]:
         """Parts of an answer to its end."""

@@ -15,7 +15,7 @@ from lowmoe.engine.tool_calls.definitions import to_json
 from lowmoe.engine.tool_calls.grammar import GrammarWriter, any_of, literal, one_or_more
 from lowmoe.engine.tool_calls.objects import read_arguments
 from lowmoe.engine.tool_calls.reader import MAX_HEAD, Reader, Reading
-from lowmoe.engine.tool_calls.style import Tools
+from lowmoe.engine.tool_calls.style import Style, Tools
 
 ALL_OPEN, ALL_CLOSE = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 OPEN, CLOSE = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
@@ -26,7 +26,7 @@ _NAME_IN_LINE = re.compile(r"\s*([A-Za-z0-9_.-]{1,128})\s*(?=`)")
 
 
 @dataclass(frozen=True, slots=True)
-class ToolSep:
+class ToolSep(Style):
     """fenced: as V3 and R1 write calls."""
 
     fenced: bool
