@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from lowmoe.engine.constraint import Constraint
-from lowmoe.engine.conversation import Conversation
+from lowmoe.engine.conversation import Conversation, Reuse
 from lowmoe.engine.forms import Form
 from lowmoe.engine.kept_to_form import KeptToForm
 from lowmoe.engine.logprobs import Chances, ChosenToken
@@ -49,8 +49,7 @@ class Token:
 class Answer:
     """A prompt and the tokens after it so far, prompt included in `context`.
 
-    reuse: whether it may go on from what a cache has of its prompt. What is in a cache was maybe
-    rounded otherwise, as part of other chunks or token by token.
+    reuse: see Reuse.
     end: None while more tokens come; error: what ended it, if an error did.
     """
 
@@ -62,7 +61,7 @@ class Answer:
         *,
         end_ids: Collection[int],
         spelled: bool = True,
-        reuse: bool = True,
+        reuse: Reuse = "any",
         constraint: Constraint | Form | None = None,
         n_logprobs: int | None = None,
     ) -> None:
@@ -140,7 +139,7 @@ class Answer:
         # The last prompt token is always run again, for its scores are what the answer begins with;
         # and alone, since many tokens at once round otherwise than one. So the same prompt has the
         # same answer whether or not it was in the cache.
-        self.n_reused = conversation.keep(self.context[:-1] if self.reuse else [])
+        self.n_reused = conversation.keep(self.context[:-1], self.reuse)
         self._conversation = conversation
         self.clock.begin(self.n_prompt - self.n_reused)
 

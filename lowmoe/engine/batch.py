@@ -13,16 +13,11 @@ from dataclasses import replace
 from torch import Tensor
 
 from lowmoe.engine.answer import Answer, EndReason
-from lowmoe.engine.conversation import Conversation, step
+from lowmoe.engine.conversation import Conversation, Reuse, step
 from lowmoe.engine.gpu import gpu_failures
 from lowmoe.engine.run_clock import Tally
 from lowmoe.engine.runtime import Runtime
 from lowmoe.errors import UsageError
-
-# The part of a prompt, or of what a cache has, that both must share for the prompt to go on there.
-# Less is not worth what is lost: texts that have nothing to do with each other begin alike, with
-# the same token or the same system prompt.
-LEAST_SHARED = 0.5
 
 
 class Batch:
@@ -53,7 +48,7 @@ class Batch:
 
     def join(self, answer: Answer) -> None:
         """Take part from the next step on.  Raises UsageError if there is no room."""
-        conversation = self.take(answer.context if answer.reuse else [])
+        conversation = self.take(answer.context, answer.reuse)
         try:
             with self.computing():
                 answer.begin(conversation)
@@ -73,10 +68,12 @@ class Batch:
         if answer.end is None:
             answer.finish(reason)
 
-    def take(self, ids: Sequence[int]) -> Conversation:
-        """A cache that nobody uses, the one that shares most with ids; set its `taken` back.
+    def take(self, ids: Sequence[int], reuse: Reuse = "any") -> Conversation:
+        """A cache that nobody uses, the one where ids cost the least; set its `taken` back.
 
-        If none shares enough, the one that was taken least lately.
+        They cost the tokens that are to be read now, and those that are lost with what the cache
+        has beyond, which count the less the longer nobody came back to it: a short question
+        between the turns of a long conversation is read where a short one was.
         """
         free = [c for c in self._conversations if not c.taken]
         if not free:
@@ -84,13 +81,14 @@ class Batch:
                 f"{len(self._conversations)} answers are under way, as many as the model was "
                 "loaded for. Wait for one to end, or load it for more sequences."
             )
+        turn = next(self._turns)
 
-        def worth(c: Conversation) -> int:
-            n_shared = c.n_common(ids)
-            return n_shared if n_shared > LEAST_SHARED * min(len(ids), c.n_tokens) else 0
+        def cost(c: Conversation) -> float:
+            n_kept = c.n_common(ids, reuse)
+            return len(ids) - n_kept + (c.n_tokens - n_kept) / (turn - c.last_taken)
 
-        conversation = max(free, key=lambda c: (worth(c), -c.last_taken))
-        conversation.taken, conversation.last_taken = True, next(self._turns)
+        conversation = min(free, key=lambda c: (cost(c), c.last_taken))
+        conversation.taken, conversation.last_taken = True, turn
         return conversation
 
     def step(self) -> list[Answer]:
@@ -114,7 +112,7 @@ class Batch:
     def run(self, conversation: Conversation, ids: Sequence[int]) -> Tensor:
         """Tokens of a prompt, chunk_tokens at most.  Returns the last hidden state, [T, H]."""
         with self.computing():
-            hidden = conversation.forward(ids)
+            hidden = conversation.forward(ids, whole_chunk=len(ids) == self.chunk_tokens)
         whole = self.runtime.store.traffic()
         prompts = self.tally.prompts + (whole - self.tally.whole)
         self.tally = replace(self.tally, whole=whole, prompts=prompts)

@@ -125,7 +125,7 @@ def _answer(runtime: Runtime, options: BenchOptions, generator: random.Random) -
         SamplingOptions(temperature=1.0, top_p=1.0, seed=0, max_new_tokens=options.new_tokens),
         end_ids=(),
         spelled=False,
-        reuse=False,
+        reuse="none",
     )
 
 

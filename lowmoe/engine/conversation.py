@@ -6,6 +6,7 @@ Ignorant of:  how they are computed, whose turn it is.
 
 import functools
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,6 +14,11 @@ from torch import Tensor
 from lowmoe.decoder.computation import Cache
 from lowmoe.engine.gpu import gpu_failures
 from lowmoe.engine.runtime import AnyDecoder, Runtime
+
+# What a prompt may go on from of what a cache has of it: anything; what reading it anew would
+# compute just so; nothing. Tokens are rounded otherwise in chunks of another size or one by one, so
+# that what an answer said before may decide a near-tie in the next one.
+Reuse: TypeAlias = Literal["any", "exact", "none"]
 
 
 class Conversation:
@@ -24,6 +30,7 @@ class Conversation:
     def __init__(self, runtime: Runtime) -> None:
         self._decoder, self._capacity = runtime.decoder, runtime.n_context
         self._tokens: list[int] = []
+        self._whole_chunks: list[int] = []  # where those end that follow each other from the start
         self.taken = False
         self.last_taken = 0
 
@@ -38,23 +45,31 @@ class Conversation:
         """How many of its tokens are known to be in the cache."""
         return len(self._tokens)
 
-    def n_common(self, ids: Sequence[int]) -> int:
-        """How many tokens it begins with that ids begins with too."""
-        for n, (old, new) in enumerate(zip(self._tokens, ids, strict=False)):
-            if old != new:
-                return n
-        return min(len(self._tokens), len(ids))
+    def n_common(self, ids: Sequence[int], reuse: Reuse = "any") -> int:
+        """How many tokens it begins with that ids begins with too and may go on from."""
+        n_most = 0 if reuse == "none" else min(len(self._tokens), len(ids))
+        differing = (n for n in range(n_most) if self._tokens[n] != ids[n])
+        n_common = next(differing, n_most)
+        return self._last_chunk_end(n_common) if reuse == "exact" else n_common
 
-    def keep(self, ids: Sequence[int]) -> int:
+    def keep(self, ids: Sequence[int], reuse: Reuse = "any") -> int:
         """Forget all but what the cache and ids have in common at the start, as far as the cache
         can be set back to that; returns how many tokens are kept.
         """
-        self.forget_beyond(self.n_common(ids))
+        self.forget_beyond(self.n_common(ids, reuse))
+        if reuse == "exact":
+            while self.n_tokens not in (0, *self._whole_chunks):  # it was set back further
+                self.forget_beyond(self._last_chunk_end(self.n_tokens))
         return self.n_tokens
 
-    def forward(self, ids: Sequence[int]) -> Tensor:
-        """Run ids through the layers after what is there.  Returns the last hidden state [T, H]."""
+    def forward(self, ids: Sequence[int], *, whole_chunk: bool) -> Tensor:
+        """Run ids through the layers after what is there.  Returns the last hidden state [T, H].
+
+        whole_chunk: as many as a prompt is read in, as long as it has so many left.
+        """
         hidden = self._decoder.forward(torch.tensor(ids), self._cache)
+        if whole_chunk and self.n_tokens == self._last_chunk_end(self.n_tokens):
+            self._whole_chunks.append(self.n_tokens + len(ids))
         self._tokens += ids
         return hidden
 
@@ -64,6 +79,11 @@ class Conversation:
         """
         n_kept = self._cache.keep(min(n_tokens, len(self._tokens)))
         del self._tokens[n_kept:]
+        self._whole_chunks = [end for end in self._whole_chunks if end <= n_kept]
+
+    def _last_chunk_end(self, n_tokens: int) -> int:
+        """Up to which token, of the first n_tokens, the cache has what a prompt read anew has."""
+        return max((end for end in self._whole_chunks if end <= n_tokens), default=0)
 
 
 def step(

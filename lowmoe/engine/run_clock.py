@@ -125,7 +125,8 @@ class RunClock:
 
 def placement(runtime: Runtime) -> PerTier:
     """Bytes of weights in each memory that is computed from, and of those that are on disk only."""
-    store, counts = runtime.store, runtime.store.n_in_memory()
+    store = runtime.store
+    counts = {tier: len(keys) for tier, keys in store.in_memory().items()}
     in_memory = {tier: n * store.expert_bytes for tier, n in counts.items()}
     n_on_disk = runtime.spec.n_experts_total - sum(counts.values())
     in_memory[store.tier] += runtime.dense_bytes

@@ -140,6 +140,19 @@ class ModelCard:
     thinks: bool
 
 
+class Events(Protocol):
+    """Events as they come.  An async generator is one; so is what can be closed unbegun."""
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        """Itself."""
+
+    async def __anext__(self) -> Event:
+        """The next one.  Raises StopAsyncIteration when all answers have ended, or one failed."""
+
+    async def aclose(self) -> None:
+        """Cancel what has not ended, within one token, even if nothing was awaited yet."""
+
+
 class Service(Protocol):
     """Who answers.  Every method is called on the event loop."""
 
@@ -147,8 +160,8 @@ class Service(Protocol):
     def model(self) -> ModelCard:
         """The one that is served."""
 
-    def ask(self, ask: Ask) -> AsyncIterator[Event]:
-        """Events as they come.  Closing the iterator cancels the answers within one token.
+    def ask(self, ask: Ask) -> Events:
+        """Begin to answer; who asked closes the events, whatever happens.
 
         Raises at once, before the first event: PromptError for a prompt that is empty or too long,
         UsageError for an option out of its bounds, TextError without tokenizer or template,

@@ -13,12 +13,14 @@ import torch
 from conversations import interrupted, runtime_over, session_over
 from tiny_models import in_chunks
 from torch import Tensor
-from trellis_models import DEMANDING_SHAPES, TrellisModel, trellis_model
+from trellis_models import TrellisModel, trellis_model
+from trellis_shapes import DEMANDING_SHAPES
 
 from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.state_cache import TAIL_TOKENS, states_bytes
 from lowmoe.engine.answer import Answer
 from lowmoe.engine.batch import Batch
+from lowmoe.engine.conversation import Reuse
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.errors import FolderError
 from lowmoe.kernels import cpu
@@ -80,7 +82,7 @@ def test_an_interrupted_pass_leaves_what_was_there(
         assert torch.equal(decoder.logits(decoder.forward(ids[70:], cache)), wanted[70:])
 
 
-def answered(batch: Batch, *prompts: list[int], reuse: bool = False) -> list[list[int]]:
+def answered(batch: Batch, *prompts: list[int], reuse: Reuse = "none") -> list[list[int]]:
     """Contexts with 20 tokens after the prompts, which join as there is room; scores that are asked
     for may fail, and the step is tried again.
     """

@@ -101,7 +101,7 @@ def traced(runtime: Runtime, trace: list[Asked], n_chunk: int) -> list[tuple[lis
     """Tokens of each, and what ended it, with all of them in one batch."""
     batch = Batch(runtime)
     batch.chunk_tokens = n_chunk
-    answers = [answer_to(runtime, a.ids, a.options, ends=ends_of(a), reuse=False) for a in trace]
+    answers = [answer_to(runtime, a.ids, a.options, ends=ends_of(a), reuse="none") for a in trace]
     found = [list[Token]() for _ in answers]
     waiting = sorted(range(len(trace)), key=lambda i: trace[i].at_step)
     step = 0
@@ -265,9 +265,78 @@ def test_what_an_answer_said_is_kept_for_the_next_turn(runtime: Runtime, batch: 
     all_of(batch, second)
     # All but the token that ended it, which was never run.
     assert (second.n_reused, second.n_prompt) == (20 + 11, 20 + 12 + 2)
-    fresh = answer_to(runtime, [*first.context, 5, 6], reuse=False)
+    fresh = answer_to(runtime, [*first.context, 5, 6], reuse="none")
     all_of(batch, fresh)
     assert fresh.n_reused == 0
+
+
+@pytest.mark.parametrize("n_more", [0, 3])
+def test_a_short_question_does_not_take_the_place_of_a_long_conversation(
+    runtime: Runtime, batch: Batch, n_more: int
+) -> None:
+    long, other = prompt(1, 200), prompt(2, 200)
+    all_of(batch, answer_to(runtime, long), answer_to(runtime, other))
+    for i in range(2 + n_more):  # more than there is room for beside the two
+        all_of(batch, answer_to(runtime, prompt(10 + i, 20)))
+    for ids in (long, other):
+        again = answer_to(runtime, [*ids, 1, 2])
+        all_of(batch, again)
+        assert again.n_reused == 200
+
+
+def test_a_question_about_the_beginning_leaves_the_end_of_a_long_conversation(
+    runtime: Runtime, batch: Batch
+) -> None:
+    long = prompt(1, 200)
+    all_of(batch, answer_to(runtime, long))
+    branch = answer_to(runtime, [*long[:60], 1, 2, 3])
+    all_of(batch, branch)
+    again = answer_to(runtime, [*long, 1, 2])
+    all_of(batch, again)
+    assert again.n_reused == 200
+
+
+def test_a_conversation_that_nobody_comes_back_to_gives_way_in_the_end(
+    runtime: Runtime, batch: Batch
+) -> None:
+    all_of(batch, answer_to(runtime, prompt(1, 200)))
+    for i in range(40):
+        all_of(batch, answer_to(runtime, prompt(10 + i, 20)))
+    again = answer_to(runtime, [*prompt(1, 200), 1, 2])
+    all_of(batch, again)
+    assert again.n_reused == 0
+
+
+def test_where_only_what_is_exact_is_reused_what_was_said_before_changes_no_bit(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prompt(1, 50)
+    batch = Batch(runtime)
+    batch.chunk_tokens = 20
+    said = answer_to(runtime, first)
+    all_of(batch, said)
+    ids = [*said.context, *prompt(2, 30)]
+    seen: list[list[Tensor]] = []
+    go_on = Answer.go_on
+
+    def seeing(answer: Answer, scores: Tensor, *rest: Any) -> None:
+        seen[-1].append(scores.clone())
+        go_on(answer, scores, *rest)
+
+    monkeypatch.setattr(Answer, "go_on", seeing)
+    fresh = Batch(runtime)
+    fresh.chunk_tokens = 20
+    n_reused = []
+    for where, reuse in ((fresh, "none"), (batch, "exact"), (batch, "exact"), (batch, "any")):
+        seen.append([])
+        answer = answer_to(runtime, ids, reuse=reuse)
+        all_of(where, answer)
+        n_reused.append(answer.n_reused)
+    # Two chunks of the first prompt; four of the second, which the first "exact" one has read.
+    assert n_reused == [0, 40, 80, 91]
+    assert all(
+        torch.equal(a, b) for again in seen[1:3] for a, b in zip(seen[0], again, strict=True)
+    )
 
 
 def test_the_same_prompt_has_the_same_answer_in_the_cache_or_not_alone_or_not(

@@ -1,0 +1,167 @@
+"""Tools that a model may call, as chat completions and responses describe them.
+
+Knows:        what a function's description holds, how a client says which must be called.
+Ignorant of:  how a model calls.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from lowmoe.engine.messages import Tool, ToolCall, ToolChoice
+from lowmoe.server.errors import FieldError
+from lowmoe.server.openai.fields import (
+    MAX_CHARS,
+    MAX_TOOLS,
+    Fields,
+    FunctionName,
+    Identity,
+    Ignored,
+    Schema,
+    Text,
+    fault,
+)
+
+
+def read_arguments(text: str) -> dict[str, Any]:
+    """The arguments of a call that a client sends back; an empty text is no arguments.
+
+    Raises ValueError.
+    """
+    try:
+        read = json.loads(text) if text.strip() else {}
+    except RecursionError:
+        raise ValueError(text) from None
+    if not isinstance(read, dict):
+        raise ValueError(text)
+    return read
+
+
+def _arguments(text: str) -> str:
+    try:
+        read_arguments(text)
+    except ValueError:
+        raise fault("is {text}, but must be a JSON object", text=repr(text)[:100]) from None
+    return text
+
+
+Arguments: TypeAlias = Annotated[str, Field(max_length=MAX_CHARS), AfterValidator(_arguments)]
+
+
+class CalledFunction(Fields):
+    """What was called, and with what."""
+
+    name: FunctionName
+    arguments: Arguments
+
+
+class CallFields(Fields):
+    """One call of an earlier answer.  index: left there by who put it together from a stream."""
+
+    id: Identity
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: Ignored = None
+
+    def call(self) -> ToolCall:
+        """In nobody's dialect."""
+        arguments = read_arguments(self.function.arguments)
+        return ToolCall(id=self.id, name=self.function.name, arguments=arguments)
+
+
+class FunctionFields(Fields):
+    """A function.  strict: calls keep to the parameters as well as they do without it."""
+
+    name: FunctionName
+    description: Text | None = None
+    parameters: Schema | None = None
+    strict: bool | None = None
+
+    def tool(self) -> Tool:
+        """In nobody's dialect."""
+        description = self.description or ""
+        if not self.parameters:
+            return Tool(name=self.name, description=description)
+        return Tool(name=self.name, description=description, parameters=self.parameters)
+
+
+class ToolFields(Fields):
+    """A tool of chat completions; only functions are known here."""
+
+    type: Literal["function"]
+    function: FunctionFields
+
+
+class ToolOfResponses(FunctionFields):
+    """A tool of responses; only functions are known here."""
+
+    type: Literal["function"]
+
+
+Tools: TypeAlias = Annotated[list[ToolFields], Field(max_length=MAX_TOOLS)]
+ToolsOfResponses: TypeAlias = Annotated[list[ToolOfResponses], Field(max_length=MAX_TOOLS)]
+
+
+class Choice(Fields):
+    """Which tool must be called.  name: only this one."""
+
+    mode: Literal["none", "auto", "required"]
+    name: FunctionName | None = None
+
+
+class _NamedFunction(Fields):
+    name: FunctionName
+
+
+class _NamedTool(Fields):
+    type: Literal["function"]
+    function: _NamedFunction
+
+
+class _NamedToolOfResponses(_NamedFunction):
+    type: Literal["function"]
+
+
+def _choice(value: object) -> object:
+    if value is None:
+        return value
+    if isinstance(value, str):
+        return {"mode": value}
+    match value:
+        case {"type": "function", "function": {"name": name, **rest}, **more}:
+            return {"mode": "required", "name": name, **rest, **more}
+        case {"type": "function", "name": name, **rest}:
+            return {"mode": "required", "name": name, **rest}
+    raise fault("is neither none, auto or required nor a function by its name")
+
+
+_Mode: TypeAlias = Literal["none", "auto", "required"]
+ToolChoiceField: TypeAlias = Annotated[
+    Choice | None, BeforeValidator(_choice, json_schema_input_type=_Mode | _NamedTool | None)
+]
+ToolChoiceOfResponses: TypeAlias = Annotated[
+    Choice | None,
+    BeforeValidator(_choice, json_schema_input_type=_Mode | _NamedToolOfResponses | None),
+]
+
+
+def settle(
+    tools: Sequence[FunctionFields], choice: Choice | None, parallel: bool | None
+) -> tuple[tuple[Tool, ...], ToolChoice]:
+    """Tools and which of them to call, in nobody's dialect.
+
+    Raises FieldError for tools of one name, and for a choice that these tools do not allow.
+    """
+    names = [tool.name for tool in tools]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise FieldError("tools", f"two are called {twice}. Give each a name of its own.")
+    choice = choice or Choice(mode="auto")
+    if choice.mode == "required" and not tools:
+        raise FieldError("tool_choice", "demands a call, but there are no tools. Give some.")
+    if choice.name is not None and choice.name not in names:
+        raise FieldError("tool_choice", f"{choice.name} is none of tools. Name one of them.")
+    settled = ToolChoice(mode=choice.mode, name=choice.name, parallel=parallel is not False)
+    return tuple(tool.tool() for tool in tools), settled

@@ -1,0 +1,134 @@
+"""Events on their way from the model's thread to the event loop, to one client.
+
+Knows:        threads and the loop, what of unread events can be put together, how much may wait.
+Ignorant of:  how events come about, what becomes of them.
+"""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from lowmoe.server.asking import (
+    CallArguments,
+    CallBegan,
+    ChosenToken,
+    Ended,
+    Event,
+    Reading,
+    Text,
+)
+
+# What comes sooner after the last delivery waits until then, and goes with what comes meanwhile:
+# at thousands of tokens/s, waking the loop for each would cost more than making it
+# (benchmarks/server_overhead.py). Fewer than a hundred tokens/s are delivered one by one.
+LEAST_INTERVAL_S = 0.01
+# Characters, and a hundred for each chance of a token, that may wait for a client that does not
+# read: a book, some thousand times what comes between two reads of one that does.
+MOST_WAITING = 4 * 2**20
+CHANCE_WEIGHT = 100
+
+
+@dataclass(slots=True)
+class _Growing:
+    """A text, or the arguments of a call, that more may be added to until it is taken."""
+
+    first: Text | CallArguments
+    pieces: list[str]
+    tokens: list[ChosenToken] = field(default_factory=list)
+
+    def takes(self, event: Text | CallArguments) -> bool:
+        """Whether it goes on with this."""
+        if isinstance(self.first, Text) and isinstance(event, Text):
+            return self.first.kind == event.kind
+        if isinstance(self.first, CallArguments) and isinstance(event, CallArguments):
+            return self.first.call == event.call
+        return False
+
+    def grown(self) -> Event:
+        """All of it."""
+        whole = "".join(self.pieces)
+        if isinstance(self.first, Text):
+            return Text(self.first.answer, self.first.kind, whole, tuple(self.tokens))
+        return CallArguments(self.first.answer, self.first.call, whole)
+
+
+class Outbox:
+    """`put` by the model's thread, `take` on the event loop, which it must be made on."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._arrived = asyncio.Event()
+        self._lock = threading.Lock()
+        self._waiting: list[Event | _Growing] = []
+        self._latest: dict[int, _Growing] = {}  # of each answer, what may grow
+        self._weight = 0
+        self._told = False  # the loop knows that something waits
+        self._closed = False
+        self._taken_at = float("-inf")
+
+    def put(self, event: Event) -> bool:
+        """False if it was not: the client is gone, or reads so little that too much waits."""
+        with self._lock:
+            if self._closed or self._weight > MOST_WAITING:
+                return False
+            self._add(event)
+            told, self._told = self._told, True
+        if not told:
+            self._tell()
+        return True
+
+    def put_last(self, event: Event) -> None:
+        """However much waits."""
+        with self._lock:
+            self._weight = 0
+        self.put(event)
+
+    async def take(self) -> deque[Event]:
+        """All that came since, as soon as anything did; never empty."""
+        since_s = time.monotonic() - self._taken_at
+        if since_s < LEAST_INTERVAL_S:
+            await asyncio.sleep(LEAST_INTERVAL_S - since_s)
+        await self._arrived.wait()
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+            self._latest.clear()
+            self._weight, self._told = 0, False
+            self._arrived.clear()
+        if any(isinstance(event, _Growing) for event in waiting):  # a first text never waits
+            self._taken_at = time.monotonic()
+        return deque(e.grown() if isinstance(e, _Growing) else e for e in waiting)
+
+    def close(self) -> None:
+        """Nobody takes any more."""
+        with self._lock:
+            self._closed = True
+            self._waiting, self._weight = [], 0
+            self._latest.clear()
+
+    def _add(self, event: Event) -> None:
+        if isinstance(event, Text | CallArguments):
+            text = event.text if isinstance(event, Text) else event.json
+            tokens = event.tokens if isinstance(event, Text) else ()
+            self._weight += len(text) + sum(CHANCE_WEIGHT * (1 + len(t.others)) for t in tokens)
+            growing = self._latest.get(event.answer)
+            if growing is not None and growing.takes(event):
+                growing.pieces.append(text)
+                growing.tokens += tokens
+                return
+            growing = self._latest[event.answer] = _Growing(event, [text], list(tokens))
+            self._waiting.append(growing)
+            return
+        if isinstance(event, Reading) and self._waiting and isinstance(self._waiting[-1], Reading):
+            self._waiting[-1] = event
+            return
+        if isinstance(event, CallBegan | Ended):
+            self._latest.pop(event.answer, None)  # what comes after is not added to what was before
+        self._waiting.append(event)
+
+    def _tell(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._arrived.set)
+        except RuntimeError:  # the loop is closed, and everybody gone with it
+            self.close()

@@ -1,0 +1,368 @@
+"""The one thread that owns the model, and what the event loop may ask of it.
+
+An ask waits for its turn, its answers are decoded together with those of others, and what comes of
+them goes back as events. The same seed gives the same answer, whatever else is or was asked: what a
+seeded answer reuses of a cache is what reading its prompt anew would compute. Without a seed
+everything is reused, and a turn reads only what is new.
+
+Knows:        the thread, who waits, what happens when something goes wrong, how it all ends.
+Ignorant of:  HTTP and dialects; how tokens are computed and chosen.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from lowmoe.api import Model
+from lowmoe.engine.answer import Answer, check_prompt
+from lowmoe.engine.options import SamplingOptions
+from lowmoe.engine.run_clock import placement
+from lowmoe.engine.statistics import RunStatistics
+from lowmoe.errors import LowMoeError, PromptError, TextError, UsageError
+from lowmoe.server.asked import Asked, AskedEvents, Prepared, Told
+from lowmoe.server.asking import MAX_ANSWERS, MAX_LOGPROBS, Ask, ModelCard, Overloaded
+from lowmoe.server.numbers import Numbers, Speed
+from lowmoe.server.turns import Turns
+
+DEFAULT_WAITING = 64
+LONG_CHARS = 20_000  # some ms of work, for which the event loop had better not stand still
+MOST_SEED = 2**63  # seeds are below
+
+log = logging.getLogger("lowmoe.server")
+
+
+class Worker:
+    """Answers asks with one model, which it closes in the end.  A Service.
+
+    n_waiting: asks that may wait beside as many as the model was loaded for.
+    """
+
+    def __init__(self, model: Model, *, name: str, n_waiting: int = DEFAULT_WAITING) -> None:
+        session = model.session
+        assert session is not None
+        self._model, self._session, self._batch = model, session, session.batch
+        self._runtime = model.runtime
+        self.model = card_of(model, name)
+        self._n_most = self._runtime.n_sequences + n_waiting
+        self._changed = threading.Condition()  # guards what follows
+        self._turns: Turns[Asked] = Turns()
+        self._open = 0  # asks that are not over
+        self._closing = self._cancelling = False
+        self._under_way: list[tuple[Asked, Told]] = []  # the thread's own
+        self._callbacks: list[Callable[[], None]] = []
+        self._counts: Counter[str] = Counter()
+        self._ended: Counter[str] = Counter()
+        self._speed = Speed()
+        self._placement = placement(self._runtime)
+        self._bandwidths = session.bandwidths()
+        self._latest: RunStatistics | None = None
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    # --- on the event loop
+
+    def ask(self, ask: Ask) -> AskedEvents:
+        """Begin to answer; see Service.  What takes long to prepare is prepared on another thread,
+        and what is wrong with it raised with the first event.
+        """
+        self._require_room()
+        asked = Asked(ask)
+        if _takes_long(ask):
+            with self._changed:
+                self._open += 1
+            return AskedEvents(asked, self._close, asyncio.ensure_future(self._prepare(asked)))
+        asked.prepared = self._prepared(ask)
+        with self._changed:
+            self._open += 1
+            self._line_up(asked)
+        return AskedEvents(asked, self._close)
+
+    async def count_tokens(self, ask: Ask) -> int:
+        """Tokens of its prompt; see Service."""
+        return len(await asyncio.to_thread(self._encode, ask))
+
+    async def _prepare(self, asked: Asked) -> None:
+        prepared = None
+        try:
+            prepared = asked.prepared = await asyncio.to_thread(self._prepared, asked.ask)
+        finally:
+            with self._changed:
+                if prepared is None or asked.cancelled:
+                    self._open -= 1
+                else:
+                    self._line_up(asked)
+
+    def _line_up(self, asked: Asked) -> None:
+        """With the lock."""
+        self._counts["asked"] += 1
+        self._turns.add(asked.ask.caller, asked)
+        self._changed.notify()
+
+    async def close(self, grace_s: float = 0.0) -> None:
+        """Take no more asks, fail those that have not begun, give the others so many seconds, then
+        cancel them; at the end the model is closed.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        await asyncio.to_thread(self._thread.join, grace_s)
+        self.cancel_all()
+        await asyncio.to_thread(self._thread.join)
+        self._model.close()
+
+    def cancel_all(self) -> None:
+        """End every answer, and whatever begins, within one token; any thread may call it."""
+        self._cancelling = True
+
+    def _require_room(self) -> None:
+        with self._changed:
+            full = self._open >= self._n_most
+            self._counts["refused"] += self._closing or full
+            if self._closing:
+                raise _shutting_down()
+            if full:
+                raise Overloaded(
+                    f"{self._open} requests are under way or waiting, as many as this server "
+                    "takes. Ask again later."
+                )
+
+    def _close(self, asked: Asked) -> None:
+        """Its client is gone."""
+        asked.cancel()
+        with self._changed:
+            if self._turns.remove(asked.ask.caller, asked):
+                self._let_go(asked)
+
+    def _let_go(self, asked: Asked, *, n_answers: int = 0) -> None:
+        """So many of its answers are under way no more, or it waits no more.  With the lock."""
+        asked.n_under_way -= n_answers
+        if asked.n_under_way or self._turns.holds(asked.ask.caller, asked):
+            return
+        self._open -= 1
+        self._counts["closed"] += asked.cancelled
+        self._counts["failed"] += asked.failed and not asked.cancelled
+
+    # --- what is asked
+
+    def _encode(self, ask: Ask) -> list[int]:
+        prompt = ask.prompt
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise PromptError("the prompt is empty. Give at least one word.")
+            return self._runtime.text.encode(prompt)
+        if prompt and isinstance(prompt[0], int):
+            return [i for i in prompt if isinstance(i, int)]
+        messages: list[Mapping[str, str]] = [
+            {"role": m.role, "content": m.content} for m in prompt if not isinstance(m, int)
+        ]
+        if not messages:
+            raise PromptError("the conversation is empty. Give at least one message.")
+        return self._runtime.text.encode(messages)
+
+    def _prepared(self, ask: Ask) -> Prepared:
+        """On any thread."""
+        if not 1 <= ask.n <= MAX_ANSWERS:
+            raise UsageError(f"n is {ask.n}, but must be 1 to {MAX_ANSWERS}.")
+        if ask.n_logprobs is not None and not 0 <= ask.n_logprobs <= MAX_LOGPROBS:
+            raise UsageError(f"n_logprobs is {ask.n_logprobs}, but must be 0 to {MAX_LOGPROBS}.")
+        ids = self._encode(ask)
+        check_prompt(self._runtime, ids)
+        form = None if ask.constraint is None else self._runtime.forms.compile(ask.constraint)
+        return Prepared(prompt_ids=ids, options=self._options(ask, len(ids)), form=form)
+
+    def _options(self, ask: Ask, n_prompt: int) -> Sequence[SamplingOptions]:
+        """Of each of its answers."""
+        s = ask.sampling
+        n_left = self._runtime.n_context - n_prompt
+        first = self._model.options(
+            temperature=s.temperature,
+            top_k=s.top_k,
+            top_p=s.top_p,
+            min_p=s.min_p,
+            repetition_penalty=s.repetition_penalty,
+            seed=s.seed,
+            stop=s.stop,
+            max_new_tokens=n_left if s.max_new_tokens is None else s.max_new_tokens,
+        )
+        if s.seed is None:
+            return [first] * ask.n
+        return [replace(first, seed=(s.seed + i) % MOST_SEED) for i in range(ask.n)]
+
+    # --- for who watches
+
+    def on_step(self, callback: Callable[[], None]) -> None:
+        """Call it after every step, on the model's thread, which waits for it."""
+        self._callbacks.append(callback)
+
+    def numbers(self) -> Numbers:
+        """Now; any thread may call it."""
+        under_way, tally = list(self._under_way), self._batch.tally
+        counts = dict(self._counts)
+        longest = max((len(told.answer.context) for _, told in under_way), default=None)
+        predict = self._runtime.predict
+        return Numbers(
+            n_sequences=self._runtime.n_sequences,
+            n_open=self._open,
+            n_waiting=len(self._turns),
+            n_under_way=len(under_way),
+            n_reading=sum(not told.is_read for _, told in under_way),
+            asked=counts.get("asked", 0),
+            refused=counts.get("refused", 0),
+            failed=counts.get("failed", 0),
+            closed=counts.get("closed", 0),
+            ended=dict(self._ended),
+            prompt_tokens=counts.get("prompt_tokens", 0),
+            reused_tokens=counts.get("reused_tokens", 0),
+            new_tokens=tally.tokens,
+            steps=tally.steps,
+            traffic=tally.whole,
+            of_steps=tally.traffic,
+            tokens_per_s=self._speed.tokens_per_s(),
+            predicted_tokens_per_s=None
+            if predict is None
+            else predict(self._runtime.n_context // 2 if longest is None else longest),
+            placement=self._placement,
+            latest=self._latest,
+        )
+
+    # --- on the model's thread
+
+    def _run(self) -> None:
+        while self._wait():
+            try:
+                self._begin()
+                if self._under_way:
+                    self._step()
+            except Exception as error:
+                self._fail_all(_as_told(error))
+
+    def _wait(self) -> bool:
+        """For something to do; False once there will be nothing more."""
+        with self._changed:
+            while not (self._under_way or len(self._turns) or self._closing):
+                self._speed.rest()
+                self._changed.wait()
+            if self._closing:
+                for asked in self._turns.remove_all():
+                    asked.fail(_shutting_down())
+                    self._let_go(asked)
+            if self._cancelling:
+                for asked, _ in self._under_way:
+                    asked.stop()
+            return bool(self._under_way) or not self._closing
+
+    def _begin(self) -> None:
+        """Let answers join while there is room."""
+        while self._batch.n_free:
+            with self._changed:
+                asked = self._turns.next(lambda asked: asked.may_begin)
+                if asked is None:
+                    return
+                asked.n_under_way += 1
+                if len(asked.told) == asked.ask.n - 1:
+                    self._turns.remove(asked.ask.caller, asked)
+            try:
+                self._join(asked)
+            except Exception as error:
+                self._fail(asked, _as_told(error), n_answers=1)
+
+    def _join(self, asked: Asked) -> None:
+        prepared = asked.prepared
+        options = prepared.options[len(asked.told)]
+        answer = Answer(
+            self._runtime,
+            prepared.prompt_ids,
+            options,
+            end_ids=self._runtime.end_ids,
+            reuse="any" if options.seed is None else "exact",
+            constraint=prepared.form,
+            n_logprobs=asked.ask.n_logprobs,
+        )
+        self._batch.join(answer)
+        self._under_way.append((asked, asked.begun(answer)))
+        self._counts["prompt_tokens"] += answer.n_prompt
+        self._counts["reused_tokens"] += answer.n_reused
+
+    def _step(self) -> None:
+        self._batch.step()
+        self._speed.at(self._batch.tally.tokens)
+        for asked, told in list(self._under_way):
+            asked.tell(told)
+            if told.has_ended:
+                self._leave(asked, told)
+            if asked.failed:
+                self._fail(asked)
+        for callback in self._callbacks:
+            callback()
+
+    def _leave(self, asked: Asked, told: Told) -> None:
+        self._batch.leave(told.answer)
+        self._under_way.remove((asked, told))
+        self._ended[told.answer.end or "cancelled"] += 1
+        if told.answer.n_new:
+            self._latest = told.answer.clock.statistics(self._bandwidths)
+            self._placement = self._latest.placement
+        with self._changed:
+            self._let_go(asked, n_answers=1)
+
+    def _fail_all(self, error: LowMoeError) -> None:
+        """What went wrong was nobody's own: the next asks begin anew."""
+        for asked, told in list(self._under_way):
+            asked.fail(error)
+            self._leave(asked, told)
+            self._fail(asked)
+
+    def _fail(self, asked: Asked, error: LowMoeError | None = None, *, n_answers: int = 0) -> None:
+        """No more of its answers begin.  error: None if it was told."""
+        if error is not None:
+            asked.fail(error)
+        with self._changed:
+            if self._turns.remove(asked.ask.caller, asked) or n_answers:
+                self._let_go(asked, n_answers=n_answers)
+
+
+def _takes_long(ask: Ask) -> bool:
+    """To prepare: a form is compiled in a process of its own, long texts are cut into tokens."""
+    if ask.constraint is not None:
+        return True
+    if isinstance(ask.prompt, str):
+        return len(ask.prompt) > LONG_CHARS
+    return sum(len(m.content) for m in ask.prompt if not isinstance(m, int)) > LONG_CHARS
+
+
+def _shutting_down() -> Overloaded:
+    return Overloaded("the server is shutting down. Ask again when it is back.")
+
+
+def _as_told(error: Exception) -> LowMoeError:
+    """What a client may be told; the rest is a bug, and for the log."""
+    if isinstance(error, LowMoeError):
+        return error
+    log.error("the model's thread failed", exc_info=error)
+    return LowMoeError(f"{type(error).__name__}: this is a bug of lowmoe; its log says where.")
+
+
+def card_of(model: Model, name: str) -> ModelCard:
+    """What clients are told of a model.  Reads its tokenizer and template now, on one thread."""
+    runtime = model.runtime
+    folder = None if runtime.folder is None else runtime.folder.path
+    return ModelCard(
+        name=name,
+        created=int(time.time() if folder is None else folder.stat().st_mtime),
+        n_context=runtime.n_context,
+        can_chat=_has(lambda: (runtime.text.tokenizer, runtime.text.chat_template)),
+        can_call_tools=False,
+        thinks=runtime.text.thinking is not None,
+    )
+
+
+def _has(read: Callable[[], object]) -> bool:
+    try:
+        read()
+    except TextError:
+        return False
+    return True

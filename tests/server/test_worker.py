@@ -1,0 +1,526 @@
+"""One thread owns the model: whose turn it is, what clients are told, what ends what."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+import lowmoe
+from lowmoe.decoder.decoder import Decoder
+from lowmoe.engine.batch import Batch
+from lowmoe.errors import FolderError, LowMoeError, MemoryBudgetError, PromptError, UsageError
+from lowmoe.server.asked import AskedEvents
+from lowmoe.server.asking import (
+    Ask,
+    Ended,
+    Event,
+    Failed,
+    Overloaded,
+    Reading,
+    Sampling,
+    Text,
+)
+from lowmoe.server.worker import Worker
+from tests.engine.test_batch import prompt
+
+T = TypeVar("T")
+GREEDY = Sampling(temperature=0.0, max_new_tokens=12)
+
+
+class Held:
+    """A worker whose thread stops before every step until it is told how many to take."""
+
+    def __init__(self, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.worker, self._steps = worker, threading.Semaphore(0)
+        self._taken = threading.Semaphore(0)
+        step = Batch.step
+
+        def held(batch: Batch) -> Any:
+            self._steps.acquire()
+            try:
+                return step(batch)
+            finally:
+                self._taken.release()
+
+        monkeypatch.setattr(Batch, "step", held)
+
+    async def take(self, n_steps: int) -> None:
+        """So many steps; returns when the last has been told of."""
+        for _ in range(n_steps):
+            self._steps.release()
+            await asyncio.to_thread(self._taken.acquire)
+
+    def let_go(self) -> None:
+        """From now on it does not stop."""
+        for _ in range(10_000):
+            self._steps.release()
+
+
+@asynccontextmanager
+async def working(
+    folder: Path, *, sequences: int = 4, n_waiting: int = 64, chunk: int | None = None
+) -> AsyncIterator[Worker]:
+    model = lowmoe.load(folder, sequences=sequences, threads=1)
+    if chunk is not None:
+        assert model.session is not None
+        model.session.batch.chunk_tokens = chunk
+    worker = Worker(model, name="tiny", n_waiting=n_waiting)
+    try:
+        yield worker
+    finally:
+        await asyncio.wait_for(worker.close(), 30)
+
+
+def ids_of(seed: int, n_tokens: int) -> tuple[int, ...]:
+    return tuple(prompt(seed, n_tokens))
+
+
+def to(seed: int, n_tokens: int = 9, **fields: Any) -> Ask:
+    return Ask(prompt=ids_of(seed, n_tokens), **{"sampling": GREEDY, **fields})
+
+
+async def all_of(events: AskedEvents) -> list[Event]:
+    return [event async for event in events]
+
+
+async def answer(worker: Worker, ask: Ask) -> list[Event]:
+    return await all_of(worker.ask(ask))
+
+
+def text_of(events: list[Event], which: int = 0) -> str:
+    return "".join(e.text for e in events if isinstance(e, Text) and e.answer == which)
+
+
+def end_of(events: list[Event], which: int = 0) -> Ended:
+    (end,) = [e for e in events if isinstance(e, Ended) and e.answer == which]
+    return end
+
+
+def run(test: Callable[[], Awaitable[T]]) -> T:
+    async def limited() -> T:
+        return await asyncio.wait_for(test(), 30)
+
+    return asyncio.run(limited())
+
+
+# --- what is told
+
+
+def test_an_answer_is_the_one_that_the_model_streams(model_folder: Path) -> None:
+    ask = Ask(prompt="Once upon a time", sampling=GREEDY)
+    with lowmoe.load(model_folder) as model:
+        wanted = model.generate("Once upon a time", temperature=0.0, max_new_tokens=12)
+        n_prompt = model.statistics().prompt_tokens
+
+    async def test() -> list[Event]:
+        async with working(model_folder) as worker:
+            return await answer(worker, ask)
+
+    events = run(test)
+    assert text_of(events) == wanted
+    assert end_of(events) == Ended(
+        answer=0, reason="length", n_prompt=n_prompt, n_reused=0, n_new=12, n_thinking=0
+    )
+    assert events[-1] == end_of(events)
+
+
+def test_a_prompt_is_told_of_as_it_is_read(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> list[Event]:
+        async with working(model_folder, chunk=10) as worker:
+            held = Held(worker, monkeypatch)
+            events = worker.ask(to(1, 36))
+            found = []
+            for _ in range(4):
+                found.append(await anext(events))
+                await held.take(1)
+            found.append(await anext(events))
+            held.let_go()
+            return found
+
+    assert run(test) == [Reading(n, 36, 0) for n in (0, 10, 20, 30, 36)]
+
+
+def test_the_next_turn_reads_only_what_is_new(model_folder: Path) -> None:
+    async def test() -> tuple[Ended, Ended, list[Event]]:
+        async with working(model_folder) as worker:
+            first = await answer(worker, to(1, 40))
+            # A random model's text need not be its tokens again; these are the prompt's.
+            longer = Ask(prompt=(*ids_of(1, 40), *ids_of(2, 10)), sampling=GREEDY)
+            second = await answer(worker, longer)
+            return end_of(first), end_of(second), second
+
+    first, second, events = run(test)
+    assert (first.n_reused, second.n_reused, second.n_prompt) == (0, 40, 50)
+    assert events[0] == Reading(40, 50, 40) or events[0] == Reading(50, 50, 40)
+
+
+def test_a_seeded_answer_reuses_whole_chunks_only(model_folder: Path) -> None:
+    seeded = replace(GREEDY, seed=7)
+
+    async def test() -> list[int]:
+        async with working(model_folder, chunk=16) as worker:
+            found = [await answer(worker, to(1, 40, sampling=seeded)) for _ in range(2)]
+            found.append(await answer(worker, to(1, 40)))
+            return [end_of(events).n_reused for events in found]
+
+    assert run(test) == [0, 32, 39]
+
+
+def test_a_turn_counts_its_tokens_without_reading_them(model_folder: Path) -> None:
+    async def test() -> tuple[int, int]:
+        async with working(model_folder) as worker:
+            ask = Ask(prompt="Who is there?", sampling=GREEDY)
+            return await worker.count_tokens(ask), end_of(await answer(worker, ask)).n_prompt
+
+    counted, read = run(test)
+    assert counted == read > 0
+
+
+def test_several_answers_have_seeds_that_follow_each_other(model_folder: Path) -> None:
+    sampling = Sampling(temperature=1.5, seed=5, max_new_tokens=10)
+
+    async def test() -> tuple[list[str], list[str]]:
+        async with working(model_folder, sequences=2) as worker:
+            together = await answer(worker, to(1, sampling=sampling, n=3))
+            alone = [
+                await answer(worker, to(1, sampling=replace(sampling, seed=5 + i)))
+                for i in range(3)
+            ]
+            return [text_of(together, i) for i in range(3)], [text_of(events) for events in alone]
+
+    together, alone = run(test)
+    assert together == alone
+    assert len(set(together)) == 3
+
+
+def test_several_answers_are_told_of_one_prompt(model_folder: Path) -> None:
+    async def test() -> list[Event]:
+        async with working(model_folder) as worker:
+            return await answer(worker, to(1, n=3))
+
+    events = run(test)
+    first_text = next(i for i, e in enumerate(events) if isinstance(e, Text))
+    assert not any(isinstance(e, Reading) for e in events[first_text:])
+    assert sorted(e.answer for e in events if isinstance(e, Ended)) == [0, 1, 2]
+
+
+# --- whose turn it is
+
+
+def order_of_ends(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, callers: str, *, sequences: int
+) -> str:
+    """By whom an answer ended, asked in the order of `callers`."""
+
+    async def test() -> str:
+        async with working(folder, sequences=sequences) as worker:
+            held, ended = Held(worker, monkeypatch), []
+
+            async def one(caller: str, number: int) -> None:
+                await answer(worker, to(number, caller=caller))
+                ended.append(caller)
+
+            tasks = []
+            for number, caller in enumerate(callers):
+                tasks.append(asyncio.ensure_future(one(caller, number)))
+                await asyncio.sleep(0)  # so that they ask in this order
+            held.let_go()
+            await asyncio.gather(*tasks)
+            return "".join(ended)
+
+    return run(test)
+
+
+def test_callers_take_turns_and_each_is_served_in_order(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert order_of_ends(model_folder, monkeypatch, "aaaabbc", sequences=1) == "abcabaa"
+
+
+def test_an_ask_that_no_place_is_left_for_is_refused_at_once(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with working(model_folder, sequences=2, n_waiting=1) as worker:
+            held = Held(worker, monkeypatch)
+            taken = [worker.ask(to(i)) for i in range(3)]
+            with pytest.raises(Overloaded, match="3 requests are under way or waiting"):
+                worker.ask(to(3))
+            await taken[2].aclose()  # the one that waits leaves its place at once
+            last = worker.ask(to(4))
+            held.let_go()
+            for events in (*taken[:2], last):
+                assert end_of(await all_of(events)).n_new == 12
+            assert worker.numbers().refused == 1
+
+    run(test)
+
+
+def test_what_cannot_be_answered_is_refused_at_once(model_folder: Path) -> None:
+    async def test() -> None:
+        async with working(model_folder) as worker:
+            for ask, error, why in (
+                (Ask(prompt=()), PromptError, "is empty"),
+                (Ask(prompt="  "), PromptError, "is empty"),
+                (Ask(prompt=(5, 99999)), PromptError, "token id 99999"),
+                (to(1, 400), PromptError, "400 tokens, but the context holds 384"),
+                (to(1, n=9), UsageError, "n is 9"),
+                (to(1, n_logprobs=21), UsageError, "n_logprobs is 21"),
+                (to(1, sampling=Sampling(temperature=-1.0)), UsageError, "temperature"),
+                (to(1, sampling=Sampling(max_new_tokens=0)), UsageError, "max_new_tokens"),
+            ):
+                with pytest.raises(error, match=why):
+                    worker.ask(ask)
+            assert worker.numbers().asked == 0
+
+    run(test)
+
+
+def test_what_takes_long_to_prepare_is_refused_with_the_first_event(model_folder: Path) -> None:
+    async def test() -> None:
+        async with working(model_folder, sequences=1, n_waiting=0) as worker:
+            long = worker.ask(Ask(prompt="Who is there? " * 2000))
+            with pytest.raises(Overloaded):  # its place is taken from the beginning
+                worker.ask(to(1))
+            with pytest.raises(PromptError, match="tokens, but the context holds 384"):
+                await anext(long)
+            await long.aclose()
+            gone = worker.ask(Ask(prompt="Who is there? " * 2000))
+            await gone.aclose()
+            while worker.numbers().n_open:
+                await asyncio.sleep(0.001)
+            assert end_of(await answer(worker, to(1))).n_new == 12
+
+    run(test)
+
+
+# --- what ends an answer early
+
+
+@pytest.mark.parametrize("n_steps", [0, 1, 3, 4, 5, 9])
+def test_a_client_that_goes_away_stops_its_answer_within_one_step(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, n_steps: int
+) -> None:
+    """Of 15 steps, in 4 of which a prompt is read; another answer goes on undisturbed."""
+
+    async def test() -> None:
+        async with working(model_folder, sequences=2, chunk=10) as worker:
+            wanted = text_of(await answer(worker, to(2)))
+            held = Held(worker, monkeypatch)
+            other, leaving = worker.ask(to(2)), worker.ask(to(1, 36))
+            await held.take(1)
+            await held.take(n_steps)
+            n_before = worker.numbers().new_tokens
+            await leaving.aclose()
+            await held.take(1)
+            while worker.numbers().n_under_way == 2:  # the step's end is told a moment later
+                await asyncio.sleep(0.001)
+            # The other's own token, and one more where the step had begun.
+            assert worker.numbers().new_tokens - n_before <= 2
+            held.let_go()
+            assert text_of(await all_of(other)) == wanted
+            with pytest.raises(StopAsyncIteration):
+                await anext(leaving)
+            assert worker.numbers().closed == 1
+
+    run(test)
+
+
+def test_one_that_waits_can_go_away(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with working(model_folder, sequences=1) as worker:
+            held = Held(worker, monkeypatch)
+            first, waiting = worker.ask(to(1)), worker.ask(to(2))
+            await held.take(2)
+            assert worker.numbers().n_waiting == 1
+            await waiting.aclose()
+            assert worker.numbers().n_waiting == 0
+            held.let_go()
+            await all_of(first)
+            assert worker.numbers().prompt_tokens == 9  # the other's were never read
+
+    run(test)
+
+
+def test_a_client_that_does_not_read_holds_nobody_up_and_fills_no_memory(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lowmoe.server.outbox.MOST_WAITING", 20)
+
+    async def test() -> tuple[list[Event], list[Event]]:
+        async with working(model_folder) as worker:
+            long = replace(GREEDY, max_new_tokens=200)
+            unread, read = worker.ask(to(1, sampling=long)), worker.ask(to(2))
+            good = await all_of(read)
+            return good, await all_of(unread)
+
+    good, bad = run(test)
+    assert end_of(good).n_new == 12
+    assert isinstance(bad[-1], Failed)
+    assert "wait to be read" in str(bad[-1].error)
+    assert len(bad) < 10  # put together
+
+
+def test_what_goes_wrong_with_one_answer_fails_that_one(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lowmoe.engine.sampling import Sampler
+
+    pick = Sampler.pick
+
+    def broken(sampler: Sampler, scores: Any, context: list[int]) -> int:
+        if context[:3] == list(ids_of(1, 3)):
+            raise LowMoeError("320 of the model's 320 logits are NaN")
+        return pick(sampler, scores, context)
+
+    async def test() -> tuple[list[Event], list[Event]]:
+        async with working(model_folder) as worker:
+            monkeypatch.setattr(Sampler, "pick", broken)
+            found = await asyncio.gather(answer(worker, to(1, n=2)), answer(worker, to(2)))
+            return found[0], found[1]
+
+    bad, good = run(test)
+    assert isinstance(bad[-1], Failed)
+    assert "are NaN" in str(bad[-1].error)
+    assert end_of(good).reason == "length"
+
+
+@pytest.mark.parametrize("kind", [FolderError, MemoryBudgetError])
+def test_what_goes_wrong_with_the_machine_fails_those_under_way_and_no_later_one(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: type[LowMoeError]
+) -> None:
+    run_layers: Callable[..., Any] = Decoder._run
+    passes: list[int] = []
+
+    def failing(decoder: Decoder[Any], *rest: Any) -> Any:
+        passes.append(1)
+        if len(passes) == 5:
+            raise kind("the disk is gone")
+        return run_layers(decoder, *rest)
+
+    async def test() -> None:
+        async with working(model_folder) as worker:
+            wanted = [text_of(await answer(worker, to(i))) for i in (1, 2)]
+            monkeypatch.setattr(Decoder, "_run", failing)
+            for events in await asyncio.gather(*(answer(worker, to(i)) for i in (1, 2))):
+                failed = events[-1]
+                assert isinstance(failed, Failed)
+                assert type(failed.error) is kind
+            found = await asyncio.gather(*(answer(worker, to(i)) for i in (1, 2)))
+            assert [text_of(events) for events in found] == wanted
+            assert worker.numbers().failed == 2
+            assert worker.numbers().n_under_way == 0
+
+    run(test)
+
+
+def test_a_bug_is_logged_and_the_thread_lives_on(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    step = Batch.step
+
+    def broken(batch: Batch) -> Any:
+        raise ZeroDivisionError("37 of 0")
+
+    async def test() -> None:
+        async with working(model_folder) as worker:
+            monkeypatch.setattr(Batch, "step", broken)
+            (*_, failed) = await answer(worker, to(1))
+            assert isinstance(failed, Failed)
+            assert "ZeroDivisionError" in str(failed.error)
+            assert "37" not in str(failed.error)
+            monkeypatch.setattr(Batch, "step", step)
+            assert end_of(await answer(worker, to(1))).n_new == 12
+
+    run(test)
+    assert "ZeroDivisionError: 37 of 0" in caplog.text
+
+
+# --- the end
+
+
+def test_at_the_end_those_under_way_have_their_time_and_others_are_refused(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with working(model_folder, sequences=1) as worker:
+            held = Held(worker, monkeypatch)
+            first, waiting = worker.ask(to(1)), worker.ask(to(2))
+            await held.take(2)
+            closing = asyncio.ensure_future(worker.close(grace_s=20))
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded, match="shutting down"):
+                worker.ask(to(3))
+            held.let_go()
+            assert end_of(await all_of(first)).reason == "length"
+            (failed,) = await all_of(waiting)
+            assert isinstance(failed, Failed)
+            assert isinstance(failed.error, Overloaded)
+            await closing
+
+    run(test)
+
+
+def test_whoever_takes_longer_is_cancelled_and_told_so(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with working(model_folder, sequences=1) as worker:
+            held = Held(worker, monkeypatch)
+            first = worker.ask(to(1, sampling=replace(GREEDY, max_new_tokens=300)))
+            await held.take(3)
+            closing = asyncio.ensure_future(worker.close())
+            while not worker._cancelling:
+                await asyncio.sleep(0)
+            held.let_go()
+            end = end_of(await all_of(first))
+            assert (end.reason, end.n_new) in {("cancelled", 3), ("cancelled", 4)}
+            await closing
+            with pytest.raises(UsageError, match="is closed"):
+                worker._model.logits([1])
+
+    run(test)
+
+
+def test_closing_an_idle_worker_leaves_no_thread(model_folder: Path) -> None:
+    before = threading.active_count()
+
+    async def test() -> None:
+        async with working(model_folder):
+            assert threading.active_count() == before + 1
+
+    run(test)
+    assert not [t for t in threading.enumerate() if t.name == "model"]
+
+
+# --- who watches
+
+
+def test_numbers_say_what_was_done(model_folder: Path) -> None:
+    async def test() -> None:
+        async with working(model_folder) as worker:
+            seen: list[int] = []
+            worker.on_step(lambda: seen.append(worker.numbers().n_under_way))
+            await asyncio.gather(*(answer(worker, to(i, 20)) for i in range(3)))
+            await answer(worker, to(0, 20))
+            numbers = worker.numbers()
+            assert (numbers.asked, numbers.failed, numbers.refused) == (4, 0, 0)
+            assert numbers.ended == {"length": 4}
+            assert (numbers.prompt_tokens, numbers.reused_tokens) == (80, 19)
+            assert numbers.new_tokens == 4 * 12
+            assert (numbers.n_under_way, numbers.n_waiting) == (0, 0)
+            assert max(seen) == 3
+            assert numbers.latest is not None
+            assert numbers.latest.new_tokens == 12
+            traffic = numbers.traffic
+            assert traffic.ram_requests + traffic.disk_requests > 0
+            assert numbers.placement.ram > 0
+
+    run(test)
