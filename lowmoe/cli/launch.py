@@ -5,7 +5,6 @@ Ignorant of:  how each program is configured.
 """
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 from lowmoe.cli.launch_clients import CLIENTS, Launch, Server
 from lowmoe.cli.render import print_json
 from lowmoe.errors import UsageError
-from lowmoe.settings import read_settings
+from lowmoe.settings import inherited, read_settings
 
 ANSWER_S = 10.0
 UNKNOWN_CONTEXT = 32_768  # tokens, where a model's name is given and its server not asked
@@ -59,7 +58,7 @@ def launch_command(asked: Asked) -> int:
     server = _server(asked.url.rstrip("/").removesuffix("/v1"), asked.model, key)
     launch = CLIENTS[client](server, settings.home / "launch" / client)
     command = asked.command or launch.command
-    cleared = cloud_variables(os.environ, launch.environment)
+    cleared = cloud_variables(inherited(), launch.environment)
     if asked.json:
         print_json(_as_object(launch, command, cleared))
     elif asked.dry_run:
@@ -143,7 +142,7 @@ def _start(client: str, launch: Launch, command: tuple[str, ...] | None, cleared
         )
     for path, text in launch.files.items():
         _write_private(path, text)
-    environment = {name: v for name, v in os.environ.items() if name not in cleared}
+    environment = {name: v for name, v in inherited().items() if name not in cleared}
     done = subprocess.run([program, *command[1:]], env={**environment, **launch.environment})
     return done.returncode
 

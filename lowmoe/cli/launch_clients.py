@@ -213,7 +213,6 @@ def _open_webui(server: Server, folder: Path) -> Launch:
         environment={
             "OPENAI_API_BASE_URL": server.v1,
             "OPENAI_API_KEY": server.token,
-            "ENABLE_OLLAMA_API": "false",
             "DATA_DIR": str(folder),
         },
         command=("open-webui", "serve", "--port", "3000"),
