@@ -46,9 +46,9 @@ class Asked:
         self.cancelled = False
         self.told: list[Told] = []  # answers that have begun
         self.n_under_way = 0  # of them
-        self.n_ended = 0
-        self.failed = False
+        self.error: LowMoeError | None = None  # for which nothing more comes of it
         self._n_read = -1
+        self._failure_told = False
 
     # --- on any thread
 
@@ -66,14 +66,9 @@ class Asked:
     # --- on the model's thread
 
     @property
-    def is_over(self) -> bool:
-        """Whether nothing more comes of it."""
-        return self.failed or self.n_ended == self.ask.n
-
-    @property
     def may_begin(self) -> bool:
         """Whether the next answer may: the others go on from what the first has read."""
-        return not self.told or self.told[0].is_read
+        return self.error is None and (not self.told or self.told[0].is_read)
 
     def begun(self, answer: Answer) -> "Told":
         """The next answer has joined the others."""
@@ -98,16 +93,22 @@ class Asked:
                 return
         if told.answer.error is not None:
             self.fail(told.answer.error)
-        elif told.has_ended:
-            self.n_ended += 1
-            self.outbox.put_last(told.ended())
 
     def fail(self, error: LowMoeError) -> None:
-        """Nothing more comes of it."""
-        if not self.is_over:
-            self.failed = True
-            self.outbox.put_last(Failed(error))
+        """Let nothing more come of it."""
+        if self.error is None:
+            self.error = error
             self.stop()
+
+    def tell_end(self, told: "Told | None" = None) -> None:
+        """That this answer has ended, or that all of it failed: when its place is free again, so
+        that who hears it can ask anew.
+        """
+        if self.error is not None and not self._failure_told:
+            self._failure_told = True
+            self.outbox.put_last(Failed(self.error))
+        elif told is not None:
+            self.outbox.put_last(told.ended())
 
     def _tell_reading(self, told: "Told") -> None:
         """Of the first answer, whose prompt is read before any other begins."""

@@ -60,7 +60,7 @@ def serve(
 
     bound: to listen on; announce: called once it does.  The worker's model is closed at the end.
     """
-    app = create_app(worker, options)
+    app = create_app(worker, options, numbers=worker.numbers)
     app.add_middleware(RequestLog)
     server = _Server(configured(app, options.host, options.port), worker, announce)
     asyncio.run(server.serve([bound]))

@@ -144,7 +144,7 @@ class Worker:
             return
         self._open -= 1
         self._counts["closed"] += asked.cancelled
-        self._counts["failed"] += asked.failed and not asked.cancelled
+        self._counts["failed"] += asked.error is not None and not asked.cancelled
 
     # --- what is asked
 
@@ -250,6 +250,7 @@ class Worker:
                 for asked in self._turns.remove_all():
                     asked.fail(_shutting_down())
                     self._let_go(asked)
+                    asked.tell_end()
             if self._cancelling:
                 for asked, _ in self._under_way:
                     asked.stop()
@@ -268,7 +269,8 @@ class Worker:
             try:
                 self._join(asked)
             except Exception as error:
-                self._fail(asked, _as_told(error), n_answers=1)
+                asked.fail(_as_told(error))
+                self._end(asked)
 
     def _join(self, asked: Asked) -> None:
         prepared = asked.prepared
@@ -294,8 +296,6 @@ class Worker:
             asked.tell(told)
             if told.has_ended:
                 self._leave(asked, told)
-            if asked.failed:
-                self._fail(asked)
         for callback in self._callbacks:
             callback()
 
@@ -306,23 +306,21 @@ class Worker:
         if told.answer.n_new:
             self._latest = told.answer.clock.statistics(self._bandwidths)
             self._placement = self._latest.placement
+        self._end(asked, told)
+
+    def _end(self, asked: Asked, told: Told | None = None) -> None:
+        """One of its answers is under way no more."""
         with self._changed:
+            if asked.error is not None:
+                self._turns.remove(asked.ask.caller, asked)
             self._let_go(asked, n_answers=1)
+        asked.tell_end(told)
 
     def _fail_all(self, error: LowMoeError) -> None:
         """What went wrong was nobody's own: the next asks begin anew."""
         for asked, told in list(self._under_way):
             asked.fail(error)
             self._leave(asked, told)
-            self._fail(asked)
-
-    def _fail(self, asked: Asked, error: LowMoeError | None = None, *, n_answers: int = 0) -> None:
-        """No more of its answers begin.  error: None if it was told."""
-        if error is not None:
-            asked.fail(error)
-        with self._changed:
-            if self._turns.remove(asked.ask.caller, asked) or n_answers:
-                self._let_go(asked, n_answers=n_answers)
 
 
 def _takes_long(ask: Ask) -> bool:
