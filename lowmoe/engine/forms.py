@@ -19,7 +19,6 @@ from torch import Tensor
 from lowmoe.engine import form_trial
 from lowmoe.engine.constraint import Constraint, Grammar, JsonSchema, Regex
 from lowmoe.engine.text_parts import TextParts
-from lowmoe.engine.token_bytes import TokenBytes
 from lowmoe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,22 +58,17 @@ class Matcher(Protocol):
 class Form:
     """A constraint compiled for one vocabulary.
 
-    tokens: what its tokens write; n_tokens: ids from there on are of no token, though the model
-    gives them scores; end_ids: of the tokens that may end the answer, where it may end; from_start:
-    the model's thinking before the answer has the form too.
+    grammar: in llguidance's words; tokens: what its tokens write; n_tokens: ids from there on are
+    of no token, though the model gives them scores; end_ids: of the tokens that may end the answer,
+    where it may end; from_start: the model's thinking before the answer has the form too.
     """
 
     def __init__(
-        self,
-        matcher: Matcher,
-        tokens: TokenBytes,
-        n_tokens: int,
-        end_ids: Collection[int],
-        *,
-        from_start: bool,
+        self, grammar: str, matcher: Matcher, vocabulary: "_Vocabulary", *, from_start: bool
     ) -> None:
-        self._matcher, self.from_start = matcher, from_start
-        self.tokens, self.n_tokens, self.end_ids = tokens, n_tokens, frozenset(end_ids)
+        self.grammar, self._matcher, self.from_start = grammar, matcher, from_start
+        self.tokens, self.n_tokens = vocabulary.of_ids, vocabulary.n_tokens
+        self.end_ids = frozenset(vocabulary.own_end_ids)
 
     def matcher(self) -> Matcher:
         """For one answer, at its beginning."""
@@ -109,14 +103,7 @@ class Forms:
             # Another thread may have compiled it meanwhile.
             if form := self._latest(key):
                 return form
-            words = self._vocabulary
-            form = Form(
-                self._matcher(*key[:2]),
-                words.of_ids,
-                words.n_tokens,
-                words.own_end_ids,
-                from_start=from_start,
-            )
+            form = self._compile(*key)
             with self._kept:
                 self._compiled[key] = form
                 while len(self._compiled) > MAX_FORMS:
@@ -140,7 +127,7 @@ class Forms:
                 self._compiled.move_to_end(key)
             return form
 
-    def _matcher(self, kind: str, text: str) -> Matcher:
+    def _compile(self, kind: str, text: str, from_start: bool) -> Form:
         from llguidance import LLMatcher, LLParserLimits
 
         grammar = _grammar(kind, text)
@@ -150,7 +137,7 @@ class Forms:
         matcher.compute_bitmask()
         if matcher.is_error():
             raise _refused(kind, matcher.get_error())
-        return matcher
+        return Form(grammar, matcher, self._vocabulary, from_start=from_start)
 
 
 class _Vocabulary:
@@ -176,9 +163,28 @@ class _Vocabulary:
         self.eos_token_id = self.end_ids[0]
 
     def __call__(self, text: bytes | str) -> list[int]:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8", "replace")
-        return self._tokenizer.encode_continuation(text)
+        """How a text that must come is written: as the tokenizer would, if that is all of it."""
+        raw = text.encode() if isinstance(text, str) else text
+        ids = self._tokenizer.encode_continuation(raw.decode("utf-8", "replace"))
+        # Some tokenizers write a text otherwise than it is: other spaces, none at its beginning.
+        if b"".join(self.of_ids[i] for i in ids) == raw:
+            return ids
+        return self._longest_first(raw)
+
+    def _longest_first(self, raw: bytes) -> list[int]:
+        """As few as there are without looking ahead; shorter where nothing fits."""
+        ids: list[int] = []
+        while raw:
+            n_bytes = next((n for n in range(len(raw), 0, -1) if raw[:n] in self._id_of), None)
+            if n_bytes is None:
+                break
+            ids.append(self._id_of[raw[:n_bytes]])
+            raw = raw[n_bytes:]
+        return ids
+
+    @functools.cached_property
+    def _id_of(self) -> dict[bytes, int]:
+        return {token: i for i, token in enumerate(self.tokens) if token}
 
 
 def _written(constraint: Constraint) -> tuple[str, str]:
