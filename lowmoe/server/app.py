@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lowmoe.server import health
+from lowmoe.server import health, page_routes
 from lowmoe.server.anthropic import routes as anthropic
 from lowmoe.server.anthropic.errors import error_body as anthropic_error
 from lowmoe.server.asking import Service
@@ -20,6 +20,7 @@ from lowmoe.server.hosts import Hosts, check_exposure
 from lowmoe.server.openai import routes as openai
 from lowmoe.server.openai.errors import error_body as openai_error
 from lowmoe.server.sse import ClientGone
+from lowmoe.server.watching import Watch
 
 # Whose paths begin so is told of errors in this dialect; the longest that fits.
 DIALECTS: dict[str, Dialect] = {"/v1": openai_error, "/v1/messages": anthropic_error}
@@ -38,9 +39,11 @@ class ServerOptions:
     allow_hosts: tuple[str, ...] = ()
 
 
-def create_app(service: Service, options: ServerOptions) -> FastAPI:
+def create_app(service: Service, options: ServerOptions, watch: Watch | None = None) -> FastAPI:
     """The application.  Pages that describe it would fetch scripts from elsewhere: there are none,
     the description itself is at /openapi.json.
+
+    watch: what the page at / shows of the machine; None for no page.
 
     Raises UsageError for a key that cannot be sent, and for none where other machines may ask.
     """
@@ -56,6 +59,8 @@ def create_app(service: Service, options: ServerOptions) -> FastAPI:
     app.include_router(openai.routes(service))
     app.include_router(anthropic.routes(service))
     app.include_router(health.routes(service))
+    if watch is not None:
+        app.include_router(page_routes.routes(watch))
     dialects.install(app)
     app.add_exception_handler(ClientGone, _nobody_there)
     app.add_middleware(Guard, hosts=hosts, api_key=options.api_key, dialects=dialects)

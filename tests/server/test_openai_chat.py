@@ -24,8 +24,11 @@ def test_an_answer_arrives_whole() -> None:
         "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
+
 def test_an_answer_arrives_in_pieces() -> None:
     service = FakeService([[*reading(3, 7), *saying("Hello", " world")]])
     with openai_client(service) as client:
-        for c in client.chat.completions.create(model="demo", messages=HELLO, stream=True, stream_options={"include_usage": True}):
+        for c in client.chat.completions.create(
+            model="demo", messages=HELLO, stream=True, stream_options={"include_usage": True}
+        ):
             print(c)

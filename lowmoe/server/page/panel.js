@@ -74,6 +74,13 @@ function Meter({ name, value, most, words }) {
   `;
 }
 
+function requestWords({ n_answers, n_reading, n_waiting }) {
+  const words = [`${n_answers} under way`];
+  if (n_reading) words.push(n_reading === n_answers ? "reading" : `${n_reading} reading`);
+  if (n_waiting) words.push(`${n_waiting} waiting`);
+  return words.join(", ");
+}
+
 /** The same in numbers, made only while it is open. */
 class Table extends Component {
   render({ machine }, { open }) {
@@ -202,7 +209,10 @@ class Experts extends Component {
             ${words}
           </div>`}
         </div>
-        <p class="caption">A row is a layer, a cell an expert, its colour where it lives. It lights up when it is used.</p>
+        <p class="caption">
+          A row is a layer, a cell an expert, its colour where it lives.
+          ${" "}${!machine.about || machine.about.counts_uses ? "It lights up when it is used." : "All are on the GPU, which alone knows which it uses."}
+        </p>
         <p class="sr-only" aria-live="polite">${words}</p>
       </section>
     `;
@@ -249,7 +259,7 @@ export class Panel extends Component {
                   name="Requests"
                   value=${rates.n_answers}
                   most=${about.n_sequences}
-                  words=${`${rates.n_answers} under way${rates.n_waiting ? `, ${rates.n_waiting} waiting` : ""}`}
+                  words=${requestWords(rates)}
                 />
               </div>
               <${Table} machine=${machine} />
