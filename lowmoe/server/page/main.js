@@ -40,11 +40,11 @@ class App extends Component {
       this.grid.begin(machine.about.layers.filter((n) => n > 0), machine.places);
       document.title = `${machine.about.model} · lowmoe`;
     }
-    this.grid.wake();
     const due = (this.shownAt ?? 0) + PANEL_EVERY_MS - performance.now();
     if (due <= 0) {
       this.shownAt = performance.now();
       this.show();
+      if (machine.about) this.grid.settle(machine.uses);
     } else {
       this.later ??= setTimeout(() => {
         this.later = undefined;

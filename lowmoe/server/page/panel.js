@@ -59,7 +59,7 @@ function Sparkline({ values }) {
   const points = values.map((value, i) => `${120 - values.length + i},${(23 - (21 * value) / most).toFixed(1)}`).join(" ");
   return html`
     <svg class="sparkline" viewBox="0 0 120 24" preserveAspectRatio="none" aria-hidden="true">
-      ${values.length > 1 && html`<polyline points=${points} />`}
+      ${values.length > 4 && html`<polyline points=${points} />`}
     </svg>
   `;
 }
@@ -211,7 +211,7 @@ class Experts extends Component {
         </div>
         <p class="caption">
           A row is a layer, a cell an expert, its colour where it lives.
-          ${" "}${!machine.about || machine.about.counts_uses ? "It lights up when it is used." : "All are on the GPU, which alone knows which it uses."}
+          ${" "}${!machine.about || machine.about.counts_uses ? "It lights up when it is used, and keeps a glow of how often." : "All are on the GPU, which alone knows which it uses."}
         </p>
         <p class="sr-only" aria-live="polite">${words}</p>
       </section>
