@@ -4,19 +4,22 @@ Knows:        which faces there are, whose paths are whose.
 Ignorant of:  what a face says, how a model answers, sockets.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lowmoe.server import health, page_routes
+from lowmoe.server import health, metrics, page_routes
 from lowmoe.server.anthropic import routes as anthropic
 from lowmoe.server.anthropic.errors import error_body as anthropic_error
 from lowmoe.server.asking import Service
 from lowmoe.server.errors import Dialect, Dialects
 from lowmoe.server.guard import Guard
 from lowmoe.server.hosts import Hosts, check_exposure
+from lowmoe.server.metrics import Measured
+from lowmoe.server.numbers import Numbers
 from lowmoe.server.openai import routes as openai
 from lowmoe.server.openai.errors import error_body as openai_error
 from lowmoe.server.sse import ClientGone
@@ -39,11 +42,18 @@ class ServerOptions:
     allow_hosts: tuple[str, ...] = ()
 
 
-def create_app(service: Service, options: ServerOptions, watch: Watch | None = None) -> FastAPI:
+def create_app(
+    service: Service,
+    options: ServerOptions,
+    *,
+    numbers: Callable[[], Numbers] | None = None,
+    watch: Watch | None = None,
+) -> FastAPI:
     """The application.  Pages that describe it would fetch scripts from elsewhere: there are none,
     the description itself is at /openapi.json.
 
-    watch: what the page at / shows of the machine; None for no page.
+    numbers: of who answers, for /metrics; called on the event loop.  watch: what the page at /
+    shows of the machine; None for no page.
 
     Raises UsageError for a key that cannot be sent, and for none where other machines may ask.
     """
@@ -55,10 +65,11 @@ def create_app(service: Service, options: ServerOptions, watch: Watch | None = N
         docs_url=None,
         redoc_url=None,
     )
-    # One line a face: app.include_router(NAME.routes(service))
-    app.include_router(openai.routes(service))
-    app.include_router(anthropic.routes(service))
+    measured = Measured(service, numbers)
+    app.include_router(openai.routes(measured))
+    app.include_router(anthropic.routes(measured))
     app.include_router(health.routes(service))
+    app.include_router(metrics.routes(measured))
     if watch is not None:
         app.include_router(page_routes.routes(watch))
     dialects.install(app)

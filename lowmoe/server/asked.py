@@ -5,7 +5,6 @@ Ignorant of:  other asks, whose turn it is, how answers are decoded.
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from lowmoe.engine.options import SamplingOptions
 from lowmoe.errors import LowMoeError, UsageError
 from lowmoe.server.asking import Ask, Ended, Event, Failed, Reading, Text
 from lowmoe.server.outbox import MOST_WAITING, Outbox
+from lowmoe.server.request_log import note
 
 REASONS: dict[str, Literal["end", "stop", "length", "cancelled"]] = {
     "end": "end",
@@ -43,7 +43,6 @@ class Asked:
     def __init__(self, ask: Ask) -> None:
         self.ask = ask
         self.outbox = Outbox()
-        self.at_s = time.monotonic()
         self.cancelled = False
         self.told: list[Told] = []  # answers that have begun
         self.n_under_way = 0  # of them
@@ -109,18 +108,6 @@ class Asked:
             self.failed = True
             self.outbox.put_last(Failed(error))
             self.stop()
-
-    def line(self) -> str:
-        """What became of it, without a word of its text, for the log."""
-        if not self.told:
-            return "not begun"
-        answers = [told.answer for told in self.told]
-        reasons = "failed" if self.failed else ", ".join(str(a.end) for a in answers)
-        return (
-            f"{answers[0].n_prompt} tokens of prompt, {answers[0].n_reused} of them in the cache; "
-            f"{sum(a.n_new for a in answers)} new in {time.monotonic() - self.at_s:.1f} s: "
-            f"{reasons}"
-        )
 
     def _tell_reading(self, told: "Told") -> None:
         """Of the first answer, whose prompt is read before any other begins."""
@@ -225,9 +212,19 @@ class AskedEvents:
             self._n_left = 0
         elif isinstance(event, Ended):
             self._n_left -= 1
+            note(_words(event))
         return event
 
     async def aclose(self) -> None:
         """Cancel what has not ended."""
-        self._n_left = 0
+        if self._n_left:
+            self._n_left = 0
+            note("the client went away")
         self._close(self._asked)
+
+
+def _words(ended: Ended) -> str:
+    return (
+        f"{ended.n_prompt} tokens of prompt, {ended.n_reused} of them in the cache, "
+        f"{ended.n_new} new: {ended.reason}"
+    )

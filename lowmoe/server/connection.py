@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from lowmoe.server.guard import MAX_HEAD_BYTES
+from lowmoe.server.guard import MAX_BODY_BYTES, MAX_HEAD_BYTES
 
 HEAD_S = 10.0  # for a whole head to arrive
 # Each holds some kilobytes and a descriptor.
@@ -19,12 +19,16 @@ MAX_CONNECTIONS = 4096
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, for which a head may be as long and come as slowly as it likes."""
+    """uvicorn's HTTP/1.1, for which a head may be as long and come as slowly as it likes, and what
+    is left of a body that was refused may go on for ever.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._in_head, self._n_head_bytes = True, 0
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._in_head = True
+        self._n_bytes = 0  # of a head, or of what is left of a body
+        self._got_on = False
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a head."""
@@ -37,53 +41,65 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes, unless they make a head too long."""
+        """Take bytes, unless they are too many for what they are part of."""
+        self._got_on = False
         super().data_received(data)
-        if not self._in_head:
-            return
-        # Bytes that came with a head's end are not counted: the guard counts whole heads.
-        self._n_head_bytes += len(data)
-        if self._n_head_bytes > MAX_HEAD_BYTES:
-            self._close(b"431 Request Header Fields Too Large")
-        elif self._head_timer is None:
+        if self._got_on:
+            self._n_bytes = 0  # a head's few bytes beside the end of another; the guard counts all
+        elif self._in_head or self.cycle.response_complete:
+            self._n_bytes += len(data)
+            if self._n_bytes > (MAX_HEAD_BYTES if self._in_head else MAX_BODY_BYTES):
+                self._close(b"431 Request Header Fields Too Large")
             self._arm()
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        self._arm()
 
     def on_headers_complete(self) -> None:
         """A head is whole."""
-        self._in_head, self._n_head_bytes = False, 0
+        self._in_head, self._got_on = False, True
         self._disarm()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """A body is whole; what comes now is another head."""
-        self._in_head = True
+        self._in_head, self._got_on = True, True
+        self._disarm()
+        if self.cycle.response_complete:
+            self._arm()  # uvicorn's own clock stopped when the rest of this body came
         super().on_message_complete()
 
     def _arm(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_S, self._expired)
+        if self._timer is None:
+            self._timer = self.loop.call_later(HEAD_S, self._expired)
 
     def _disarm(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _expired(self) -> None:
-        self._head_timer = None
+        self._timer = None
         if self.cycle is not None and not self.cycle.response_complete:
             self._arm()  # bytes after a request that is being answered; that goes on
         else:
             self._close(b"408 Request Timeout")
 
     def _close(self, status: bytes) -> None:
-        if not self.transport.is_closing():
+        """Close; a head is answered with this status, what comes after an answer with nothing."""
+        if self.transport.is_closing():
+            return
+        if self._in_head:
             self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\n")
             self.transport.write(b"content-length: 0\r\n\r\n")
-            self.transport.close()
+        self.transport.close()
 
 
 def configured(app: FastAPI, host: str, port: int) -> uvicorn.Config:
-    """uvicorn's configuration for this app.  What a proxy says of a client is not believed, nothing
-    is logged by uvicorn but warnings, websockets are not spoken.
+    """uvicorn's configuration for this app.  What a proxy says of a client is not believed,
+    logging is left as it is, websockets are not spoken.
     """
     return uvicorn.Config(
         app,
@@ -94,7 +110,7 @@ def configured(app: FastAPI, host: str, port: int) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         access_log=False,
-        log_level="warning",
+        log_config=None,
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=5,
     )

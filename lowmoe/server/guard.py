@@ -81,7 +81,6 @@ class Guard:
             pass
         except _Refused as refused:
             response = self._dialects.response(scope["path"], refused.problem)
-            response.headers["connection"] = "close"  # what may follow of its body is not read
             await response(scope, receive, guarded_send)
         except Exception as error:
             if started:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from lowmoe.api import Model
 from lowmoe.engine.statistics import Bandwidths, Moved, PerTier, RunStatistics, hit_rate
 from lowmoe.experts.lender import Lender
+from lowmoe.server.asking import ModelCard
 from lowmoe.server.numbers import Numbers
 
 EVERY_S = 0.1
@@ -38,8 +39,8 @@ class About:
     """What stays as it is.
 
     layers: experts of each, maybe 0; n_active: chosen of a layer for a token; tiers: those that
-    experts may be in; counts_uses: whether it is known which experts are used; thinks: whether it may
-    think before it answers.
+    experts may be in; counts_uses: whether it is known which experts are used; thinks: whether it
+    may think before it answers.
     """
 
     model: str
@@ -100,11 +101,15 @@ class Watch(Protocol):
         """What stays as it is."""
 
     def frames(self) -> AsyncGenerator[Frame, None]:
-        """The whole at first, then what changes; without an end."""
+        """The whole at first, then what changes; until the server ends."""
 
 
 class Worked(Protocol):
     """What works on answers, as far as it is watched."""
+
+    @property
+    def model(self) -> ModelCard:
+        """The one that is served."""
 
     def numbers(self) -> Numbers:
         """Now."""
@@ -150,16 +155,16 @@ def difference(before: State | None, now: State) -> Frame:
 class Watching:
     """Watches a model at work.  Made before the first answer; a Watch."""
 
-    def __init__(self, model: Model, name: str, worker: Worked) -> None:
+    def __init__(self, model: Model, worker: Worked) -> None:
         session = model.session
         assert session is not None
         self._runtime, self._batch, self._worker = model.runtime, session.batch, worker
         self._store = self._runtime.store
-        self.about = about(model, name)
+        self.about = about(model, worker.model)
         self._places = _Places(self._store, self.about.layers)
         self._speed = _Speed(self._runtime.dense_bytes_per_token, self._store, session.bandwidths())
         self._wakes: list[Callable[[], None]] = []
-        self._due = 0.0
+        self._due, self._closed = 0.0, False
         self._state = State(self._places.now(), self._uses(), Rates())
         worker.on_step(self._stepped)
 
@@ -175,7 +180,7 @@ class Watching:
         self._wakes.append(wake)
         before: State | None = None
         try:
-            while True:
+            while not self._closed:
                 now = self._state
                 yield difference(before, now)
                 before = now
@@ -183,6 +188,11 @@ class Watching:
                 news.clear()
         finally:
             self._wakes.remove(wake)
+
+    def close(self) -> None:
+        """Nobody is told any more."""
+        self._closed = True
+        self._wake_all()
 
     # --- on the model's thread
 
@@ -193,6 +203,9 @@ class Watching:
             return
         self._due = now + EVERY_S
         self._state = State(self._places.now(anew=is_over), self._uses(), self._rates())
+        self._wake_all()
+
+    def _wake_all(self) -> None:
         for wake in list(self._wakes):
             wake()
 
@@ -219,8 +232,8 @@ class Watching:
         )
 
 
-def about(model: Model, name: str) -> About:
-    """What is told of a model, which goes by this name."""
+def about(model: Model, card: ModelCard) -> About:
+    """What is told of a model."""
     runtime = model.runtime
     store, spec = runtime.store, runtime.spec
     tiers: tuple[str, ...] = TIERS
@@ -229,12 +242,12 @@ def about(model: Model, name: str) -> About:
     elif store.is_complete:
         tiers = ("gpu",)
     return About(
-        model=name,
+        model=card.name,
         layers=tuple(spec.n_experts_by_layer),
         n_active=spec.uniform_experts().router.n_active,
         tiers=tiers,
         counts_uses=store.uses is not None,
-        thinks=runtime.text.thinking is not None,
+        thinks=card.thinks,
         expert_bytes=store.expert_bytes,
         bits=runtime.bits,
         isa=runtime.isa,

@@ -145,7 +145,6 @@ class Worker:
         self._open -= 1
         self._counts["closed"] += asked.cancelled
         self._counts["failed"] += asked.failed and not asked.cancelled
-        log.info("%s", asked.line())
 
     # --- what is asked
 
