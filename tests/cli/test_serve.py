@@ -129,9 +129,7 @@ def test_a_key_is_asked_for_as_it_was_given(
         headers = [{} if key is None else {"authorization": f"Bearer {key}"} for key in keys]
         return [httpx.get(f"{address}/v1/models", headers=h).status_code for h in headers]
 
-    done, found = while_serving(
-        lowmoe_command, monkeypatch, work, model_folder, "--sequences", "2"
-    )
+    done, found = while_serving(lowmoe_command, monkeypatch, work, model_folder, "--sequences", "2")
     assert found == [401, 401, 200]
     assert "swordfish" not in done.out + done.err
 

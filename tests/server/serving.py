@@ -14,12 +14,15 @@ import uvicorn
 from lowmoe.server.app import ServerOptions, create_app
 from lowmoe.server.asking import Service
 from lowmoe.server.connection import configured
+from lowmoe.server.watching import Watch
 
 
 @contextlib.contextmanager
-def serving(service: Service, options: ServerOptions | None = None) -> Iterator[str]:
+def serving(
+    service: Service, options: ServerOptions | None = None, *, watch: Watch | None = None
+) -> Iterator[str]:
     """The address, "http://127.0.0.1:PORT", for as long as it answers."""
-    app = create_app(service, options or ServerOptions())
+    app = create_app(service, options or ServerOptions(), watch=watch)
     server = uvicorn.Server(configured(app, "127.0.0.1", 0))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
