@@ -52,7 +52,10 @@ def test_a_models_template_renders_as_in_transformers(
 PLAIN = {
     "chatml",
     "kimi-k2",
+    "llama-2",
     "llama-3",
+    "llama-3.1",
+    "llama-4",
     "minimax-m1",
     "mixtral",
     "phi-3.5",
