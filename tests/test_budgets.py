@@ -17,7 +17,7 @@ from lowmoe.checkpoint.packings.quantization_config import Packings, read_packin
 from lowmoe.engine.report import SilentReporter
 from lowmoe.errors import DiskSpaceError, MemoryBudgetError
 from lowmoe.families import Family, read_config
-from lowmoe.library import MakeOptions, making, models_home, pull
+from lowmoe.library import HubModel, MakeOptions, making, models_home, pull
 from lowmoe.library.budgets import (
     THREAD_BYTES,
     THREAD_BYTES_A_COLUMN,
@@ -101,7 +101,7 @@ def test_no_more_shards_lie_on_the_disk_than_was_reckoned(
     shard_of = {name: f"{shard(name)}.safetensors" for name in tensors}
     laid_out = in_shards(talking_checkpoint, shard_of)
     hub.add_commit(laid_out)
-    pull(hub.repo_id, models_home(settings) / "new", settings, QUICK, SilentReporter())
+    pull(HubModel(hub.repo_id), models_home(settings) / "new", settings, QUICK, SilentReporter())
     sizes = {name: len(data) for name, data in laid_out.items() if name.endswith(".safetensors")}
     assert most_shard_bytes(shard_of, sizes, family, Packings()) == Watched.most
 
@@ -137,7 +137,7 @@ def test_so_it_is_where_weights_lie_apart_from_their_scales(
     }
     index = json.dumps({"weight_map": shard_of}).encode()
     hub.add_commit(small | laid_out | {INDEX: index, "config.json": json.dumps(config).encode()})
-    pull(hub.repo_id, models_home(settings) / "new", settings, QUICK, SilentReporter())
+    pull(HubModel(hub.repo_id), models_home(settings) / "new", settings, QUICK, SilentReporter())
     sizes = {name: len(data) for name, data in laid_out.items()}
     assert most_shard_bytes(shard_of, sizes, family, read_packings(config)) == Watched.most
 
@@ -145,7 +145,7 @@ def test_so_it_is_where_weights_lie_apart_from_their_scales(
 def bytes_needed(hub: FakeHub, settings: Settings, options: MakeOptions) -> int:
     folder = models_home(settings) / "new"
     with pytest.raises(DiskSpaceError, match="bytes of free disk, but 0 are free") as refused:
-        pull(hub.repo_id, folder, settings, options, SilentReporter())
+        pull(HubModel(hub.repo_id), folder, settings, options, SilentReporter())
     found = re.search(r"needs (\d+) bytes", str(refused.value))
     assert found is not None
     return int(found[1])

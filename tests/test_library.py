@@ -185,7 +185,7 @@ def test_a_pull_under_way_is_not_removed(hub: FakeHub, settings: Settings) -> No
 
     folder = models_home(settings) / "new"
     with pytest.raises(FolderError, match="another lowmoe is making or removing it"):
-        pull(hub.repo_id, folder, settings, QUICK, Removing())
+        pull(HubModel(hub.repo_id), folder, settings, QUICK, Removing())
     assert (settings.home / "work" / "new" / "pull.json").is_file()
 
 
@@ -343,7 +343,7 @@ def test_a_pull_that_cannot_fit_ends_before_the_first_shard(
     monkeypatch.setattr(files, "free_bytes", lambda path: 1000)
     folder = models_home(settings) / "new"
     with pytest.raises(DiskSpaceError, match=r"needs \d+ bytes of free disk, but 1000 are free"):
-        pull(hub.repo_id, folder, settings, QUICK, SilentReporter())
+        pull(HubModel(hub.repo_id), folder, settings, QUICK, SilentReporter())
     assert hub.downloads("model.safetensors") == []
     assert not folder.exists()
 

@@ -97,10 +97,14 @@ class GgufHeader:
     tensors: Mapping[str, GgufTensor]
 
 
-def read_header(path: Path) -> GgufHeader:
-    """Read and check a header.  Raises CheckpointError where it and the file disagree."""
+def read_header(path: Path, n_bytes: int | None = None) -> GgufHeader:
+    """Read and check a header.  Raises CheckpointError where it and the file disagree.
+
+    n_bytes: of the whole file, where only a beginning of it is here; FolderError if that ends
+    within the header.
+    """
     with files.opened(path) as descriptor:
-        cursor = _Cursor(descriptor, path)
+        cursor = _Cursor(descriptor, path, n_bytes)
         if bytes(cursor.take(4)) != MAGIC:
             raise CheckpointError(f"{path}: does not begin with {MAGIC.decode()}: no GGUF file.")
         version = cursor.integer(4)
@@ -119,8 +123,9 @@ def read_header(path: Path) -> GgufHeader:
 class _Cursor:
     """A file's bytes in order, each asked of what is left before there is memory for it."""
 
-    def __init__(self, descriptor: int, path: Path) -> None:
-        self.path, self.size, self.position = path, files.size_of(descriptor), 0
+    def __init__(self, descriptor: int, path: Path, n_bytes: int | None) -> None:
+        whole = files.size_of(descriptor) if n_bytes is None else n_bytes
+        self.path, self.size, self.position = path, whole, 0
         self._descriptor, self._limit = descriptor, min(self.size, MAX_HEADER_BYTES)
         self._block, self._start = memoryview(b""), 0
 

@@ -1,6 +1,7 @@
 """Cutting a role's tensor out of what was read of a file, and refusing numbers that are none.
 
-Knows:        pieces: rows, of heads or of all, columns for rows, pairs of channels for halves.
+Knows:        pieces: rows, of heads or of all, columns for rows, pairs of channels for halves,
+              heads that lie apart.
 Ignorant of:  files, and which family keeps which tensor how.
 """
 
@@ -23,10 +24,31 @@ def cut_out(tensor: Tensor, piece: Piece) -> Tensor:
         tensor = tensor[piece.rows]
     if piece.less_one:
         tensor = tensor.float() + 1
+    if piece.minus_exp:
+        tensor = _logarithms(tensor, piece.name)
     assert tensor.shape == piece.wanted, (piece, tensor.shape)
+    if piece.tiled is not None:
+        tensor = _side_by_side(tensor, *piece.tiled)
     if piece.pairs is not None:
         tensor = _halves_of_pairs(tensor, *piece.pairs)
     return tensor.contiguous()
+
+
+def _logarithms(tensor: Tensor, name: str) -> Tensor:
+    if not bool((tensor < 0).all()):
+        raise CheckpointError(
+            f"{name} holds {float(tensor.max())}, but how fast a state decays is kept as a number "
+            "under 0. The file is damaged; download it again."
+        )
+    return tensor.float().neg().log()
+
+
+def _side_by_side(tensor: Tensor, axis: int, first: int, n_groups: int, n_heads: int) -> Tensor:
+    """Heads that lay in turns, one of each group, so that those of a group lie together."""
+    size = (tensor.shape[axis] - first) // n_heads
+    heads = torch.arange(n_heads).view(-1, n_groups).T.reshape(-1, 1)
+    moved = first + (heads * size + torch.arange(size)).flatten()
+    return tensor.index_select(axis, torch.cat([torch.arange(first), moved]))
 
 
 def _halves_of_pairs(rows: Tensor, head_size: int, first: int, count: int) -> Tensor:

@@ -218,6 +218,8 @@ class Family:
             pairs=self._pairs(role) if entry.pairs else None,
             n_heads=n_heads,
             less_one=entry.less_one,
+            minus_exp=entry.minus_exp,
+            tiled=self._tiled(entry, role),
         )
 
     def _n_heads(self, role: Role) -> int:
@@ -227,6 +229,16 @@ class Family:
         if isinstance(attention, GatedDeltaNet):
             return attention.n_key_heads
         return attention.n_heads
+
+    def _tiled(self, entry: Stored, role: Role) -> tuple[int, int, int, int] | None:
+        """Which of a role's rows or columns are heads that lie apart: the last of them."""
+        if entry.tiled is None:
+            return None
+        assert role.layer_id is not None
+        net = self.spec.layers[role.layer_id].attention
+        assert isinstance(net, GatedDeltaNet)
+        first = 2 * net.all_keys if role.name == "delta_taps" else 0
+        return ("rows", "columns").index(entry.tiled), first, net.n_key_heads, net.n_heads
 
     def _rows(self, entry: Stored, role: Role) -> tuple[int, int, int]:
         """Where a role's rows begin and end in the tensor that holds them, and all rows of it."""

@@ -354,6 +354,7 @@ _SKYWORK = _decoder(
 
 HUB_MODELS: Mapping[str, tuple[str, Config]] = {
     "apus-xdan-4.0": ("xDAN2099/APUS-xDAN-4.0-MoE-v2", _APUS),
+    "apus-xdan-4.0-gguf": ("xDAN-AI/APUS-xDAN-4.0-MOE", _APUS),
     "dbrx": ("databricks/dbrx-instruct", _DBRX),
     "deepseek-r1": ("deepseek-ai/DeepSeek-R1", _DEEPSEEK),
     "deepseek-v3": ("deepseek-ai/DeepSeek-V3-0324", _DEEPSEEK),

@@ -64,7 +64,7 @@ def _state_bytes(spec: ModelSpec, options: MakeOptions) -> int:
 
 def check_pull_disk(
     repository: HubRepository,
-    small_files: Path,
+    shards: int,
     family: Family,
     folder: Path,
     options: MakeOptions,
@@ -72,13 +72,10 @@ def check_pull_disk(
 ) -> None:
     """Raises DiskSpaceError if the result, shards and calibration state will not fit at once.
 
-    small_files: the folder with the repository's index, if it has one.
+    shards: the most bytes of them that are on the disk at once.
     """
     layout = folder_layout(family.spec, options.recipe())
     made = [folder / name for name in layout.sizes if (folder / name).is_file()]
-    packings = read_packings(read_json(small_files / CONFIG))
-    shard_of = _shard_of(small_files, family)
-    shards = most_shard_bytes(shard_of, repository.shard_bytes(), family, packings)
     needed = layout.total_bytes - sum(path.stat().st_size for path in made)
     needed += max(0, shards - repository.shard_bytes_here())
     # A state is whole on the disk before the one before it goes.
@@ -94,6 +91,16 @@ def check_pull_disk(
             f"{folder}: needs {needed} bytes of free disk, but {free} are free. Free "
             f"{needed - free} bytes more, or set LOWMOE_HOME to a folder on another disk."
         )
+
+
+def shards_of_pull(repository: HubRepository, small_files: Path, family: Family) -> int:
+    """The most bytes of safetensors that a conversion keeps on the disk at once.
+
+    small_files: the folder with the repository's index, if it has one.
+    """
+    packings = read_packings(read_json(small_files / CONFIG))
+    shard_of = _shard_of(small_files, family)
+    return most_shard_bytes(shard_of, repository.shard_bytes(), family, packings)
 
 
 def _shard_of(folder: Path, family: Family) -> Mapping[str, str]:

@@ -20,6 +20,7 @@ from lowmoe.decoder.open_checkpoint import open_checkpoint
 from lowmoe.errors import DownloadError, UsageError
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
+from lowmoe.library import gguf_pulls
 from lowmoe.library.names import HubModel, LocalCheckpoint, LocalFolder, locate
 from lowmoe.loader.hub import HubRepository
 from lowmoe.settings import Settings
@@ -31,19 +32,23 @@ _PAGE = re.compile(r"https://[\w.-]+/([\w.-]+/[\w.-]+?)/?")
 
 
 def spec_of(model: str, settings: Settings) -> ModelSpec:
-    """Of what `_config_of` finds, or of a GGUF file.  Raises as that, UnsupportedModelError."""
+    """Of an alias, a folder, a checkpoint, a GGUF file, a config.json or its address, a hub
+    repository or its page; of an alias without a network.
+
+    Raises UnknownModelError for none of these; DownloadError, CheckpointError, UsageError,
+    UnsupportedModelError.
+    """
     path = Path(model).expanduser()
     if path.suffix == SUFFIX and path.is_file():
         return open_checkpoint(path).family.spec
-    return read_config(_config_of(model, settings)).spec
+    found = _config_of(model, settings)
+    if isinstance(found, HubModel):
+        return _of_repository(found)
+    return read_config(found).spec
 
 
-def _config_of(model: str, settings: Settings) -> Mapping[str, Any]:
-    """Of an alias, a folder, a checkpoint, a config.json or its address, a hub repository or its
-    page; of an alias without a network.
-
-    Raises UnknownModelError for none of these; DownloadError, CheckpointError, UsageError.
-    """
+def _config_of(model: str, settings: Settings) -> Mapping[str, Any] | HubModel:
+    """What its config.json says, or the repository that has to be asked."""
     if model in ALIASES:
         return ALIASES[model].config
     if page := _PAGE.fullmatch(model):
@@ -58,13 +63,17 @@ def _config_of(model: str, settings: Settings) -> Mapping[str, Any]:
         return read_manifest(located.path).config
     if isinstance(located, LocalCheckpoint):
         return open_checkpoint(located.path).files.config
-    return _of_repository(located)
+    return located
 
 
-def _of_repository(model: HubModel) -> Mapping[str, Any]:
+def _of_repository(model: HubModel) -> ModelSpec:
     with tempfile.TemporaryDirectory() as scratch:
-        repository = HubRepository(model.repo_id, folder=Path(scratch), progress=None)
-        return read_json(repository.fetch(CONFIG))
+        repository = HubRepository(
+            model.repo_id, kind=model.kind, folder=Path(scratch), progress=None
+        )
+        if repository.choice is not None:
+            return gguf_pulls.family_of(repository).spec
+        return read_config(read_json(repository.fetch(CONFIG))).spec
 
 
 def _downloaded(address: str) -> Mapping[str, Any]:

@@ -21,9 +21,11 @@ from lowmoe.errors import UsageError
 from lowmoe.families import read_config
 from lowmoe.kernels import cpu
 from lowmoe.kernels.cpu.encode import NativeEncoder
-from lowmoe.library.budgets import check_pull_disk, check_ram
+from lowmoe.library import gguf_pulls
+from lowmoe.library.budgets import check_pull_disk, check_ram, shards_of_pull
 from lowmoe.library.calibration import calibration_text
 from lowmoe.library.names import (
+    HubModel,
     LocalCheckpoint,
     LocalFolder,
     Located,
@@ -62,7 +64,7 @@ def prepare(located: Located, settings: Settings, options: MakeOptions, report: 
     if isinstance(located, LocalCheckpoint):
         quantize_checkpoint(located.path, folder, options, report)
     else:
-        pull(located.repo_id, folder, settings, options, report)
+        pull(located, folder, settings, options, report)
     return folder
 
 
@@ -104,12 +106,13 @@ def quantize_checkpoint(source: Path, folder: Path, options: MakeOptions, report
 
 
 def pull(
-    repo_id: str, folder: Path, settings: Settings, options: MakeOptions, report: Reporter
+    model: HubModel, folder: Path, settings: Settings, options: MakeOptions, report: Reporter
 ) -> None:
-    """Download a repository shard by shard and make a model folder of it.
+    """Download a repository shard by shard, or one of its GGUF files, and make a model folder.
 
-    The disk never holds more than the result, the calibration state and the shards that were begun
-    and are still to be read from. How much that is, and RAM, are checked before the first shard.
+    Of safetensors, the disk never holds more than the result, the calibration state and the shards
+    that were begun and are still to be read from. How much that is, and RAM, are checked before the
+    first shard, or once the header of a GGUF file is here.
     """
 
     def downloaded(p: DownloadProgress) -> None:
@@ -118,15 +121,35 @@ def pull(
     files.make_folder(folder.parent)
     with locked(folder):
         work = work_home(settings) / folder.name
-        repository = HubRepository(repo_id, folder=work, progress=downloaded)
-        small = repository.fetch_small()
-        family = read_config(read_json(small / CONFIG))
-        check_ram(family, options)
-        check_pull_disk(repository, small, family, folder, options, report)
-        checkpoint = in_folder(Checkpoint(small, repository), small)  # fetches a single shard
-        origin = Source(name=repo_id, commit=repository.commit)
+        repository = HubRepository(model.repo_id, kind=model.kind, folder=work, progress=downloaded)
+        if repository.choice is None:
+            checkpoint = _of_shards(repository, folder, options, report)
+        else:
+            checkpoint = _of_gguf(repository, folder, options, report)
+        origin = Source(name=model.repo_id, commit=repository.commit)
         _convert(checkpoint, folder, origin, options, report)
         repository.forget()
+
+
+def _of_shards(
+    repository: HubRepository, folder: Path, options: MakeOptions, report: Reporter
+) -> OpenCheckpoint:
+    small = repository.fetch_small()
+    family = read_config(read_json(small / CONFIG))
+    check_ram(family, options)
+    shards = shards_of_pull(repository, small, family)
+    check_pull_disk(repository, shards, family, folder, options, report)
+    return in_folder(Checkpoint(small, repository), small)  # fetches a single shard
+
+
+def _of_gguf(
+    repository: HubRepository, folder: Path, options: MakeOptions, report: Reporter
+) -> OpenCheckpoint:
+    report.note(f"{repository.repo_id}: takes {repository.choice}")
+    family = gguf_pulls.family_of(repository)
+    check_ram(family, options)
+    check_pull_disk(repository, repository.total_bytes(), family, folder, options, report)
+    return gguf_pulls.fetched(repository)
 
 
 def _convert(

@@ -27,6 +27,7 @@ from lowmoe.families.aliases import ALIASES, DEMO, near_names
 from lowmoe.settings import Settings
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_KIND = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,29 @@ class LocalCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class HubModel:
-    """A repository on the hub."""
+    """A repository on the hub.  kind: of its GGUF files, as in owner/name:Q4_K_M."""
 
     repo_id: str
+    kind: str | None = None
+
+    @classmethod
+    def named(cls, name: str) -> "HubModel":
+        """By an alias, a repository id or a listed name, with a kind or without."""
+        repo_id, colon, kind = name.partition(":")
+        if repo_id in ALIASES:
+            repo_id = ALIASES[repo_id].repository
+        return cls(repo_id, kind.upper() if colon else None)
 
     @property
     def home_name(self) -> str:
-        return self.repo_id.replace("/", "--")
+        kind = "" if self.kind is None else f"--{self.kind}"
+        return self.repo_id.replace("/", "--") + kind
+
+    @property
+    def could_be(self) -> bool:
+        """Whether a hub allows such a name."""
+        kind = self.kind is None or _KIND.fullmatch(self.kind) is not None
+        return kind and _REPO_ID.fullmatch(self.repo_id) is not None
 
 
 Located = LocalFolder | LocalCheckpoint | HubModel
@@ -88,17 +105,17 @@ def locate(model: str, settings: Settings) -> Located:
         if path.is_file():
             return LocalCheckpoint(path)
         raise UnknownModelError(f"{path}: there is no such file. Give the path of a GGUF file.")
-    on_hub = HubModel(ALIASES[model].repository if model in ALIASES else model)
+    on_hub = HubModel.named(model)
     named = models_home(settings) / on_hub.home_name
     if (named / MANIFEST).is_file():
         return LocalFolder(named)
-    if _REPO_ID.fullmatch(on_hub.repo_id):
+    if on_hub.could_be:
         return on_hub
     near = near_names(model)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UnknownModelError(
-        f"{model!r} is no alias, no hub repository (owner/name) and no folder here.{hint} "
-        f"Aliases: {', '.join([DEMO, *ALIASES])}."
+        f"{model!r} is no alias, no hub repository (owner/name, owner/name:Q8_0) and no folder "
+        f"here.{hint} Aliases: {', '.join([DEMO, *ALIASES])}."
     )
 
 
@@ -168,7 +185,7 @@ def _bytes_in(folder: Path) -> int:
 
 def find_installed(name: str, settings: Settings) -> Installed:
     """The model of the home, finished or not, that an alias, hub id or listed name stands for."""
-    home_name = HubModel(ALIASES[name].repository if name in ALIASES else name).home_name
+    home_name = HubModel.named(name).home_name
     models = {model.name: model for model in installed(settings)}
     if home_name not in models:
         known = ", ".join(models) or "none"

@@ -58,9 +58,10 @@ class HubRepository:
 
     The commit is looked up once and written to `pull.json`; a later pull into the same folder
     keeps it, so a branch that moves in between cannot mix two models. `files` holds the small
-    files and exactly the shards that the repository's index names (all, if there is no index).
+    files and exactly the shards that the repository's index names (all, if there is no index); of a
+    repository without safetensors one GGUF file, or all its parts, which `choice` names.
 
-    Raises UnknownModelError (no such repository), CheckpointError (no safetensors, or
+    Raises UnknownModelError (no such repository), CheckpointError (neither safetensors nor GGUF, or
     an index that contradicts the file list), DownloadError (everything else the hub or the line
     did; also a folder that belongs to another pull), DiskSpaceError.
     """
@@ -68,28 +69,33 @@ class HubRepository:
     repo_id: str
     commit: str
     files: tuple[HubFile, ...]
+    choice: str | None
 
     def __init__(
         self,
         repo_id: str,
         *,
         folder: Path,
+        kind: str | None = None,
         endpoint: str | None = None,
         progress: Callable[[DownloadProgress], None] | None = None,
         retry: RetryPolicy = PATIENT,
     ) -> None:
-        """endpoint: the hub's address, HF_ENDPOINT if None."""
+        """kind: of GGUF file, even where there are safetensors; endpoint: the hub's address,
+        HF_ENDPOINT if None.
+        """
         self._folder = folder
         self._progress = progress
         self._verified: set[str] = set()
         self._client = HubClient(repo_id, endpoint=endpoint, retry=retry)
         record = PullRecord.read(folder)
         if record is None:
-            record = _begin(self._client, folder)
+            record = _begin(self._client, folder, kind)
         else:
             record.require_same_pull(repo_id, folder)
         self._record = record
         self.repo_id, self.commit, self.files = repo_id, record.commit, record.files
+        self.choice = record.choice
 
     def total_bytes(self) -> int:
         """Bytes of all weight files together."""
@@ -128,6 +134,32 @@ class HubRepository:
             self._verified.add(name)
         on_bytes(file.bytes)
         return path
+
+    def fetch_beginning(self, name: str, n_bytes: int) -> Path:
+        """Return where a file's first bytes lie, at least so many; nothing has verified them yet.
+
+        The fetch of the whole file goes on behind them.  Raises as `fetch`.
+        """
+        file = self._file(name)
+        part, wanted = _part_path(self._folder, file), min(n_bytes, file.bytes)
+        if (self._folder / name).is_file():
+            return self._folder / name
+
+        written = 0
+
+        def until_enough(n_came: int) -> None:
+            nonlocal written
+            if written >= wanted:  # the chunk that just came is not on the disk yet
+                raise _Enough
+            written = n_came
+
+        with disk_faults(part), _sole_writer(self._folder):
+            part.touch()
+            if part.stat().st_size < wanted:
+                _require_room(self._folder, file, n_bytes=wanted)
+                with suppress(_Enough):
+                    self._client.fetch_rest(part, file, commit=self.commit, on_bytes=until_enough)
+        return part
 
     def release(self, name: str) -> None:
         """Delete a shard, whole or begun; once more does no harm."""
@@ -188,9 +220,13 @@ class HubRepository:
         return report
 
 
-def _begin(client: HubClient, folder: Path) -> PullRecord:
+class _Enough(Exception):
+    """As much of a file is here as was wanted."""
+
+
+def _begin(client: HubClient, folder: Path, kind: str | None) -> PullRecord:
     """Pin the commit and write down what the pull consists of."""
-    commit, files = read_listing(client.describe(), client.repo_id)
+    commit, files, choice = read_listing(client.describe(), client.repo_id, kind)
     with disk_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
     index = next((file for file in files if file.name == INDEX_NAME), None)
@@ -199,7 +235,9 @@ def _begin(client: HubClient, folder: Path) -> PullRecord:
             path = _download(client, commit, index, folder, lambda _n_bytes: None)
         files = keep_indexed(files, path, client.repo_id)
     client.require_short_enough(files)  # only now: shards beside the index may be of any length
-    record = PullRecord(repo_id=client.repo_id, commit=commit, files=files, released=frozenset())
+    record = PullRecord(
+        repo_id=client.repo_id, commit=commit, files=files, released=frozenset(), choice=choice
+    )
     record.write(folder)
     return record
 

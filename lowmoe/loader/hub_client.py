@@ -102,7 +102,7 @@ class HubClient:
 
         # Compressed on the way, what is here and what a range counts would differ.
         headers = build_hf_headers(headers=self._headers | {"accept-encoding": "identity"})
-        url = hf_hub_url(self.repo_id, file.name, revision=commit, endpoint=self._endpoint)
+        url = hf_hub_url(self.repo_id, file.path, revision=commit, endpoint=self._endpoint)
         try:
             with part.open("ab") as handle:
                 http_get(

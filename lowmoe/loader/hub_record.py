@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING
 
 from lowmoe.errors import CheckpointError, DiskSpaceError, DownloadError
 from lowmoe.families.tokenizer_files import SENTENCEPIECE, TIKTOKEN_FILES
+from lowmoe.loader.gguf_choice import SUFFIX as GGUF_SUFFIX
+from lowmoe.loader.gguf_choice import choose_gguf
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 RECORD_NAME = "pull.json"
 RECORD_FORMAT = 1
@@ -41,12 +43,13 @@ SMALL_NAMES = frozenset(
     }
 )
 # What a repository without safetensors may hold instead; only named in the message.
-FOREIGN_WEIGHTS = frozenset({".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth"})
+FOREIGN_WEIGHTS = frozenset({".bin", ".h5", ".msgpack", ".onnx", ".pt", ".pth"})
 GO_ON = "Run the same command again: it goes on where it stopped."
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHA1 = re.compile(r"[0-9a-f]{40}")  # a commit's name too
+_JAX_PICKLE = re.compile(r"(?:.*/)?tensor\d{5}_\d{3}")  # as xai-org published Grok-1
 _READ_BYTES = 1 << 20
 
 
@@ -55,7 +58,8 @@ class HubFile:
     """A file as the hub lists it; at least one of the two hashes is there.
 
     sha256 is the content's, known for files in large-file storage. git_sha1 is git's name of the
-    content (SHA-1 behind a short header), the only hash the hub gives for the others.
+    content (SHA-1 behind a short header), the only hash the hub gives for the others. folder: of
+    the repository that it lies in, "" for none; it is one file by its name here.
 
     Raises DownloadError for a name that could reach outside the folder, an absurd length or hash.
     """
@@ -64,10 +68,11 @@ class HubFile:
     bytes: int
     sha256: str | None
     git_sha1: str | None
+    folder: str = ""
 
     def __post_init__(self) -> None:
-        name = self.name
-        if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name) or ".." in name:
+        name, folders = self.path, str(self.folder).split("/") if self.folder else []
+        if not all(map(_is_plain, [self.name, *folders])):
             raise DownloadError(
                 f"a file is named {name!r}, expected letters, digits and . _ + - only. "
                 "Such a name could reach outside the folder; this repository is refused."
@@ -82,7 +87,12 @@ class HubFile:
 
     @property
     def is_shard(self) -> bool:
-        return self.name.endswith(SHARD_SUFFIX)
+        return self.name.endswith((SHARD_SUFFIX, GGUF_SUFFIX))
+
+    @property
+    def path(self) -> str:
+        """In the repository."""
+        return f"{self.folder}/{self.name}" if self.folder else self.name
 
     @property
     def hash_kind(self) -> str:
@@ -103,14 +113,22 @@ class HubFile:
         return digest.hexdigest()
 
 
+def _is_plain(name: object) -> bool:
+    return isinstance(name, str) and bool(_PLAIN_NAME.fullmatch(name)) and ".." not in name
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullRecord:
-    """The content of pull.json: which commit, every file of it, the shards already released."""
+    """The content of pull.json: which commit, every file of it, the shards already released.
+
+    choice: which GGUF file these are of, and why, for the user; None for safetensors.
+    """
 
     repo_id: str
     commit: str
     files: tuple[HubFile, ...]
     released: frozenset[str]
+    choice: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.repo_id, str):
@@ -167,31 +185,58 @@ class PullRecord:
             )
 
 
-def read_listing(info: ModelInfo, repo_id: str) -> tuple[str, tuple[HubFile, ...]]:
-    """The commit and the wanted files, each checked; raises DownloadError, CheckpointError."""
+def read_listing(
+    info: ModelInfo, repo_id: str, kind: str | None
+) -> tuple[str, tuple[HubFile, ...], str | None]:
+    """The commit, the wanted files, each checked, and which GGUF file they are, if they are.
+
+    kind: of that file, None for any and only where there are no safetensors.  Raises DownloadError,
+    CheckpointError, UnknownModelError.
+    """
     if not isinstance(info.sha, str) or not _SHA1.fullmatch(info.sha):
         raise DownloadError(
             f"{repo_id}: the hub names commit {info.sha!r}, expected 40 hex digits. "
             "Check HF_ENDPOINT."
         )
     siblings = info.siblings or []
-    files = tuple(
-        HubFile(
-            name=sibling.rfilename,
-            bytes=sibling.size,  # type: ignore[arg-type]  # HubFile refuses None
-            sha256=sibling.lfs.sha256 if sibling.lfs else None,
-            # For a file in large-file storage git only names the pointer to it.
-            git_sha1=None if sibling.lfs else sibling.blob_id,
-        )
-        for sibling in siblings
-        if _is_wanted(sibling.rfilename)
-    )
+    files = [_listed(sibling, "") for sibling in siblings if _is_wanted(sibling.rfilename)]
+    said = None
+    if kind is not None or not any(file.is_shard for file in files):
+        files, said = _gguf_files(siblings, repo_id, kind)
     repeated = [name for name, n in Counter(file.name for file in files).items() if n > 1]
     if repeated:
         raise DownloadError(f"{repo_id}: the hub lists {repeated[0]} twice. Check HF_ENDPOINT.")
-    if not any(file.is_shard for file in files):
+    return info.sha, tuple(files), said
+
+
+def _gguf_files(
+    siblings: Sequence[RepoSibling], repo_id: str, kind: str | None
+) -> tuple[list[HubFile], str]:
+    """One quantization's, which hold all that a model needs."""
+    listed = {
+        sibling.rfilename: sibling
+        for sibling in siblings
+        if isinstance(sibling.rfilename, str) and type(sibling.size) is int
+    }
+    sizes = {name: sibling.size or 0 for name, sibling in listed.items()}
+    choice = choose_gguf(repo_id, sizes, kind)
+    if choice is None:
         raise CheckpointError(_no_shards_message(repo_id, [s.rfilename for s in siblings]))
-    return info.sha, files
+    files = [_listed(listed[name], name.rpartition("/")[0]) for name in choice.names]
+    parts = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    return files, f"{choice.names[0]}{parts}: {choice.why}"
+
+
+def _listed(sibling: RepoSibling, folder: str) -> HubFile:
+    name = sibling.rfilename
+    return HubFile(
+        name=name[len(folder) + 1 :] if folder else name,
+        folder=folder,
+        bytes=sibling.size,  # type: ignore[arg-type]  # HubFile refuses None
+        sha256=sibling.lfs.sha256 if sibling.lfs else None,
+        # For a file in large-file storage git only names the pointer to it.
+        git_sha1=None if sibling.lfs else sibling.blob_id,
+    )
 
 
 def _is_wanted(name: str) -> bool:
@@ -207,10 +252,12 @@ def _is_wanted(name: str) -> bool:
 def _no_shards_message(repo_id: str, names: list[str]) -> str:
     suffixes = Counter(Path(name).suffix.lower() for name in names)
     found = [f"{n} {suffix}" for suffix, n in sorted(suffixes.items()) if suffix in FOREIGN_WEIGHTS]
+    if n_pickles := sum(_JAX_PICKLE.fullmatch(name) is not None for name in names):
+        found.append(f"{n_pickles} pickles of JAX")
     return (
-        f"{repo_id} holds no {SHARD_SUFFIX} files (weights found: {', '.join(found) or 'none'}). "
-        "Only safetensors are read: pickles can run code, GGUF is already quantized. "
-        "Name the repository of the original model."
+        f"{repo_id} holds no {SHARD_SUFFIX} and no {GGUF_SUFFIX} files (weights found: "
+        f"{', '.join(found) or 'none'}). Only these are read, as pickles can run code. Name a "
+        "repository that holds this model in one of them."
     )
 
 

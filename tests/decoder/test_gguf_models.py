@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from goldens import GOLDENS, LONG, spell_as_the_family_does
+from safetensors.torch import load_file
 from test_against_transformers import N_TOKENS, TOLERANCE, some_ids
 from tiny_models import TinyModel, decoder_over, in_chunks, reference, reference_logits
 from torch import Tensor
@@ -25,22 +26,9 @@ from lowmoe.families.gguf.config import ARCHITECTURES
 from tests import gguf_models
 from tests.gguf_models import Type, rewritten, write_gguf
 
-# Families that are not read from such files. Llama 4 with what it sees is two files there, of which
-# ours is the text.
-NOT_READ = {
-    "deepseek_v32",
-    "gpt2",
-    "grok-1",
-    "llama4",
-    "minimax",
-    "minimax_m1",
-    "minimax_text_01",
-    "qwen3_5_moe",
-    "qwen3_5_moe_text",
-    "qwen3_next",
-    "skywork",
-    "skywork_moe",
-}
+# Families that are not read from such files: llama.cpp has no Skywork-MoE; of models that see, what
+# they see is a file of its own there, and ours is the text.
+NOT_READ = {"llama4", "qwen3_5_moe", "skywork", "skywork_moe"}
 # What the format has no key for, so that no file of such a model can exist.
 NOT_KEPT = {
     "deepseek_v3": {"yarn of other shares, two shared, shards"},
@@ -48,15 +36,24 @@ NOT_KEPT = {
     "glm4_moe_lite": {"plain in the middle, scaled"},
     "gpt_oss": {"all layers whole, low limit"},
     "llama4_text": set(GOLDENS["llama4_text"]),  # chunks and temperatures other than Llama 4's
+    "minimax": set(GOLDENS["minimax"]),  # more factors than one
+    "minimax_m1": set(GOLDENS["minimax_m1"]),
+    "minimax_text_01": set(GOLDENS["minimax_text_01"]),
     "mistral": {"window"},
     "mixtral": {"sliding window", "old spelling, window, shards"},
     "olmoe": {"clamped, renormalized"},
     "phimoe": {"long rope", "no biases, wide jitter"},
     "qwen2": {"a window in the last layers"},
     "qwen2_moe": {"a plain layer, renormalized", "every second layer, no biases"},
+    "qwen3_next": {"plain in the middle, not renormalized, 3 heads of values to one"},
     "qwen3_moe": {"plain layers, not renormalized, biases", "window, tied, top 4"},
 }
+_LIGHTNING, _WHOLE = "linear_attention", "full_attention"
 _AS_MADE = {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1}
+_ONE_FACTOR = {
+    **{f"{kind}_alpha_factor": 1.9 for kind in ("linear_attn", "full_attn", "mlp")},
+    **{f"{kind}_beta_factor": 1.0 for kind in ("linear_attn", "full_attn", "mlp")},
+}
 _LENGTH = (1 + np.log(2) / np.log(64)) ** 0.5  # a context of twice the tokens trained on
 MORE = {
     "llama4_text": {
@@ -65,6 +62,18 @@ MORE = {
             config={**_AS_MADE, "interleave_moe_layer_step": 2, "attention_bias": True}
         ),
     },
+    "minimax": {
+        "one factor for all sums": TinyModel(config=_ONE_FACTOR),
+        "lightning in the middle": TinyModel(
+            config={
+                **_ONE_FACTOR,
+                "layer_types": [_WHOLE, _LIGHTNING, _WHOLE],
+                "rms_norm_eps": 1e-3,
+            }
+        ),
+    },
+    "minimax_m1": {"one factor for all sums": TinyModel(config=_ONE_FACTOR)},
+    "minimax_text_01": {"one factor for all sums": TinyModel(config=_ONE_FACTOR)},
     "phimoe": {
         "long rope of usual length": TinyModel(
             config={"rope_parameters": {**LONG, "short_mscale": _LENGTH, "long_mscale": _LENGTH}}
@@ -188,6 +197,57 @@ def test_latents_map_up_is_read_whole_too(tmp_path: Path) -> None:
 
     rewritten(halves, whole, together)
     assert torch.equal(logits_of(whole), logits_of(halves))
+
+
+def test_nets_whose_maps_are_in_one_are_read_too(tmp_path: Path) -> None:
+    """As the converter wrote Qwen3-Next at first, as its makers keep it."""
+    saved(tmp_path, "qwen3_next", TinyModel(config={}))
+    apart, whole = tmp_path / "apart.gguf", tmp_path / "whole.gguf"
+    write_gguf(tmp_path, apart)
+    made = load_file(tmp_path / "model.safetensors")
+
+    def together(tensors: dict[str, Any]) -> None:
+        for layer in (0, 2):
+            del tensors[f"blk.{layer}.attn_qkv.weight"], tensors[f"blk.{layer}.attn_gate.weight"]
+            own = made[f"model.layers.{layer}.linear_attn.in_proj_qkvz.weight"].numpy()
+            tensors[f"blk.{layer}.ssm_in.weight"] = own, Type.F32
+
+    rewritten(apart, whole, together)
+    assert torch.equal(logits_of(whole), logits_of(apart))
+
+
+def test_a_layer_behind_the_model_is_left_out_if_it_guesses_further_tokens(
+    mixtral: Path, tmp_path: Path
+) -> None:
+    def behind(tensors: dict[str, Any]) -> None:
+        tensors["blk.3.attn_norm.weight"] = np.ones(48, np.float32), Type.F32
+        tensors["blk.3.nextn.eh_proj.weight"] = np.ones((48, 96), np.float32), Type.F32
+
+    rewritten(mixtral, tmp_path / "more.gguf", behind)
+    assert torch.equal(logits_of(tmp_path / "more.gguf"), logits_of(mixtral))
+
+
+def test_a_layer_behind_the_model_that_does_not_is_refused(mixtral: Path, tmp_path: Path) -> None:
+    """Such as the last of a model whose header was damaged."""
+
+    def behind(tensors: dict[str, Any]) -> None:
+        tensors["blk.3.attn_norm.weight"] = np.ones(48, np.float32), Type.F32
+
+    rewritten(mixtral, tmp_path / "more.gguf", behind)
+    with pytest.raises(UnsupportedModelError, match=r"blk\.3\.attn_norm\.weight"):
+        logits_of(tmp_path / "more.gguf")
+
+
+def test_states_that_would_grow_are_refused(tmp_path: Path) -> None:
+    saved(tmp_path, "qwen3_next", TinyModel(config={}))
+    write_gguf(tmp_path, tmp_path / "model.gguf")
+
+    def growing(tensors: dict[str, Any]) -> None:
+        tensors["blk.0.ssm_a"][0][1] = 0.5
+
+    rewritten(tmp_path / "model.gguf", tmp_path / "other.gguf", growing)
+    with pytest.raises(CheckpointError, match=r"blk\.0\.ssm_a holds 0\.5, but how fast"):
+        logits_of(tmp_path / "other.gguf")
 
 
 def test_a_model_split_over_files_is_the_same_model(mixtral: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from lowmoe.errors import CheckpointError, LowMoeError, UnsupportedModelError
 from lowmoe.families.gguf import gguf_config, gguf_family
 from lowmoe.families.gguf.rope import FACTORS, LONG, SHORT, wavelengths
 from lowmoe.spec import GroupedQueryAttention, LinearScaling, Rope
-from tests.gguf_models import llama3_factors, write_gguf
+from tests.gguf_models import write_gguf
+from tests.gguf_tensors import llama3_factors
 from tests.test_gguf import add_tokenizer
 
 LLAMA = {
@@ -130,6 +131,60 @@ def test_rope_of_a_dbrx_is_scaled_as_the_file_says() -> None:
     attention = gguf_family(made, values, set()).spec.layers[0].attention
     assert isinstance(attention, GroupedQueryAttention)
     assert attention.rope == Rope(theta=5e5, scaling=LinearScaling(factor=4.0))
+
+
+NEXT = {k.replace("llama.", "qwen3next."): v for k, v in LLAMA.items()} | {
+    "general.architecture": "qwen3next",
+    "qwen3next.block_count": 4,
+    "qwen3next.expert_count": 4,
+    "qwen3next.expert_used_count": 2,
+    "qwen3next.ssm.conv_kernel": 4,
+    "qwen3next.ssm.group_count": 2,
+    "qwen3next.ssm.inner_size": 48,
+    "qwen3next.ssm.state_size": 8,
+    "qwen3next.ssm.time_step_rank": 4,
+}
+NEXT_SHAPES = {
+    **SHAPES,
+    "blk.3.attn_norm.weight": (64,),
+    "blk.0.ffn_down_exps.weight": (4, 64, 24),
+    "blk.0.ffn_down_shexp.weight": (64, 24),
+}
+MINIMAX = {k.replace("qwen3next.", "minimax-01."): v for k, v in NEXT.items()} | {
+    "general.architecture": "minimax-01",
+    "minimax-01.block_count": 9,
+    "minimax-01.residual_scale": 3.5,
+}
+_STATE, _NONE = "linear_attention", "full_attention"
+
+
+def layer_types(values: dict[str, Any]) -> list[str]:
+    count = values[f"{values['general.architecture']}.block_count"]
+    shapes = {**NEXT_SHAPES, f"blk.{count - 1}.attn_norm.weight": (64,)}
+    found: list[str] = gguf_config(values, shapes, {}.__getitem__)["layer_types"]
+    return found
+
+
+def test_every_so_many_layers_keep_no_state_where_the_file_does_not_list_them() -> None:
+    assert layer_types(NEXT) == [_STATE, _STATE, _STATE, _NONE]
+    assert layer_types({**NEXT, "qwen3next.full_attention_interval": 2}) == [_STATE, _NONE] * 2
+    assert layer_types(MINIMAX) == [_STATE] * 7 + [_NONE, _STATE]
+
+
+def test_layers_that_keep_states_are_those_that_the_file_lists() -> None:
+    key = "qwen3next.attention.recurrent_layers"
+    listed = np.array([True, False, False, True, False])  # the last one guesses further tokens
+    assert layer_types({**NEXT, key: listed}) == [_STATE, _NONE, _NONE, _STATE]
+    with pytest.raises(CheckpointError, match=r"recurrent_layers lists 3 layers, but there are 4"):
+        layer_types({**NEXT, key: listed[:3]})
+    with pytest.raises(CheckpointError, match=r"must be a list of true and false"):
+        layer_types({**NEXT, key: np.array([1, 2, 3, 4])})
+
+
+@pytest.mark.parametrize("n_heads", [0, 5])
+def test_heads_that_do_not_divide_their_channels_are_refused(n_heads: int) -> None:
+    with pytest.raises(CheckpointError, match=rf"must divide into the {n_heads} heads"):
+        layer_types({**NEXT, "qwen3next.ssm.time_step_rank": n_heads})
 
 
 def test_a_file_without_a_model_is_refused() -> None:

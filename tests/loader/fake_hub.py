@@ -177,12 +177,13 @@ class _Answers(BaseHTTPRequestHandler):
         if self.server.hub.is_gone:
             self.close_connection = True
         elif self.server.role == "storage":
-            commit, name = path.split("/")
+            commit, name = path.split("/", 1)
             self._send_file(self.server.hub.commits[commit][name], self._fault(name))
         elif path.startswith(f"api/models/{self.server.hub.repo_id}"):
             self._answer_api(path)
         elif path.startswith(f"{self.server.hub.repo_id}/resolve/"):
-            self._answer_resolve(*path.removeprefix(f"{self.server.hub.repo_id}/").split("/")[1:])
+            place = path.removeprefix(f"{self.server.hub.repo_id}/resolve/")
+            self._answer_resolve(*place.split("/", 1))
         else:
             self._send(404, (("X-Error-Code", "RepoNotFound"),), b"")
 

@@ -15,7 +15,7 @@ from lowmoe.errors import CheckpointError
 from lowmoe.families import Family, read_config
 from lowmoe.families.gguf.config import config_of
 from lowmoe.families.gguf.model import ARCHITECTURE, GgufModel
-from lowmoe.families.gguf.names import IGNORED, table
+from lowmoe.families.gguf.names import ignored, table
 from lowmoe.families.gguf.tokenizer import gguf_small_file
 
 __all__ = ["gguf_config", "gguf_family", "gguf_small_file"]
@@ -44,7 +44,9 @@ def gguf_family(config: Mapping[str, Any], values: Mapping[str, Any], names: Set
         family = read_config(config)
     except CheckpointError as e:
         raise type(e)(f"GGUF, in the words of a {e}") from e
-    ignored = tuple(name.format(n_layers=len(family.spec.layers)) for name in IGNORED)
     return replace(
-        family, table=table(str(values[ARCHITECTURE]), names), ignored=ignored, others={}
+        family,
+        table=table(str(values[ARCHITECTURE]), names),
+        ignored=ignored(len(family.spec.layers), names),
+        others={},
     )

@@ -68,6 +68,17 @@ class GgufModel:
             raise self._wrong(name, value, "true or false")
         return value
 
+    def flags(self, name: str) -> list[bool] | None:
+        """A list of true and false; None where it is absent."""
+        self.asked.add(name)
+        value = self.values.get(self.key(name))
+        if value is None:
+            return None
+        found = value.tolist() if hasattr(value, "tolist") else value
+        if not isinstance(found, list) or not all(type(flag) is bool for flag in found):
+            raise self._wrong(name, value, "a list of true and false")
+        return found
+
     def text(self, name: str, default: str) -> str:
         """A word."""
         value = self._value(name, default)
