@@ -7,7 +7,7 @@ Ignorant of:  tokens, routing, model families, what the bits mean.
 import contextlib
 import itertools
 from collections.abc import Collection, Iterator, Sequence, Set
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 
 from torch import Tensor
 
@@ -41,9 +41,10 @@ class ExpertStore:
         popularity: Popularity = UNKNOWN,
         coarse: CoarseFirst | None = None,
         policy: Policy | None = None,
+        readers: Executor | None = None,
     ) -> None:
         """coarse: reads what is missed, whose other parts are read when it is wanted again;
-        policy: None for the one that has proved best (docs/plan.md).
+        policy: None for the one that has proved best (docs/plan.md); readers: None for threads.
 
         Raises MemoryBudgetError where the budget cannot hold two experts.
         """
@@ -66,7 +67,7 @@ class ExpertStore:
         self._wanted: list[Key] = []
         self._is_complete = False
         self._rest: Iterator[Key] | None = None  # what read_rest has not come to yet
-        self._readers = ThreadPoolExecutor(N_READERS, thread_name_prefix="lowmoe-read")
+        self._readers = readers or ThreadPoolExecutor(N_READERS, thread_name_prefix="lowmoe-read")
 
     def __enter__(self) -> "ExpertStore":
         return self
