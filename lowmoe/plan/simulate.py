@@ -27,7 +27,8 @@ from lowmoe.experts.trace import RoutingTrace
 from lowmoe.kernels.gpu import Copies, Event
 from lowmoe.timeline import Mark
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class _Pages:
