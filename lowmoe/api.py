@@ -273,7 +273,7 @@ def open_model(name: str, options: LoadOptions, report: Reporter) -> Model:
     folder = _prepared(name, located, options, settings, report)
     runtime = load_folder(folder, options, report)
     card = None if runtime.gpu is None else card_here(options.gpu)
-    predict = predictor(runtime, options.kv_format, card, settings)
+    predict = predictor(runtime, options, card, settings)
     return Model(replace(runtime, predict=predict))
 
 

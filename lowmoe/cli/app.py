@@ -446,6 +446,10 @@ def plan_(
     threads: Threads = None,
     context: Context = None,
     kv: Kv = None,
+    misses: Misses = "auto",
+    sequences: Annotated[
+        int, typer.Option(help="Conversations that have room, each with a cache of its own.")
+    ] = 1,
     plot: Annotated[
         Path | None, typer.Option(help="A picture to write: tokens/s against VRAM and RAM.")
     ] = None,
@@ -457,7 +461,9 @@ def plan_(
     from lowmoe.plan.here import Described
 
     # Refuses bits, a context or a format of the cache that cannot be; a card need not be here.
-    _load_options("none", bits, ram, None, threads, context, kv, "auto", None, None)
+    options = _load_options(
+        "none", bits, ram, None, threads, context, kv, misses, None, None, sequences
+    )
     asked = Asked(
         machine=Described(
             gpu=gpu, ram=ram, vram=vram, disk=disk, ram_speed=ram_speed, threads=threads
@@ -465,6 +471,8 @@ def plan_(
         bits=bits,
         context=context,
         kv=kv,
+        sequences=sequences,
+        misses=options.misses_kind,
         plot=plot,
         json=json,
     )
@@ -539,13 +547,15 @@ def simulate(
 
 @app.command()
 def optimize(
-    folder: Annotated[Path, typer.Argument(help="A model folder.")],
+    model: Annotated[
+        str, typer.Argument(help="A model folder, or the name of a model that is here.")
+    ],
     trace: Annotated[Path, typer.Option(help="What `lowmoe trace` wrote of this model.")],
 ) -> None:
-    """Let a folder begin with the experts that a trace used most."""
+    """Let a model begin with the experts that a trace used most."""
     from lowmoe.cli.simulate import optimize_command
 
-    optimize_command(folder, trace)
+    optimize_command(model, trace)
 
 
 @app.command(name="eval")

@@ -223,7 +223,7 @@ def doctor_command(*, json: bool) -> None:
     if isa != TORCH:
         isa = cpu.choose_isa(isa)
     values: dict[str, Any] = {
-        "lowmoe": importlib.metadata.version("lowmoe"),
+        "lowmoe": _version(),
         "python": platform.python_version(),
         "machine": machine_line(),
         "threads": pool.n_threads,
@@ -264,6 +264,13 @@ def doctor_command(*, json: bool) -> None:
             markup=False,
             soft_wrap=True,
         )
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("lowmoe")
+    except importlib.metadata.PackageNotFoundError:  # run from a clone
+        return "not installed"
 
 
 def _of_runs(memo: Memo) -> dict[str, Any]:

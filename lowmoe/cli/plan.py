@@ -4,7 +4,7 @@ Knows:        the table, the picture's file, the command that would run it.
 Ignorant of:  the arithmetic.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,18 @@ from lowmoe.cli.render import billions, out, print_json, size
 from lowmoe.engine.load import DEFAULT_CONTEXT
 from lowmoe.engine.load_options import DEFAULT_KV
 from lowmoe.errors import UsageError
+from lowmoe.experts.split import Misses
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
 from lowmoe.kernels import cpu
 from lowmoe.library.configs import spec_of
 from lowmoe.plan.here import AUTO, Described, is_here, machine_of
 from lowmoe.plan.machine import Machine
-from lowmoe.plan.planner import NOT, Question, Row, best, plan, speed_words
+from lowmoe.plan.planner import NOT, Question, Row, best, mixed, plan, speed_words
+from lowmoe.plan.run_line import run_line
 from lowmoe.settings import read_settings
 from lowmoe.spec import ModelSpec
+from quant.layout import SYMBOL_BITS
 
 _HEADS = " {:>8} {:>8} {:>8} {:>14} {:>11} {:>9}"
 
@@ -33,6 +36,8 @@ class Asked:
     bits: str = AUTO
     context: int | None = None
     kv: str | None = None
+    sequences: int = 1
+    misses: Misses = "auto"
     plot: Path | None = None
     json: bool = False
 
@@ -42,9 +47,11 @@ def plan_command(model: str, asked: Asked) -> None:
     settings = read_settings()
     spec = spec_of(model, settings)
     machine, source = machine_of(asked.machine, settings)
-    question = question_of(spec, asked.context, asked.kv)
-    rows = [row for row in plan(question, machine) if asked.bits in (AUTO, str(row.bits))]
+    question = _question(spec, asked)
+    every = plan(question, machine)
+    rows = [row for row in every if asked.bits in (AUTO, str(row.bits))]
     chosen = best(rows)
+    rows += [row for row in mixed(question, machine, rows) if asked.bits in (AUTO, str(row.bits))]
     if asked.plot is not None:
         from lowmoe.cli.plan_picture import draw
 
@@ -69,7 +76,7 @@ def plan_command(model: str, asked: Asked) -> None:
         f"{licence}",
         style="dim", markup=False, soft_wrap=True,
     )  # fmt: skip
-    _print_table("bits", [(f"{row.bits}{' *' if row is chosen else ''}", row) for row in rows])
+    _print_table("bits", [(_width(row) + " *" * (row is chosen), row) for row in rows])
     for note in sorted({row.allotment.why for row in rows if row.allotment.why}):
         out.print(note, style="dim", markup=False, soft_wrap=True)
     if chosen is not None:
@@ -85,7 +92,7 @@ def plan_all_command(asked: Asked) -> None:
     if asked.context is not None:  # of models that were made for less nothing is asked
         specs = {n: spec for n, spec in specs.items() if asked.context <= spec.context_length}
     for name, spec in specs.items():
-        question = question_of(spec, asked.context, asked.kv)
+        question = _question(spec, asked)
         rows = [row for row in plan(question, machine) if asked.bits in (AUTO, str(row.bits))]
         found.append((name, best(rows) or rows[0]))
     found.sort(key=lambda pair: -pair[1].middle)
@@ -122,21 +129,31 @@ def question_of(spec: ModelSpec, context: int | None, kv: str | None) -> Questio
     return Question(spec=spec, context=context, kv=kv_format)
 
 
+def _question(spec: ModelSpec, asked: Asked) -> Question:
+    question = question_of(spec, asked.context, asked.kv)
+    return replace(question, n_sequences=asked.sequences, misses=asked.misses)
+
+
+def _width(row: Row) -> str:
+    return f"{row.bits}" if row.miss_bits is None else f"{row.bits}, misses {row.miss_bits}"
+
+
 def _command(model: str, row: Row, asked: Asked) -> str | None:
     """The line that runs this row; None where nothing does."""
     if row.verdict == NOT:
         return None
     said = asked.machine
     options = {
-        "gpu": None if said.gpu == AUTO else said.gpu,
+        "gpu": said.gpu,
         "ram": said.ram if is_here(said) else None,
         "vram": said.vram,
         "threads": said.threads,
         "context": asked.context,
         "kv": asked.kv,
+        "misses": asked.misses,
+        "miss_planes": None if row.miss_bits is None else row.miss_bits // SYMBOL_BITS,
     }
-    words = [f"--{name} {value}" for name, value in options.items() if value is not None]
-    return " ".join(["lowmoe run", model, f"--bits {row.bits}", *words])
+    return run_line(model, row.bits, options)
 
 
 def _print_table(first: str, rows: list[tuple[str, Row]]) -> None:

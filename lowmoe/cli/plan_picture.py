@@ -11,7 +11,7 @@ from typing import Any
 
 from lowmoe.errors import UsageError
 from lowmoe.plan.machine import Machine
-from lowmoe.plan.planner import Question, plan
+from lowmoe.plan.planner import READING_SPEED, Question, plan, speed_words
 
 POINTS = 24
 GB = 1e9
@@ -26,11 +26,34 @@ def draw(path: Path, model: str, question: Question, machine: Machine) -> None:
         columns.insert(
             0, ("VRAM, GB", lambda n: replace(machine, vram_bytes=n), machine.vram_bytes)
         )
-    figure = figure_of(6 * len(columns), 4)
-    for number, (label, change, here) in enumerate(columns, start=1):
-        _curves(figure.add_subplot(1, len(columns), number), label, change, here, question)
-    figure.suptitle(f"{model}, predicted: tokens/s of decode, the range of texts")
+    figure = figure_of(6 * len(columns), 4.5)
+    every = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for axes, (label, change, here) in zip(every, columns, strict=True):
+        _curves(axes, label, change, here, question)
+    _scale(every[0])
+    every[0].set_ylabel("tokens/s of decode")
+    every[-1].legend(loc="best")
+    card = (
+        "no GPU"
+        if machine.card is None
+        else f"{machine.card_name}, {machine.vram_bytes / GB:.0f} GB"
+    )
+    figure.suptitle(
+        f"{model}, predicted; bands are the range of texts\n"
+        f"{card}, {machine.ram_bytes / GB:.0f} GB of RAM for it",
+        fontsize="medium",
+    )
     save(figure, path)
+
+
+def _scale(axes: Any) -> None:
+    """Plain numbers on a logarithmic axis, and the speed at which people read."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
 
 def figure_of(width: float, height: float) -> Any:
@@ -65,8 +88,15 @@ def _curves(
             bits = rows[0][width].bits
             axes.fill_between(x, low, high, alpha=0.3, label=f"{bits} bits")
             axes.plot(x, [row.middle for _, row in points if row.decode_tokens_per_s])
+    axes.axhline(READING_SPEED, color="gray", linestyle="dashed", linewidth=1, label="as one reads")
     axes.axvline(here / GB, color="black", linestyle="dotted", label="this plan")
+    for row in plan(question, change(here)):
+        if row.middle:
+            axes.plot(here / GB, row.middle, "o", color="black", markersize=4)
+            axes.annotate(
+                f"{speed_words((row.middle,))} at {row.bits} bits", (here / GB, row.middle),
+                xytext=(6, -12), textcoords="offset points", fontsize=9,
+            )  # fmt: skip
+    axes.set_xlim(0, 2 * here / GB)
     axes.set_xlabel(label)
-    axes.set_ylabel("tokens/s")
-    axes.set_yscale("log")
-    axes.legend()
+    axes.grid(alpha=0.3)

@@ -90,7 +90,9 @@ class TerminalReporter:
         rate = (done - at) / (now - since) if now > since else 0.0
         # The unit once only: in 80 columns there must be room for the time left.
         what = "" if unit == "B" else f" {unit}"
-        text = f"{amount(done, unit)} of {amount(total, unit)}{what}, {amount(rate, unit)}/s"
+        text = f"{amount(done, unit)} of {amount(total, unit)}{what}"
+        if rate:  # at the first call nobody knows it
+            text += f", {size(rate) if unit == 'B' else f'{rate:.3g}'}/s"
         if self._bars:
             if stage not in self._tasks:
                 self._tasks[stage] = self._progress.add_task(stage, total=total, amount=text)

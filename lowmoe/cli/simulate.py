@@ -19,6 +19,7 @@ from lowmoe.errors import MemoryBudgetError, PromptError, UsageError
 from lowmoe.experts.trace import RoutingTrace, read_trace, write_trace
 from lowmoe.families import read_config
 from lowmoe.families.routing_fits import FITS
+from lowmoe.library import locate, made_folder
 from lowmoe.library.optimize import optimize
 from lowmoe.plan.cost import decode_with_hits
 from lowmoe.plan.here import Described, machine_of
@@ -77,8 +78,14 @@ def trace_command(
     write_trace(path, trace)
 
 
-def optimize_command(folder: Path, path: Path) -> None:
+def optimize_command(model: str, path: Path) -> None:
     """Write what a trace says of experts into their folder."""
+    settings = read_settings()
+    folder = made_folder(locate(model, settings), settings)
+    if folder is None:
+        raise UsageError(
+            f"{model}: has no model folder here yet. Make one first: lowmoe pull, or quantize."
+        )
     n_tokens = optimize(folder, read_trace(path))
     out.print(f"{folder}: begins with the experts that {n_tokens} tokens used most", soft_wrap=True)
 

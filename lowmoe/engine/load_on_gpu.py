@@ -262,7 +262,8 @@ def _load_in_part(loading: Loading, place: GpuPlace, n_slots: int, report: Repor
         place.gpu,
         on_cpu,
         MissSplit(
-            there.options.misses_kind, Costs(experts.expert_bytes, place.gpu.read_bandwidth())
+            there.options.misses_kind,
+            Costs(experts.staging.expert_bytes, place.gpu.read_bandwidth()),
         ),
         kv=there.options.kv_format,
         max_tokens=place.division.max_tokens,

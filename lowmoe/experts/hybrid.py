@@ -37,11 +37,12 @@ class HybridExperts:
     has_all: bool = False  # whether none had to be read from disk when the latest pass began
     _n_hits: int = 0
     _n_coarse: int = 0
-    _n_copied: int = 0
+    _n_promoted: int = 0
     _n_passed: int = 0
     _copied_s: float = 0.0
     _layers: Counter[LayerBytes] = field(default_factory=Counter)  # but for the one that is on
-    _layer: list[int] = field(default_factory=lambda: [0, 0, 0])  # its experts, where they count
+    # Its experts: those that are on the GPU, those that are not, those of them that pass through.
+    _layer: list[int] = field(default_factory=lambda: [0, 0, 0])
     _sent: deque[tuple[Sending, int]] = field(default_factory=deque)  # with numbers of experts
     _left: Key | None = None  # for the one that is on its way to the GPU
     _lent: ExitStack = field(default_factory=ExitStack)  # that one, by RAM
@@ -90,17 +91,26 @@ class HybridExperts:
 
     def traffic(self) -> Traffic:
         """What was used and read so far."""
+        passed = self._n_passed * self._miss_bytes
+        in_ram = self.ram.traffic()
         return replace(
-            self.ram.traffic(),
+            in_ram,
+            # What is computed without all its parts is not read in all of them either.
+            ram_bytes=(in_ram.ram_requests + in_ram.disk_requests) * self._miss_bytes,
             gpu_requests=self._n_hits,
             gpu_bytes=self._n_hits * self.expert_bytes,
-            copied_bytes=self._n_copied * self.expert_bytes,
-            passed_bytes=self._n_passed * self.expert_bytes,
+            copied_bytes=passed + self._n_promoted * self.expert_bytes,
+            passed_bytes=passed,
             copied_s=self._copied_s,
-            promoted=self._n_copied - self._n_passed,
+            promoted=self._n_promoted,
             layers=self._layers + self._layer_now(),
             coarse=self._n_coarse,
         )
+
+    @property
+    def _miss_bytes(self) -> int:
+        """Of one expert that is not on the GPU, as it is computed."""
+        return self.staging.expert_bytes
 
     def ask(self, layer_id: int, expert_ids: list[int]) -> list[int]:
         """Say which experts a layer needs now; counts them, and wants from RAM what is not on the
@@ -128,7 +138,6 @@ class HybridExperts:
         with self.staging.passage(experts) as passage:
             yield passage
             self._n_passed += len(experts)
-            self._layer[0] += len(experts)
             self._layer[2] += len(experts)
             self._note_sent(*passage.sendings)
 
@@ -147,12 +156,13 @@ class HybridExperts:
         return done
 
     def _layer_now(self) -> Counter[LayerBytes]:
-        on_gpu, from_ram, sent = (n * self.expert_bytes for n in self._layer)
+        there, missing, passed = self._layer
+        on_gpu = there * self.expert_bytes + passed * self._miss_bytes
+        from_ram, sent = missing * self._miss_bytes, passed * self._miss_bytes
         return Counter({(on_gpu, from_ram, sent): 1} if on_gpu + from_ram else {})
 
     def _note_sent(self, *sendings: tuple[Sending, int]) -> None:
         self._sent.extend(sendings)
-        self._n_copied += sum(n_experts for _, n_experts in sendings)
 
     def move_up(self) -> None:
         """Between passes: let what is on its way to the GPU arrive, and send what deserves it."""
@@ -169,6 +179,7 @@ class HybridExperts:
             self._left, sending = self.slots.promote(key, experts[expert_id])
             self._lent.callback(sending.join)  # before RAM takes it back
             self._note_sent((sending, 1))
+            self._n_promoted += 1
             if self.ram.n_slots <= self.slots.tables.shape[1] + 1:
                 self._lent.close()  # a layer may need all the room there is
 

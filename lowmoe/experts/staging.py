@@ -39,14 +39,14 @@ class _Set:
 
 
 class Staging:
-    """n_staged: how many experts a set has room for; n_parts: of each."""
+    """n_staged: how many experts a set has room for; n_parts: of each; expert_bytes: of those."""
 
     def __init__(
         self, part_bytes: tuple[int, ...], n_experts: int, gpu: Gpu, ring: PinnedRing
     ) -> None:
         """n_experts: the most of any layer."""
         self._places, self._gpu, self._ring = ExpertPlaces(part_bytes), gpu, ring
-        self.n_parts, self._next = len(part_bytes), 0
+        self.n_parts, self.expert_bytes, self._next = len(part_bytes), sum(part_bytes), 0
         self.n_staged = _n_staged(part_bytes, n_experts)
         shape, stride = (n_experts, MAX_PLANES), self._places.stride
         self._sets = [

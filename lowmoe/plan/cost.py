@@ -8,8 +8,9 @@ Knows:        what overlaps with what, what is lost between layers.
 Ignorant of:  where the numbers of a machine come from; what a user sees.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from lowmoe.experts.split import Misses
 from lowmoe.plan.machine import Machine
 from lowmoe.plan.sizes import ModelSizes
 from lowmoe.plan.skew import Skew
@@ -69,18 +70,47 @@ def hit_rates(sizes: ModelSizes, places: Places, skew: Skew) -> tuple[float, flo
     return on_gpu, skew.hit_rate((places.on_gpu + places.in_ram) / n)
 
 
-def decode(sizes: ModelSizes, machine: Machine, places: Places, skew: Skew, n_cached: int) -> Cost:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MissHandling:
+    """misses: where experts are computed that a GPU has no room for; n_planes: that those are
+    computed at, or read from disk before they are wanted again; None for all.  See LoadOptions.
+    """
+
+    misses: Misses = "auto"
+    n_planes: int | None = None
+
+    def share(self, sizes: ModelSizes) -> float:
+        """Of an expert's bytes; its planes are alike."""
+        return 1.0 if self.n_planes is None else self.n_planes / sizes.n_planes
+
+
+DEFAULT_HANDLING = MissHandling()
+
+
+def decode(
+    sizes: ModelSizes,
+    machine: Machine,
+    places: Places,
+    skew: Skew,
+    n_cached: int,
+    handling: MissHandling = DEFAULT_HANDLING,
+) -> Cost:
     """One token after n_cached others."""
-    return decode_with_hits(sizes, machine, *hit_rates(sizes, places, skew), n_cached)
+    on_gpu, in_memory = hit_rates(sizes, places, skew)
+    return decode_with_hits(sizes, machine, on_gpu, in_memory, n_cached, handling)
 
 
 def decode_with_hits(
-    sizes: ModelSizes, machine: Machine, on_gpu: float, in_memory: float, n_cached: int
+    sizes: ModelSizes,
+    machine: Machine,
+    on_gpu: float,
+    in_memory: float,
+    n_cached: int,
+    handling: MissHandling = DEFAULT_HANDLING,
 ) -> Cost:
     """The same where hit rates are known: of the GPU, and of GPU and RAM together."""
     kv = sizes.kv_bytes_per_token * n_cached + 2 * sizes.state_bytes  # read, and written
-    disk_bytes = (1 - in_memory) * sizes.active_expert_bytes * DISK_MORE
-    disk = disk_bytes / machine.disk_bytes_per_s
+    disk = _disk_seconds(sizes, machine, in_memory, handling)
     if machine.card is None:
         cpu = _cpu_seconds(sizes, machine, sizes.bytes_per_token, kv)
         rest = sizes.n_layers * (LAYER_S + (SLOW_LAYER_S if disk else 0.0))
@@ -88,15 +118,38 @@ def decode_with_hits(
     speed = machine.card.bandwidth * GPU_SHARE
     dense = (sizes.dense_bytes_per_token + kv) / speed
     hits = on_gpu * sizes.active_expert_bytes / speed
-    missed = (1 - on_gpu) * sizes.active_expert_bytes
-    # Some misses cross the bus where the CPU alone is slower than RAM (decoder/hybrid.py); what
-    # crosses is read from RAM too.
-    alone = _cpu_seconds(sizes, machine, missed, 0)
-    helped = missed / (missed / alone + machine.card.bus_bandwidth) if alone else 0.0
-    cpu = max(helped, missed / (machine.ram_bytes_per_s * RAM_SHARE))
+    missed = (1 - on_gpu) * sizes.active_expert_bytes * handling.share(sizes)
     rest = sizes.n_layers * (GPU_LAYER_S + (WAIT_S if missed else 0.0))
-    total = dense + max(hits, cpu) + rest
-    return _with_disk(Cost(total=total, gpu=dense + hits, cpu=cpu, rest=rest), disk)
+    if handling.misses == "page":  # computed there behind what is there, as they come
+        hits += missed / speed
+        pcie, cpu = missed / machine.card.bus_bandwidth, 0.0
+    else:
+        pcie, cpu = 0.0, _missed_seconds(sizes, machine, missed, handling.misses)
+    total = dense + max(hits, cpu, pcie) + rest
+    return _with_disk(Cost(total=total, gpu=dense + hits, cpu=cpu, pcie=pcie, rest=rest), disk)
+
+
+def _disk_seconds(
+    sizes: ModelSizes, machine: Machine, in_memory: float, handling: MissHandling
+) -> float:
+    """Of reading what is missing.  What came in part is read to the end if it is wanted again,
+    which is taken to be as likely as any expert is found.
+    """
+    first = handling.share(sizes)
+    missing = (1 - in_memory) * (first + in_memory * (1 - first)) * sizes.active_expert_bytes
+    return missing * DISK_MORE / machine.disk_bytes_per_s
+
+
+def _missed_seconds(sizes: ModelSizes, machine: Machine, missed: float, misses: Misses) -> float:
+    """Of packed bytes that a GPU does not have, on the CPU: with "auto" some cross the bus where it
+    alone is slower than RAM (decoder/hybrid.py); what crosses is read from RAM too.
+    """
+    alone = _cpu_seconds(sizes, machine, missed, 0)
+    if misses == "cpu" or not alone:
+        return alone
+    assert machine.card is not None
+    helped = missed / (missed / alone + machine.card.bus_bandwidth)
+    return max(helped, missed / (machine.ram_bytes_per_s * RAM_SHARE))
 
 
 def _cpu_seconds(sizes: ModelSizes, machine: Machine, packed: float, plain: float) -> float:
@@ -112,16 +165,7 @@ def _with_disk(cost: Cost, disk: float) -> Cost:
     """A layer waits for its reads, and they for its router: little of either hides the other, what
     is read ahead making up for reads that are too few to keep a disk busy (docs/plan.md).
     """
-    if not disk:
-        return cost
-    return Cost(
-        total=cost.total + disk,
-        gpu=cost.gpu,
-        cpu=cost.cpu,
-        pcie=cost.pcie,
-        disk=disk,
-        rest=cost.rest,
-    )
+    return replace(cost, total=cost.total + disk, disk=disk)
 
 
 def prefill(sizes: ModelSizes, machine: Machine, places: Places, n_tokens: int, chunk: int) -> Cost:

@@ -87,13 +87,15 @@ def machine_of(described: Described, settings: Settings) -> tuple[Machine, str]:
         measured=True,
         factor=memo.factor,
     )
-    return machine, f"this machine, measured: {machine_line()}"
+    return machine, f"this machine, measured: {machine_line()}{_unknown_card(described.gpu, name)}"
 
 
 def card_here(wanted: str) -> CardProfile | None:
-    """The profile of a card that computes here, by its name or "auto"; None for none or another."""
+    """The profile of the card that computes where one was wanted by its name or "auto": another may
+    stand in for it.  None for none, or one without a profile.
+    """
     name, here = _card(wanted)
-    return CARDS.get(name) if here else None
+    return CARDS.get(name if here else _card(AUTO)[0])
 
 
 def is_here(described: Described) -> bool:
@@ -171,6 +173,12 @@ def _card(wanted: str) -> tuple[str, bool]:
     if is_without(facts) or find_card(AUTO, facts) is None:
         return "", True
     return next((name for name in CARDS if _is_here(name, facts)), ""), True
+
+
+def _unknown_card(wanted: str, name: str) -> str:
+    """What to say where a card is here that nothing is known of."""
+    found = None if wanted == NONE or name else find_card(AUTO, look())
+    return "" if found is None else f"; of its {found.name} no speeds are known, so without it"
 
 
 def _is_here(name: str, facts: Facts) -> bool:

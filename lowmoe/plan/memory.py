@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 
 from lowmoe.cards import CardProfile
 from lowmoe.decoder.gpu_buffers import why_not_shape
+from lowmoe.decoder.misses import MOST_ON_CPU
 from lowmoe.engine.gpu import GpuNeeds, GpuRefusal
 from lowmoe.engine.load import NATIVE_CHUNK
-from lowmoe.experts.gpu_slots import MIN_GPU_SLOTS
+from lowmoe.engine.machine import PROBE_BYTES
+from lowmoe.experts.pinned_ring import PinnedRing
 from lowmoe.experts.store import MIN_SLOTS
 from lowmoe.kernels import cpu
 from lowmoe.kernels.cuda import MARGIN_BYTES
@@ -22,16 +24,18 @@ from lowmoe.plan.machine import Machine
 from lowmoe.plan.sizes import ModelSizes
 from lowmoe.spec import (
     Attention,
+    ExpertsFeedForward,
     GatedDeltaNet,
     GroupedQueryAttention,
     LatentAttention,
     LightningAttention,
     ModelSpec,
 )
+from quant.layout import round_up
 
 FLOAT_BYTES = 4
+UNIT_ROWS = 256  # kUnitRows of lowmoe/kernels/cpu/engine.h
 ROUNDED_BYTES = 1 + FLOAT_BYTES / 128 + FLOAT_BYTES / 64  # a number as int8, its scale, its sum
-PINNED_BYTES = 64 * 2**20  # the ring that experts cross the bus from, see experts/pinned_ring.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,82 +74,83 @@ class PlannedGpu:
         return max(0, self.memory_bytes - MARGIN_BYTES)
 
 
-def allot(
-    spec: ModelSpec,
-    sizes: ModelSizes,
-    part_bytes: int,
-    machine: Machine,
-    n_context: int,
-    kv: cpu.KvFormat,
-) -> tuple[Machine, Allotment]:
-    """Where everything goes; the machine without its card where that cannot be used.
-
-    part_bytes: of one plane of an expert.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is to have room.  part_bytes: of one plane of an expert; n_context: tokens of each of
+    n_sequences conversations.
     """
-    if machine.card is not None:
-        on_card = _on_card(spec, sizes, part_bytes, machine, n_context, kv)
-        if isinstance(on_card, Allotment):
-            return machine, on_card
-        machine = without_card(machine)
-        return machine, _on_cpu(spec, sizes, machine, n_context, kv, why=on_card)
-    return machine, _on_cpu(spec, sizes, machine, n_context, kv, why=None)
+
+    spec: ModelSpec
+    sizes: ModelSizes
+    part_bytes: int
+    n_context: int
+    kv: cpu.KvFormat
+    n_sequences: int = 1
 
 
-def _on_card(
-    spec: ModelSpec,
-    sizes: ModelSizes,
-    part_bytes: int,
-    machine: Machine,
-    n_context: int,
-    kv: cpu.KvFormat,
-) -> Allotment | str:
-    assert machine.card is not None
+def allot(wanted: Wanted, machine: Machine) -> tuple[Machine, Allotment]:
+    """Where everything goes; the machine without its card where that cannot be used."""
+    if machine.card is None:
+        return machine, _on_cpu(wanted, machine, why=None)
+    on_card = _on_card(wanted, machine, machine.card)
+    if isinstance(on_card, Allotment):
+        return machine, on_card
+    machine = without_card(machine)
+    return machine, _on_cpu(wanted, machine, why=on_card)
+
+
+def _on_card(wanted: Wanted, machine: Machine, card: CardProfile) -> Allotment | str:
+    spec, sizes = wanted.spec, wanted.sizes
     if reason := why_not_shape(spec):
         return reason
     needs = GpuNeeds(
         spec=spec,
         dense_bytes=sizes.dense_bytes,
-        part_bytes=part_bytes,
-        n_context=n_context,
-        n_sequences=1,
-        kv=kv,
+        part_bytes=wanted.part_bytes,
+        n_context=wanted.n_context,
+        n_sequences=wanted.n_sequences,
+        kv=wanted.kv,
     )
-    gpu = PlannedGpu(machine.card_name, machine.card, machine.vram_bytes)
+    gpu = PlannedGpu(machine.card_name, card, machine.vram_bytes)
     try:
         division = needs.divided(gpu, [sizes.n_planes], machine.ram_bytes, gpu.available_bytes())
     except GpuRefusal as refusal:
         return refusal.reason
+    vram = needs.divided_bytes(gpu, division)
     if division.n_slots is None:
-        vram = needs.n_bytes(gpu, sizes.n_planes, division.max_tokens)
         places = Places(on_gpu=sizes.n_experts, in_ram=0)
         return Allotment(places=places, chunk=division.max_tokens, ram_bytes=0, vram_bytes=vram)
-    n_slots = division.n_slots
-    few = needs.least_bytes(gpu, sizes.n_planes, division.max_tokens)
-    vram = few + (n_slots - MIN_GPU_SLOTS) * sizes.expert_bytes
-    free = machine.ram_bytes - PINNED_BYTES
+    n_slots, beside = division.n_slots, _beside_misses(wanted)
+    free = machine.ram_bytes - beside
     in_ram = min(sizes.n_experts - n_slots, max(0, free // sizes.expert_bytes))
     if in_ram < min(MIN_SLOTS, sizes.n_experts - n_slots):
         return f"{max(free, 0)} bytes of RAM are left for experts beside the card's"
     return Allotment(
         places=Places(on_gpu=n_slots, in_ram=in_ram),
         chunk=division.max_tokens,
-        ram_bytes=PINNED_BYTES + in_ram * sizes.expert_bytes,
+        ram_bytes=beside + in_ram * sizes.expert_bytes,
         vram_bytes=vram,
     )
 
 
-def _on_cpu(
-    spec: ModelSpec,
-    sizes: ModelSizes,
-    machine: Machine,
-    n_context: int,
-    kv: cpu.KvFormat,
-    *,
-    why: str | None,
-) -> Allotment:
-    chunk = min(NATIVE_CHUNK, n_context)
-    cache = sizes.kv_bytes_per_token * n_context + sizes.states_bytes
-    beside = sizes.dense_bytes + cache + scratch_bytes(spec, chunk)
+def _beside_misses(wanted: Wanted) -> int:
+    """RAM that loading keeps from experts where a card has the rest of the model: the ring that
+    they cross the bus from, the CPU's scratch, what RAM's speed is measured with.
+    """
+    ring = PinnedRing.needed_bytes(wanted.sizes.n_planes * wanted.part_bytes)
+    return ring + PROBE_BYTES + int(MOST_ON_CPU * _mixing_bytes(wanted.spec))
+
+
+def _on_cpu(wanted: Wanted, machine: Machine, *, why: str | None) -> Allotment:
+    sizes, n_context = wanted.sizes, wanted.n_context
+    chunk = max(min(NATIVE_CHUNK, n_context), wanted.n_sequences)
+    in_pages = round_up(n_context, cpu.PAGE_TOKENS)
+    cache = sizes.kv_bytes_per_token * in_pages + sizes.states_bytes
+    beside = (
+        sizes.dense_bytes
+        + wanted.n_sequences * cache
+        + scratch_bytes(wanted.spec, chunk, machine.cpu.n_threads)
+    )
     n_slots = min(sizes.n_experts, max(0, machine.ram_bytes - beside) // sizes.expert_bytes)
     if n_slots < min(MIN_SLOTS, sizes.n_experts):
         least = beside + MIN_SLOTS * sizes.expert_bytes
@@ -162,36 +167,58 @@ def _on_cpu(
     )
 
 
-def scratch_bytes(spec: ModelSpec, n_tokens: int) -> int:
-    """What a pass of so many tokens takes beside weights and cache: the largest buffers of
-    lowmoe/kernels/cpu/{attention,delta_net,lightning,experts}.cpp; what else there is does not
-    grow with tokens.
+def scratch_bytes(spec: ModelSpec, n_tokens: int, n_threads: int) -> int:
+    """What a pass of so many tokens takes beside weights and cache: the buffers of
+    lowmoe/kernels/cpu/{engine,attention,latent,delta_net,lightning,experts,ends}.cpp and what goes
+    from call to call; what else there is does not grow with tokens.
     """
-    attentions = [layer.attention for layer in spec.layers]
-    wide = max(_attention_floats(a) for a in attentions)
-    out = max(a.q_size for a in attentions)
-    feed = max((layer.feed_forward for layer in spec.layers), key=lambda f: f.n_experts)
+    by_kind: dict[type[Attention], float] = {}
+    for attention in {layer.attention for layer in spec.layers}:
+        kind, n_bytes = type(attention), _attention_bytes(attention, spec)
+        by_kind[kind] = max(by_kind.get(kind, 0.0), n_bytes)
+    n_active = _widest(spec).router.n_active
+    ends = (FLOAT_BYTES + ROUNDED_BYTES) * spec.n_hidden
+    between = FLOAT_BYTES * (2 * spec.n_hidden + 3 * n_active) + 8
+    rows = FLOAT_BYTES * UNIT_ROWS * n_threads
+    per_token = sum(by_kind.values()) + _mixing_bytes(spec) + ends + between + rows
+    return int(n_tokens * per_token) + FLOAT_BYTES * spec.n_vocab
+
+
+def _mixing_bytes(spec: ModelSpec) -> float:
+    """Of a token: the layer with most experts, the widest shared ones."""
+    feed = _widest(spec)
     n_hidden, n_active = spec.n_hidden, feed.router.n_active
-    attending = FLOAT_BYTES * (n_hidden + wide + out) + ROUNDED_BYTES * (n_hidden + out)
-    shared = 0 if feed.shared is None else feed.shared.n_inner
-    mixing = FLOAT_BYTES * (
-        n_hidden + n_active * n_hidden + 3 * feed.n_experts + 3 * shared
-    ) + ROUNDED_BYTES * (n_hidden + n_active * (n_hidden + feed.n_inner) + n_hidden + shared)
-    between = FLOAT_BYTES * (2 * n_hidden + 3 * n_active) + 8
-    return int(n_tokens * (attending + mixing + between)) + FLOAT_BYTES * spec.n_vocab
+    floats = n_hidden + n_active * (n_hidden + 3) + 3 * feed.n_experts
+    rounded = n_hidden + n_active * (n_hidden + feed.n_inner)
+    every = (layer.feed_forward.shared for layer in spec.layers)
+    if shared := max((of.n_inner for of in every if of is not None), default=0):
+        floats += 3 * shared
+        rounded += n_hidden + shared
+    return FLOAT_BYTES * floats + ROUNDED_BYTES * rounded
 
 
-def _attention_floats(attention: Attention) -> int:
-    """Of a token's queries, keys and values, gates and what becomes of them."""
+def _widest(spec: ModelSpec) -> ExpertsFeedForward:
+    return max((layer.feed_forward for layer in spec.layers), key=lambda f: f.n_experts)
+
+
+def _attention_bytes(attention: Attention, spec: ModelSpec) -> float:
+    """Of a token: the norm of what comes in, queries, keys and values, gates, what comes out."""
+    floats, rounded = spec.n_hidden + attention.q_size, spec.n_hidden + attention.q_size
     match attention:
         case GroupedQueryAttention():
-            return (1 + attention.gated) * attention.q_size + 2 * attention.kv_size
+            floats += (1 + attention.gated) * attention.q_size + 2 * attention.kv_size
+            floats += attention.head_size
         case LatentAttention():
-            return attention.q_size
+            # Each head attends over the latent itself, which one head of keys and values is.
+            kept, q_rank = attention.kv_rank + attention.rope_size, attention.q_rank or 0
+            floats += attention.n_heads * (kept + attention.kv_rank + attention.key_size)
+            floats += 4 * kept + q_rank
+            rounded += q_rank
         case GatedDeltaNet():
-            return 2 * attention.n_mixed + attention.q_size + 2 * attention.n_heads
+            floats += 2 * attention.n_mixed + 2 * attention.n_heads
         case LightningAttention():
-            return 4 * attention.q_size
+            floats += 4 * attention.q_size
+    return FLOAT_BYTES * floats + ROUNDED_BYTES * rounded
 
 
 def without_card(machine: Machine) -> Machine:

@@ -7,13 +7,12 @@ Ignorant of:  where predictions are shown.
 from dataclasses import dataclass
 
 from lowmoe.cards import CardProfile
-from lowmoe.engine.load_options import TORCH
+from lowmoe.engine.load_options import TORCH, LoadOptions
 from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.statistics import RunStatistics
 from lowmoe.experts.hybrid import HybridExperts
 from lowmoe.experts.store import ExpertStore
-from lowmoe.kernels import cpu
-from lowmoe.plan.cost import Places, decode
+from lowmoe.plan.cost import DEFAULT_HANDLING, MissHandling, Places, decode
 from lowmoe.plan.here import remember_run, remembered
 from lowmoe.plan.machine import DISK_BYTES_PER_S, Machine
 from lowmoe.plan.sizes import ModelSizes, model_sizes
@@ -34,16 +33,17 @@ class Predictor:
     machine: Machine
     places: Places
     skew: Skew
+    handling: MissHandling = DEFAULT_HANDLING
 
     def __call__(self, n_cached: int) -> float:
-        cost = decode(self.sizes, self.machine, self.places, self.skew, n_cached)
+        cost = decode(self.sizes, self.machine, self.places, self.skew, n_cached, self.handling)
         return self.machine.factor / cost.total
 
 
 def predictor(
-    runtime: Runtime, kv: cpu.KvFormat, card: CardProfile | None, settings: Settings
+    runtime: Runtime, options: LoadOptions, card: CardProfile | None, settings: Settings
 ) -> Predictor | None:
-    """What should come of a model that is loaded.
+    """What should come of a model that is loaded.  options: that it was loaded with.
 
     card: the one that computes, if it has a profile.  None where nobody can say: unquantized
     weights, torch, a card without a profile.
@@ -53,12 +53,15 @@ def predictor(
         return None
     if runtime.gpu is not None and card is None:
         return None
-    sizes = model_sizes(runtime.spec, folder.recipe, kv, n_planes=runtime.bits // SYMBOL_BITS)
+    sizes = model_sizes(
+        runtime.spec, folder.recipe, options.kv_format, n_planes=runtime.bits // SYMBOL_BITS
+    )
     places = _places(runtime)
     machine = _machine(runtime, sizes, places, card, settings)
     powers = [skew.power for skew in expected(sizes.most_experts)]
     middle = Skew(sum(powers) / len(powers))
-    return Predictor(sizes=sizes, machine=machine, places=places, skew=middle)
+    handling = MissHandling(misses=options.misses_kind, n_planes=options.miss_planes)
+    return Predictor(sizes=sizes, machine=machine, places=places, skew=middle, handling=handling)
 
 
 def keep_run(runtime: Runtime, run: RunStatistics, settings: Settings) -> None:

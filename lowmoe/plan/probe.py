@@ -5,6 +5,7 @@ Ignorant of:  models; where results are kept.
 """
 
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from lowmoe.plan.machine import Processor
 from quant.layout import BLOCK_COLUMNS, PlaneLayout
 from quant.trellis import DEFAULT_CODE
 
-RUNS = 5
+RUNS, REPEATS = 5, 8
 CACHED_BYTES = 256 * 1024  # of packed weights: they stay in a core's own cache
 PROMPT_TOKENS = 128
 DISK_BLOCK, DISK_BLOCKS = 8 * 2**20, 32  # about as large as experts are; together 256 MiB
@@ -54,15 +55,11 @@ class _Work:
         }
         self.n_tokens = n_tokens
 
-    def seconds(self, kernel: str) -> float:
-        """The best of some runs, after one that does not count."""
+    def repeat(self, kernel: str) -> None:
+        """Do it some times over."""
         run: Callable[..., None] = getattr(_native, kernel)
-        times = []
-        for _ in range(RUNS + 1):
-            begin = time.perf_counter()
+        for _ in range(REPEATS):
             run(**self._given)
-            times.append(time.perf_counter() - begin)
-        return min(times[1:])
 
 
 def random_plane(layout: PlaneLayout) -> Tensor:
@@ -75,17 +72,39 @@ def random_plane(layout: PlaneLayout) -> Tensor:
 
 
 def measured_processor(isa: str, n_threads: int) -> Processor:
-    """One core's speed times the threads: out of its own cache no core disturbs another."""
-    one = _Work(isa, 2048, 32)
-    words = one.layout.plane_bytes * one.n_tokens / one.seconds("dot_blocks")
-    many = _Work(isa, 2048, PROMPT_TOKENS)
-    weights = many.layout.padded_rows * many.layout.padded_columns
-    products = weights * many.n_tokens / many.seconds("multiply_blocks")
+    """What the threads do at the same time, each out of its own cache: two that are one core's, or
+    cores that slow down for each other's heat, do less than twice what one does alone.
+    """
+    words = [_Work(isa, 2048, 32) for _ in range(n_threads)]
+    products = [_Work(isa, 2048, PROMPT_TOKENS) for _ in range(n_threads)]
+    layout, plane_bytes = products[0].layout, words[0].layout.plane_bytes
+    weights = layout.padded_rows * layout.padded_columns
     return Processor(
         n_threads=n_threads,
-        word_bytes_per_s=words * n_threads,
-        products_per_s=products * n_threads,
+        word_bytes_per_s=plane_bytes * words[0].n_tokens * _times_a_second(words, "dot_blocks"),
+        products_per_s=weights * PROMPT_TOKENS * _times_a_second(products, "multiply_blocks"),
     )
+
+
+def _times_a_second(works: list[_Work], kernel: str) -> float:
+    """How often threads, one for each work, do them together: the best of some runs, after one that
+    does not count.
+    """
+    meeting = threading.Barrier(len(works))
+
+    def share(work: _Work) -> list[float]:
+        times = []
+        for _ in range(RUNS + 1):
+            meeting.wait()
+            begin = time.perf_counter()
+            work.repeat(kernel)
+            meeting.wait()
+            times.append(time.perf_counter() - begin)
+        return times[1:]
+
+    with ThreadPoolExecutor(len(works)) as threads:
+        spent = next(threads.map(share, works))
+    return len(works) * REPEATS / min(spent)
 
 
 def measured_ram(n_threads: int | None) -> float:

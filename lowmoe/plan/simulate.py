@@ -1,15 +1,17 @@
 """Replays a trace through the store and the slots that run in production, without their bytes.
 
 Every expert is a page long, is read at once, and is copied at once: what is asked for, what stays
-and what leaves is decided by the very classes that decide it in a run, with nothing read ahead.
+and what leaves is decided by the very classes that decide it in a run, with nothing read ahead but
+what completes a memory that has room for all.
 
 Knows:        the order in which a run asks.
 Ignorant of:  how long anything takes: see cost.py.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +27,9 @@ from lowmoe.experts.trace import RoutingTrace
 from lowmoe.kernels.gpu import Copies, Event
 from lowmoe.timeline import Mark
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class _Pages:
     """A source of experts that says nothing."""
@@ -33,6 +38,15 @@ class _Pages:
 
     def read(self, layer_id: int, expert_id: int, buffers: list[Tensor]) -> int:
         return ALIGNMENT
+
+
+class _AtOnce(Executor):
+    """What is asked of it is done when it returns."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        done: Future[T] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
 
 
 class _Done:
@@ -131,8 +145,10 @@ def replay(
         ram_budget_bytes=max(n_ram, 2) * ALIGNMENT,
         n_experts_total=total,
         policy=policy(),
+        readers=_AtOnce(),
     ) as ram:
         if n_gpu == 0:
+            _complete(ram, total, trace.n_experts)
             before = ram.traffic()
             for token in range(trace.n_tokens):
                 if token == warm:
@@ -142,6 +158,7 @@ def replay(
             after = ram.traffic() - before
         else:
             experts = _on_gpu(trace.n_experts, n_gpu, ram, policy())
+            _complete(experts, total, trace.n_experts)
             before = experts.traffic()
             for token in range(trace.n_tokens):
                 if token == warm:
@@ -157,6 +174,12 @@ def replay(
         ram=after.ram_requests / asked,
         promoted=after.promoted / (trace.n_tokens - warm),
     )
+
+
+def _complete(experts: ExpertStore | HybridExperts, total: int, n_experts: Sequence[int]) -> None:
+    """What a run reads in its first seconds where memory has room for all."""
+    for _ in range(total):
+        experts.read_rest(n_experts)
 
 
 def _pass(routed: Any, ask: Callable[[int, list[int]], object], ram: ExpertStore) -> None:

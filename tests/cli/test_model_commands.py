@@ -3,6 +3,7 @@
 import builtins
 import importlib.metadata
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import lowmoe
 from cuda_ext import card
 from lowmoe.checkpoint.layout import Recipe
+from lowmoe.checkpoint.popularity import POPULARITY
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
 from lowmoe.kernels import cpu
@@ -51,6 +53,20 @@ def test_a_models_life_from_quantize_to_rm(
 
     assert lowmoe_command("rm", "mine", "--yes").code == 0
     assert json.loads(lowmoe_command("list", "--json").out)["models"] == []
+
+
+def test_a_model_is_optimized_by_its_name(
+    lowmoe_command: RunCommand, model_folder: Path, home: Path, tmp_path: Path
+) -> None:
+    folder, trace, text = home / "models" / "mine", tmp_path / "t.npz", tmp_path / "text"
+    shutil.copytree(model_folder, folder)
+    text.write_text("Once upon a time there was a model. " * 9)
+    assert lowmoe_command("trace", "mine", text, "--out", trace, "--tokens", 40).code == 0
+    done = lowmoe_command("optimize", "mine", "--trace", trace)
+    assert (done.code, (folder / POPULARITY).is_file()) == (0, True)
+    nowhere = lowmoe_command("optimize", "mixtral-8x7b", "--trace", trace)
+    assert nowhere.code == 2
+    assert "no model folder here yet" in nowhere.err
 
 
 def test_list_tells_what_is_unfinished_and_what_comes_along(
@@ -178,6 +194,16 @@ def test_doctor_tells_what_the_machine_offers(lowmoe_command: RunCommand, home: 
     assert [p.name for p in home.iterdir()] == [NAME]  # the probes are gone
     shown = lowmoe_command("doctor").out
     assert all(key.replace("_", " ") in shown for key in values)
+
+
+def test_doctor_tells_of_a_machine_where_lowmoe_is_not_installed(
+    lowmoe_command: RunCommand, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert json.loads(lowmoe_command("doctor", "--json").out)["lowmoe"] == "not installed"
 
 
 @pytest.mark.usefixtures("_installed")

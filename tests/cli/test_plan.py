@@ -16,11 +16,14 @@ def test_plan_prints_rows_as_json(lowmoe_command: RunCommand) -> None:
     done = lowmoe_command("plan", "mixtral-8x22b", "--gpu", "4090", "--ram", "64GiB", "--json")
     assert done.code == 0
     rows = json.loads(done.out.splitlines()[-1])["rows"]
-    assert [row["bits"] for row in rows] == [2, 4, 6]
+    widths = [(row["bits"], row["miss_bits"]) for row in rows]
+    assert widths == [(2, None), (4, None), (6, None), (4, 2), (6, 2), (6, 4)]
     for row in rows:
         assert row["decode_tokens_per_s"][0] < row["decode_tokens_per_s"][1]
         assert set(row["bytes"]) == {"disk", "ram", "vram"}
-        assert row["command"] == f"lowmoe run mixtral-8x22b --bits {row['bits']} --gpu 4090"
+        misses = f" --miss-planes {row['miss_bits'] // 2}" if row["miss_bits"] else ""
+        line = f"lowmoe run mixtral-8x22b --bits {row['bits']} --gpu 4090{misses}"
+        assert row["command"] == line
 
 
 def test_plan_reads_a_config_file(lowmoe_command: RunCommand, tmp_path: Path) -> None:

@@ -141,6 +141,12 @@ def test_on_a_card_hits_have_all_planes_and_misses_the_first(
     store: Any = runtime.store
     n_first, n_all = len(store.ram._coarse.first.buffer_bytes), store.slots.n_parts
     assert (n_first, n_all, store.staging.n_parts) == (1, 2, 1)
+    traffic = store.traffic()
+    n_missed, one_plane = traffic.ram_requests + traffic.disk_requests, store.expert_bytes // 2
+    assert traffic.ram_bytes == n_missed * one_plane
+    assert traffic.passed_bytes == (n_missed * one_plane if misses == "page" else 0)
+    assert traffic.copied_bytes - traffic.passed_bytes == traffic.promoted * store.expert_bytes
+    assert sum(of[1] * n for of, n in traffic.layers.items()) == traffic.ram_bytes
     runtime.close()
 
 

@@ -41,10 +41,35 @@ def test_what_does_not_fit_names_a_line_that_would(tmp_path: Path) -> None:
     with pytest.raises(MemoryBudgetError) as refused:
         advised("qwen-72b", tmp_path, ram=38 * GB, context=8192)
     said = str(refused.value)
-    found = re.search(r"lowmoe run qwen-72b --bits (\d) --context (\d+)", said)
+    line = r"lowmoe run qwen-72b --bits (\d) --gpu none --ram 38000000000 --context (\d+)$"
+    found = re.search(line, said)
     assert found is not None, said
     bits, context = int(found[1]), int(found[2])
     assert advised("qwen-72b", tmp_path, ram=38 * GB, bits=bits, context=context)[0] == bits
+
+
+def test_the_line_that_would_run_keeps_what_was_asked_for(tmp_path: Path) -> None:
+    asked = {"ram": 38 * GB, "kv": "float32", "threads": 1, "context": 4096}
+    with pytest.raises(MemoryBudgetError) as refused:
+        advised("qwen-72b", tmp_path, **asked)
+    words = str(refused.value).partition("This would: ")[2]
+    assert words == (
+        "lowmoe run qwen-72b --bits 2 --gpu none --ram 38000000000 --threads 1 --context 2048 "
+        "--kv float32"
+    )
+
+
+def test_conversations_beside_each_other_have_caches_of_their_own(tmp_path: Path) -> None:
+    """2.6 MB a token: 5.4 GB of 2048."""
+    options = {"bits": 2, "context": 2048, "ram": 30 * GB}
+    assert advised("qwen-72b", tmp_path, sequences=1, **options)[0] == 2
+    with pytest.raises(MemoryBudgetError, match="does not fit"):
+        advised("qwen-72b", tmp_path, sequences=4, **options)
+
+
+def test_as_many_planes_of_misses_as_of_all_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no more planes"):
+        advised("mixtral-8x7b", tmp_path, bits=2, miss_planes=1)
 
 
 def test_what_fits_in_no_way_says_so(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from lowmoe.cards import CARDS
+from lowmoe.experts.split import MISSES
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
 from lowmoe.plan.machine import Machine, processor
@@ -15,6 +16,7 @@ from lowmoe.plan.planner import (
     READING_SPEED,
     Question,
     best,
+    mixed,
     plan,
 )
 
@@ -97,3 +99,40 @@ def test_a_larger_card_is_never_slower(name: str) -> None:
         for n in (12, 16, 24, 32, 48, 80)
     ]
     assert speeds == sorted(speeds)
+
+
+def test_misses_at_fewer_planes_are_faster_and_shown_only_where_something_is_missed() -> None:
+    asked = question("mixtral-8x22b")
+    for machine in (PC, WITH_4090):
+        rows = plan(asked, machine)
+        widths = {row.bits: row for row in rows}
+        found = mixed(asked, machine, rows)
+        assert {row.bits for row in found} <= widths.keys()
+        for row in found:
+            assert row.miss_bits is not None
+            assert row.miss_bits < row.bits
+            assert row.middle > widths[row.bits].middle
+            assert row.allotment == widths[row.bits].allotment  # whole ones have room all the same
+    assert [(row.bits, row.miss_bits) for row in mixed(asked, WITH_4090, plan(asked, WITH_4090))]
+    fitting = question("olmoe-1b-7b")
+    assert mixed(fitting, PC, plan(fitting, PC)) == []
+
+
+def test_a_choice_of_where_misses_are_computed_is_never_faster_than_the_faster() -> None:
+    asked = question("mixtral-8x22b")
+    speeds = {
+        misses: [row.middle for row in plan(replace(asked, misses=misses), WITH_4090)]
+        for misses in MISSES
+    }
+    for auto, *others in zip(speeds["auto"], speeds["cpu"], speeds["page"], strict=True):
+        assert auto >= max(others) * (1 - 1e-9)
+
+
+def test_more_conversations_leave_less_room_for_experts() -> None:
+    asked = question("mixtral-8x22b", 8192)
+    for machine in (replace(PC, ram_bytes=40 * 10**9), WITH_4090):
+        one, four = (
+            plan(replace(asked, n_sequences=n), machine)[1].allotment.places for n in (1, 4)
+        )
+        assert four.on_gpu + four.in_ram <= one.on_gpu + one.in_ram
+        assert (four.on_gpu, four.in_ram) != (one.on_gpu, one.in_ram)

@@ -95,6 +95,15 @@ def test_slots_of_a_gpu_serve_what_they_hold_and_ram_the_rest() -> None:
     assert everything.gpu == 1.0
 
 
+def test_where_gpu_and_ram_have_room_for_all_only_what_has_just_left_is_read_again() -> None:
+    trace = drawn(200, 3, 8, 2, seed=7)
+    make = partial(policy_of, "decayed", trace, counted(trace))
+    found = replay(trace, n_gpu=10, n_ram=14, policy=make)
+    # One expert leaves the GPU a pass at most, and is in RAM from the next on.
+    assert 1 - found.gpu - found.ram <= 1 / (trace.n_layers * trace.n_active)
+    assert replay(trace, n_gpu=0, n_ram=24, policy=make, warm=0).ram == 1.0
+
+
 def test_halves_are_the_trace() -> None:
     trace = drawn(9, 2, 8, 2, seed=4)
     first, second = halves(trace)

@@ -1,0 +1,23 @@
+"""The command that would run a model as it was planned.
+
+Knows:        how `lowmoe run` spells what a plan was asked for.
+Ignorant of:  plans.
+"""
+
+from collections.abc import Mapping
+
+# Of LoadOptions, but those that `lowmoe run` has no word for.
+OPTIONS = ("gpu", "ram", "vram", "threads", "context", "kv", "misses", "miss_planes")
+
+
+def run_line(model: str, bits: int, options: Mapping[str, object]) -> str:
+    """options: by their names in LoadOptions; None, "auto" and what is not among OPTIONS are left
+    out.
+    """
+    said = {name: options.get(name) for name in OPTIONS}
+    words = [
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in said.items()
+        if value not in (None, "auto")
+    ]
+    return " ".join(["lowmoe run", model, f"--bits {bits}", *words])
