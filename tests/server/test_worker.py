@@ -542,6 +542,7 @@ WEATHER = Tool(
         "type": "object",
         "properties": {"city": {"enum": ["Rome", "Oslo"]}},
         "required": ["city"],
+        "additionalProperties": False,
     },
 )
 
