@@ -122,7 +122,7 @@ def _require_json(what: str, value: object, most_chars: int) -> int:
 
 
 def _depth(value: object) -> int:
-    """How deep objects and lists lie in each other; no more than one beyond MAX_DEPTH is counted."""
+    """How deep objects and lists lie in each other, counted to one beyond MAX_DEPTH."""
     level, depth = [value], 1
     while depth <= MAX_DEPTH:
         children = (child for item in level for child in _children(item))
