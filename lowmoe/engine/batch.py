@@ -33,7 +33,7 @@ class Batch:
         self.tally = Tally(whole=runtime.store.traffic())
         self._answers: list[Answer] = []
         self._conversations = [Conversation(runtime) for _ in range(runtime.n_sequences)]
-        self._turns = itertools.count(1)
+        self._turns, self._chunks = itertools.count(1), itertools.count()
         self._one_call = threading.Lock()
 
     @property
@@ -92,7 +92,7 @@ class Batch:
         return conversation
 
     def step(self) -> list[Answer]:
-        """A chunk of the prompt that has waited longest, then one token of every other answer.
+        """A chunk of a prompt, then one token of every answer whose prompt is read.
 
         Returns the answers that have something to `take` or have ended; the latter have left.
         Raises what reading raises; another step tries the same again.
@@ -100,7 +100,7 @@ class Batch:
         ended = self._leave_cancelled()
         for answer in self._answers:
             answer.settle()
-        joining = next((answer for answer in self._answers if not answer.is_read), None)
+        joining = self._next_to_read()
         if joining is not None:
             self.run(joining.conversation, joining.missing[: self.chunk_tokens])
             ended += self._leave_cancelled()
@@ -108,6 +108,15 @@ class Batch:
         if running:
             self._decode(running)
         return ended + running
+
+    def _next_to_read(self) -> Answer | None:
+        """The prompt that has waited longest and the one that has the least left take turns, so
+        that a short question passes a long text, and none waits for ever.
+        """
+        unread = [answer for answer in self._answers if not answer.is_read]
+        if len(unread) > 1 and next(self._chunks) % 2:
+            return min(unread, key=lambda answer: len(answer.missing))
+        return unread[0] if unread else None
 
     def run(self, conversation: Conversation, ids: Sequence[int]) -> Tensor:
         """Tokens of a prompt, chunk_tokens at most.  Returns the last hidden state, [T, H]."""

@@ -9,6 +9,7 @@ messages gets them at the head of the first user's turn, as its later versions d
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ You may call these functions to answer, each given as JSON with the schema of it
 To call a function, write its name and its arguments like this, and end your answer there:
 {example}"""
 _EXAMPLE = ToolCall(id="", name="function-name", arguments={"argument-name": "value"})
+_SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 _RESULT = "<tool_response>\n{}\n</tool_response>"
 
 
@@ -119,7 +121,7 @@ class Turns:
         return turn | ({} if message.name is None else {"name": self._marks.text(message.name)})
 
     def _id(self, call_id: str) -> str:
-        if self._habits.short_ids:
+        if self._habits.short_ids and not _SHORT_ID.fullmatch(call_id):
             return hashlib.sha256(call_id.encode()).hexdigest()[:9]
         return self._marks.text(call_id)
 
@@ -172,7 +174,7 @@ def _in_order(
         if not isinstance(message, Message) or not message.calls or habits.calls is None:
             ordered.append(message)
             continue
-        if message.content and not habits.text_beside:
+        if message.content and habits.text == "before":
             ordered.append(replace(message, calls=()))
             message = replace(message, content="", thinking="")
         if len(message.calls) > 1 and habits.one_call:

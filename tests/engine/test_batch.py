@@ -209,6 +209,19 @@ def test_prompts_are_read_in_the_order_they_came(runtime: Runtime) -> None:
     ]
 
 
+def test_a_short_prompt_passes_a_long_one_that_goes_on_all_the_same(runtime: Runtime) -> None:
+    batch = Batch(runtime)
+    batch.chunk_tokens = 10
+    long, other, short = (answer_to(runtime, prompt(i, n)) for i, n in enumerate((101, 71, 11)))
+    for answer in (long, other, short):
+        batch.join(answer)
+    left = []
+    for _ in range(4):
+        batch.step()
+        left.append((len(long.missing), len(other.missing), short.n_new > 0))
+    assert left == [(90, 70, False), (90, 70, True), (80, 70, True), (80, 60, True)]
+
+
 def test_there_is_room_for_so_many_and_no_more(runtime: Runtime, batch: Batch) -> None:
     answers = [answer_to(runtime, prompt(i, 3)) for i in range(5)]
     for answer in answers[:4]:

@@ -30,6 +30,8 @@ class CallSections(Style):
         def calls(tag: str) -> Reading[bool]:
             yield from reader.blanks()
             follows = yield from reader.expect(OPEN)
+            if not follows:
+                return False
             while follows == OPEN:
                 head = yield from reader.until(ARGUMENTS, most=MAX_HEAD)
                 name = _ID.fullmatch(head[0]) if head else None

@@ -27,7 +27,7 @@ class Harmony(Style):
     """A message to a tool ends the answer, so there is one call in each."""
 
     from_start = True  # a call is told by the head of its message
-    tags = (TO_TOOL, CALL, START, CHANNEL, MESSAGE, END, CONSTRAIN)
+    tags = (CALL, START, CHANNEL, MESSAGE, END, CONSTRAIN)
 
     def read(self, reader: Reader, tools: Tools) -> Reading[None]:
         def call(tag: str) -> Reading[bool]:

@@ -39,6 +39,8 @@ class ToolSep(Style):
         def calls(tag: str) -> Reading[bool]:
             yield from reader.blanks()
             follows = yield from reader.expect(OPEN)
+            if not follows:
+                return False
             while follows == OPEN:
                 if not (yield from self._call(reader, tools)):
                     return False
