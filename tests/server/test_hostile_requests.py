@@ -1,7 +1,8 @@
 """What brought other servers down, or made them tell what they should not: one test for each class.
 
 The classes are those of published advisories on servers of language models and what they stand on.
-Hosts, origins and the key are in test_guard, slow and endless connections in test_connection.
+Hosts, origins and the key are in test_guard, slow and endless connections in test_connection,
+paths out of the page's folder in test_page_routes.
 """
 
 import json
@@ -16,6 +17,7 @@ import pytest
 from lowmoe.server import guard
 from lowmoe.server.app import ServerOptions
 from tests.server.fake_service import FakeService
+from tests.server.fake_watch import FakeWatch
 from tests.server.serving import serving
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -230,6 +232,15 @@ def test_a_models_name_is_no_path(client: httpx2.Client, model: str) -> None:
     # Class: names from a request that become paths to files or addresses to pull from.
     refused(client.post("/v1/chat/completions", json={**CHAT, "model": model}), 404)
     assert client.get(f"/v1/models/{model.replace(chr(0), '%00')}").status_code == 404
+
+
+def test_a_file_is_sent_whole_whatever_ranges_are_asked() -> None:
+    # Class: a header of thousands of overlapping ranges, each merged with all others or sent.
+    ranges = "bytes=" + ",".join(f"{n}-" for n in range(4000))
+    with serving(FakeService(), watch=FakeWatch()) as url:
+        whole = httpx2.get(f"{url}/page/chat.js")
+        asked = httpx2.get(f"{url}/page/chat.js", headers={"range": ranges})
+    assert (asked.status_code, asked.content) == (200, whole.content)
 
 
 def test_a_bug_tells_the_log_and_not_the_client(caplog: pytest.LogCaptureFixture) -> None:
