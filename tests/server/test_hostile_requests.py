@@ -192,6 +192,15 @@ def test_what_is_not_json_for_everybody_is_refused(client: httpx2.Client, body: 
         refused(client.post(path, headers=JSON, content=body))
 
 
+@pytest.mark.parametrize("part", [b"[],", b'{"a":1},', b"[[]],"], ids=repr)
+def test_a_body_of_millions_of_parts_is_refused_before_they_are_made(
+    client: httpx2.Client, part: bytes
+) -> None:
+    # Class: small to send, large to hold, and nobody else is answered while it is made.
+    body = b'{"messages": [' + part * (7_000_000 // len(part)) + b"1]}"
+    refused(client.post("/v1/messages", headers=JSON, content=body), 413)
+
+
 def test_a_compressed_body_is_not_unpacked(client: httpx2.Client) -> None:
     # Class: a few kilobytes that unpack into gigabytes.
     headers = {**JSON, "content-encoding": "gzip"}
