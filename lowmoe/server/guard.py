@@ -19,9 +19,9 @@ from lowmoe.server.hosts import Hosts
 
 MAX_BODY_BYTES = 8 << 20
 MAX_HEAD_BYTES = 32 << 10
-# Characters that open an object or a list, in texts too: 8 MiB of source code have fewer.  Making a
-# million of them takes Python a second, in which nobody else is answered.
-MAX_BRACKETS = 500_000
+# Characters that open an object or a list, in texts too: a million tokens of source code have about
+# so many.  Making so many objects takes Python a quarter of a second, in which nobody is answered.
+MAX_BRACKETS = 250_000
 BODY_S = 60.0  # for a whole body to arrive
 
 # What tells nothing of the model: whether it is there, and the page, which asks for the key.
