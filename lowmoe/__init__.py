@@ -10,8 +10,19 @@ from lowmoe.errors import LowMoeError
 if TYPE_CHECKING:
     from lowmoe.api import Model, load, quantize
     from lowmoe.engine.answer import Token
+    from lowmoe.engine.constraint import Grammar, JsonSchema, Regex
 
-__all__ = ["LowMoeError", "Model", "Token", "__version__", "load", "quantize"]
+__all__ = [
+    "Grammar",
+    "JsonSchema",
+    "LowMoeError",
+    "Model",
+    "Regex",
+    "Token",
+    "__version__",
+    "load",
+    "quantize",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -22,6 +33,8 @@ def __getattr__(name: str) -> object:
         return getattr(importlib.import_module("lowmoe.api"), name)
     if name == "Token":
         return importlib.import_module("lowmoe.engine.answer").Token
+    if name in ("Grammar", "JsonSchema", "Regex"):
+        return getattr(importlib.import_module("lowmoe.engine.constraint"), name)
     if name == "__version__":
         return importlib.metadata.version("lowmoe")
     raise AttributeError(f"module 'lowmoe' has no attribute {name!r}")

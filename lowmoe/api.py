@@ -14,12 +14,14 @@ from typing import TypeAlias, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from lowmoe.engine.answer import Token, check_ids
+from lowmoe.engine.constraint import Constraint
 from lowmoe.engine.generate import Session
 from lowmoe.engine.load import load_checkpoint, load_folder
 from lowmoe.engine.load_options import LoadOptions
-from lowmoe.engine.options import SamplingOptions, sampling_options
+from lowmoe.engine.options import SamplingArguments, SamplingOptions, sampling_options
 from lowmoe.engine.report import OnceUnderWay, Reporter, SilentReporter
 from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.statistics import RunStatistics
@@ -73,68 +75,52 @@ class Model:
         """The parts the model is made of."""
         return self._open_session().runtime
 
-    def options(
-        self,
-        *,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] | None = None,
-        max_new_tokens: int | None = None,
-    ) -> SamplingOptions:
+    def options(self, **asked: Unpack[SamplingArguments]) -> SamplingOptions:
         """Settle sampling options: what is given, else what the model recommends, else ours."""
-        return sampling_options(
-            self.runtime.text.defaults,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            stop=stop,
-            max_new_tokens=max_new_tokens,
-        )
+        return sampling_options(self.runtime.text.defaults, **asked)
 
     def stream(
         self,
         prompt: Prompt,
         *,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] | None = None,
-        max_new_tokens: int | None = None,
+        constraint: Constraint | None = None,
+        n_logprobs: int | None = None,
+        **sampling: Unpack[SamplingArguments],
     ) -> Iterator[Token]:
         """Tokens of the answer as they are made.
 
-        prompt: a string, or chat messages.  Options left out are what the model recommends, else
-        lowmoe's own defaults.  Raises PromptError for a prompt that is empty or too long,
-        TextError for a model without a tokenizer, or for messages without a chat template.
-        """
-        options = self.options(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            stop=stop,
-            max_new_tokens=max_new_tokens,
-        )
-        return self.stream_with(prompt, options)
+        prompt: a string, or chat messages.  constraint: the form the answer must have, after the
+        thinking of a model that thinks.  n_logprobs: tell of each token how likely it was, and so
+        many of the likeliest beside it (Token.chosen).  sampling: SamplingArguments' options; those
+        left out are what the model recommends, else lowmoe's own defaults.
 
-    def stream_with(self, prompt: Prompt, options: SamplingOptions) -> Iterator[Token]:
+        Raises PromptError for a prompt that is empty or too long, TextError for a model without a
+        tokenizer, or for messages without a chat template, UsageError for an option out of its
+        bounds or a form that an answer cannot be kept to.
+        """
+        return self.stream_with(
+            prompt, self.options(**sampling), constraint=constraint, n_logprobs=n_logprobs
+        )
+
+    def stream_with(
+        self,
+        prompt: Prompt,
+        options: SamplingOptions,
+        *,
+        constraint: Constraint | None = None,
+        n_logprobs: int | None = None,
+    ) -> Iterator[Token]:
         """The same with options that are settled."""
-        return self._open_session().stream(self._encode(prompt), options)
+        return self._open_session().stream(
+            self._encode(prompt), options, constraint=constraint, n_logprobs=n_logprobs
+        )
 
     def stream_all(
-        self, prompts: Sequence[Prompt], options: Sequence[SamplingOptions]
+        self,
+        prompts: Sequence[Prompt],
+        options: Sequence[SamplingOptions],
+        *,
+        constraint: Constraint | None = None,
     ) -> Iterator[tuple[int, Token]]:
         """Tokens of several answers as they are made, each with which prompt's it is.
 
@@ -146,7 +132,7 @@ class Model:
                 f"{len(prompts)} prompts, but {len(options)} sampling options. Give one for each."
             )
         ids = [self._encode(prompt) for prompt in prompts]
-        return self._open_session().stream_all(ids, options)
+        return self._open_session().stream_all(ids, options, constraint=constraint)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if not prompt or (isinstance(prompt, str) and not prompt.strip()):
@@ -158,15 +144,9 @@ class Model:
         self,
         prompt: Prompt,
         *,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] | None = None,
-        max_new_tokens: int | None = None,
         hide_thinking: bool = False,
+        constraint: Constraint | None = None,
+        **sampling: Unpack[SamplingArguments],
     ) -> str: ...
 
     @overload
@@ -174,30 +154,18 @@ class Model:
         self,
         prompt: list[str] | list[Messages],
         *,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] | None = None,
-        max_new_tokens: int | None = None,
         hide_thinking: bool = False,
+        constraint: Constraint | None = None,
+        **sampling: Unpack[SamplingArguments],
     ) -> list[str]: ...
 
     def generate(
         self,
         prompt: Prompt | list[str] | list[Messages],
         *,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] | None = None,
-        max_new_tokens: int | None = None,
         hide_thinking: bool = False,
+        constraint: Constraint | None = None,
+        **sampling: Unpack[SamplingArguments],
     ) -> str | list[str]:
         """The whole answer, without the prompt, or of a list of prompts all their answers.
 
@@ -205,19 +173,11 @@ class Model:
 
         Arguments and errors are stream's; several are decoded together as stream_all does.
         """
-        options = self.options(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            stop=stop,
-            max_new_tokens=max_new_tokens,
-        )
+        options = self.options(**sampling)
         prompts = _several(prompt)
         answers = [""] * len(prompts)
-        for index, token in self.stream_all(prompts, [options] * len(prompts)):
+        all_of_them = self.stream_all(prompts, [options] * len(prompts), constraint=constraint)
+        for index, token in all_of_them:
             if token.kind == "answer" or not hide_thinking:
                 answers[index] += token.text
         return answers if prompts is prompt else answers[0]

@@ -220,6 +220,112 @@ def _make_options(
 
 
 @app.command()
+def serve(
+    model: OptionalModel = "demo",
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; any but this machine's needs a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.")] = 8080,
+    api_key: Annotated[
+        str | None, typer.Option(help="What clients must send. Default: LOWMOE_API_KEY.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name by which clients may call; may be given several times."),
+    ] = None,
+    sequences: Annotated[
+        int | None,
+        typer.Option(
+            help="Answers decoded together, each with a cache of its own. Default: 8, or what an "
+            "eighth of the memory holds."
+        ),
+    ] = None,
+    queue: Annotated[
+        int, typer.Option(help="Requests that may wait for their turn; more are refused.")
+    ] = 64,
+    gpu: Gpu = "auto",
+    bits: Bits = "auto",
+    ram: Ram = None,
+    vram: Vram = None,
+    threads: Threads = None,
+    context: Context = None,
+    kv: Kv = None,
+    misses: Misses = "auto",
+    cache_aware_routing: CacheAwareRouting = None,
+    miss_planes: MissPlanes = None,
+    trace_timeline: TraceTimeline = None,
+) -> None:
+    """Answer programs that speak OpenAI's or Anthropic's API; Ctrl-C ends it."""
+    from lowmoe.cli.serve import Asked, serve_command
+
+    serve_command(
+        model,
+        Asked(
+            host=host,
+            port=port,
+            api_key=api_key,
+            allow_hosts=tuple(allow_host or ()),
+            sequences=sequences,
+            n_waiting=queue,
+            timeline=trace_timeline,
+        ),
+        _load_options(
+            gpu,
+            bits,
+            ram,
+            vram,
+            threads,
+            context,
+            kv,
+            misses,
+            cache_aware_routing,
+            miss_planes,
+            1 if sequences is None else sequences,
+        ),
+    )
+
+
+@app.command()
+def launch(
+    client: Annotated[
+        str | None, typer.Argument(help="Which program or library; without: says which there are.")
+    ] = None,
+    command: Annotated[
+        list[str] | None, typer.Argument(help="A command of your own, after --, to run instead.")
+    ] = None,
+    url: Annotated[
+        str, typer.Option(help="Where `lowmoe serve` answers.")
+    ] = "http://127.0.0.1:8080",
+    model: Annotated[
+        str | None, typer.Option(help="The model's name. Default: the server is asked.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="The server's key. Default: LOWMOE_API_KEY.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done, for a shell.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Start a program of others, say a coding agent, that asks this server and nobody else."""
+    from lowmoe.cli.launch import Asked, launch_command
+
+    code = launch_command(
+        Asked(
+            client=client,
+            url=url,
+            model=model,
+            api_key=api_key,
+            command=tuple(command or ()),
+            dry_run=dry_run,
+            json=json,
+        )
+    )
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
 def quantize(
     source: Annotated[Path, typer.Argument(help="A checkpoint folder or a GGUF file.")],
     folder: Annotated[Path, typer.Argument(help="The model folder to make or go on with.")],

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lowmoe.engine.answer import Answer, Token
 from lowmoe.engine.batch import Batch
+from lowmoe.engine.constraint import Constraint
 from lowmoe.engine.machine import new_pool, ram_read_bandwidth
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.run_clock import RunClock
@@ -65,27 +66,52 @@ class Session:
         Raises PromptError for an empty prompt or one that leaves no room in the context, and
         UsageError once this answer has given way to another.
         """
-        answer = self._answer(prompt_ids, options, heed_ends=heed_ends, spelled=False)
+        ends = self.runtime.end_ids if heed_ends else set()
+        answer = Answer(self.runtime, prompt_ids, options, end_ids=ends, spelled=False)
         self._latest = [answer]
         return (token.id for _, token in self._together([answer]) if token.id is not None)
 
-    def stream(self, prompt_ids: Sequence[int], options: SamplingOptions) -> Iterator[Token]:
+    def stream(
+        self,
+        prompt_ids: Sequence[int],
+        options: SamplingOptions,
+        *,
+        constraint: Constraint | None = None,
+        n_logprobs: int | None = None,
+    ) -> Iterator[Token]:
         """The same as tokens with their text, ended also by a stop text.
 
-        A prompt that cannot be answered raises now, not at the first token.
+        A prompt that cannot be answered raises now, not at the first token; so does a constraint
+        that cannot be kept to. n_logprobs: see Answer.
         """
-        return (token for _, token in self.stream_all([prompt_ids], [options]))
+        all_of_it = self.stream_all(
+            [prompt_ids], [options], constraint=constraint, n_logprobs=n_logprobs
+        )
+        return (token for _, token in all_of_it)
 
     def stream_all(
-        self, prompts: Sequence[Sequence[int]], options: Sequence[SamplingOptions]
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: Sequence[SamplingOptions],
+        *,
+        constraint: Constraint | None = None,
+        n_logprobs: int | None = None,
     ) -> Iterator[tuple[int, Token]]:
         """Tokens of several answers as they come, each with which prompt's it is.
 
         As many are decoded together as the model was loaded for; as one ends, the next begins.
-        options: one for each prompt.
+        options: one for each prompt; constraint, n_logprobs: the same for all.
         """
+        form = None if constraint is None else self.runtime.forms.compile(constraint)
         answers = [
-            self._answer(ids, of_ids, heed_ends=True, spelled=True)
+            Answer(
+                self.runtime,
+                ids,
+                of_ids,
+                end_ids=self.runtime.end_ids,
+                constraint=form,
+                n_logprobs=n_logprobs,
+            )
             for ids, of_ids in zip(prompts, options, strict=True)
         ]
         self._latest = answers  # now: a stop before the first token is asked for counts
@@ -95,17 +121,6 @@ class Session:
         """End what was asked for last at its next token; any thread or signal handler may call."""
         for answer in self._latest:
             answer.cancel()
-
-    def _answer(
-        self,
-        prompt_ids: Sequence[int],
-        options: SamplingOptions,
-        *,
-        heed_ends: bool,
-        spelled: bool,
-    ) -> Answer:
-        ends = self.end_ids() if heed_ends else set()
-        return Answer(self.runtime, prompt_ids, options, end_ids=ends, spelled=spelled)
 
     def _together(self, answers: list[Answer]) -> Iterator[tuple[int, Token]]:
         batch, waiting = self.batch, deque(answers)
@@ -134,9 +149,6 @@ class Session:
         """The answer that began first gives way if there is no other room."""
         if not self.batch.n_free:
             self.batch.leave(self.batch.answers[0], "overtaken")
-
-    def end_ids(self) -> set[int]:
-        return {*self.runtime.spec.end_ids, *self.runtime.text.defaults.eos_ids}
 
     # --- how it went
 

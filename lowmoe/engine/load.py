@@ -35,6 +35,7 @@ from lowmoe.errors import UsageError
 from lowmoe.experts.source import CheckpointExperts, CoarseFirst, ExpertSource, FolderExperts
 from lowmoe.experts.store import ExpertStore
 from lowmoe.experts.traced import open_store, traced
+from lowmoe.experts.uses import Uses
 from lowmoe.families import read_config
 from lowmoe.kernels import cpu
 from lowmoe.kernels.reference import ReferenceKernels
@@ -220,6 +221,7 @@ def _with_store(
         n_experts_total=spec.n_experts_total,
         popularity=loading.popularity(),
         coarse=coarse,
+        uses=Uses(spec.n_experts_by_layer),
         computes=True,
     )
     loading.closing.enter_context(store)

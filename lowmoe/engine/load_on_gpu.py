@@ -47,6 +47,7 @@ from lowmoe.experts.split import Costs, Misses, MissSplit
 from lowmoe.experts.staging import Staging
 from lowmoe.experts.to_gpu import Progress
 from lowmoe.experts.traced import open_store, traced
+from lowmoe.experts.uses import Uses
 from lowmoe.kernels import cpu
 from lowmoe.kernels.gpu import Gpu
 from lowmoe.kernels.traced_gpu import TracedGpu
@@ -320,4 +321,5 @@ def _hybrid_experts(
         ram=ram,
         n_experts_total=total,
         note=report.note,
+        uses=Uses(n_experts),
     )

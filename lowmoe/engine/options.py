@@ -7,7 +7,9 @@ Ignorant of:  logits, tokenizers, where the options came from (command line, HTT
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypedDict, TypeVar
+
+from typing_extensions import Unpack
 
 from lowmoe.errors import FolderError, UsageError
 
@@ -129,36 +131,50 @@ class GenerationDefaults:
         )
 
 
+class SamplingArguments(TypedDict, total=False):
+    """SamplingOptions as they are asked for: None, or left out, is what the model recommends, else
+    lowmoe's own default.
+    """
+
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: Sequence[str] | None
+    max_new_tokens: int | None
+
+
 def sampling_options(
-    defaults: GenerationDefaults,
-    *,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float | None = None,
-    seed: int | None = None,
-    stop: Sequence[str] | None = None,
-    max_new_tokens: int | None = None,
+    defaults: GenerationDefaults, **asked: Unpack[SamplingArguments]
 ) -> SamplingOptions:
     """Settle each option: what was asked for, else what the model recommends, else our default.
 
-    Raises UsageError if what was asked for is outside its bounds.
+    Raises UsageError if what was asked for is outside its bounds, or no option of that name is.
     """
     ours = SamplingOptions()
+    if unknown := asked.keys() - SamplingArguments.__annotations__.keys():
+        raise UsageError(
+            f"{', '.join(sorted(unknown))}: no such option. Give any of "
+            f"{', '.join(SamplingArguments.__annotations__)}."
+        )
+    stop = asked.get("stop")
     if isinstance(stop, str):
         raise UsageError(f"stop is the string {stop!r}, but must be a list; write [{stop!r}]")
     return SamplingOptions(
-        temperature=_first(temperature, defaults.temperature, ours.temperature),
-        top_k=_first(top_k, defaults.top_k, ours.top_k),
-        top_p=_first(top_p, defaults.top_p, ours.top_p),
-        min_p=_first(min_p, defaults.min_p, ours.min_p),
+        temperature=_first(asked.get("temperature"), defaults.temperature, ours.temperature),
+        top_k=_first(asked.get("top_k"), defaults.top_k, ours.top_k),
+        top_p=_first(asked.get("top_p"), defaults.top_p, ours.top_p),
+        min_p=_first(asked.get("min_p"), defaults.min_p, ours.min_p),
         repetition_penalty=_first(
-            repetition_penalty, defaults.repetition_penalty, ours.repetition_penalty
+            asked.get("repetition_penalty"), defaults.repetition_penalty, ours.repetition_penalty
         ),
-        seed=seed,
+        seed=asked.get("seed"),
         stop=ours.stop if stop is None else tuple(stop),
-        max_new_tokens=_first(max_new_tokens, defaults.max_new_tokens, ours.max_new_tokens),
+        max_new_tokens=_first(
+            asked.get("max_new_tokens"), defaults.max_new_tokens, ours.max_new_tokens
+        ),
     )
 
 

@@ -77,11 +77,6 @@ class RunClock:
         self._placement = placement(self._runtime)
 
     @property
-    def placement(self) -> PerTier:
-        """Bytes of weights by tier, at the end if it has come."""
-        return self._placement or placement(self._runtime)
-
-    @property
     def decoding(self) -> Tally:
         """Of the steps after the first token, in which this answer took part."""
         return self._tally - self._first_tally
@@ -107,7 +102,7 @@ class RunClock:
             prefill_tokens_per_s=self._n_prefilled / self._prefill_s if self._prefill_s else None,
             decode_tokens_per_s=self._decode_tokens_per_s(n_steps),
             bits=self._runtime.bits,
-            placement=self.placement,
+            placement=self._placement or placement(self._runtime),
             hit_rate=hit_rate(whole),
             bytes_per_token=per_token,
             bound_tokens_per_s=bound,
@@ -130,7 +125,8 @@ class RunClock:
 
 def placement(runtime: Runtime) -> PerTier:
     """Bytes of weights in each memory that is computed from, and of those that are on disk only."""
-    store, counts = runtime.store, runtime.store.n_in_memory()
+    store = runtime.store
+    counts = {tier: len(keys) for tier, keys in store.in_memory().items()}
     in_memory = {tier: n * store.expert_bytes for tier, n in counts.items()}
     n_on_disk = runtime.spec.n_experts_total - sum(counts.values())
     in_memory[store.tier] += runtime.dense_bytes

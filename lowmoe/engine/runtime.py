@@ -15,6 +15,7 @@ from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.popularity import POPULARITY, read_popularity
 from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.weights import DenseWeights
+from lowmoe.engine.forms import Forms
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.text_parts import TextParts
 from lowmoe.experts.hybrid import HybridExperts
@@ -33,7 +34,8 @@ AnyDecoder: TypeAlias = Decoder[ExpertStore] | Decoder[ResidentExperts] | Decode
 class Runtime:
     """A model in memory.  bits: what experts are computed at, 2, 4, 6 or the dtype's 16 or 32.
 
-    n_context: tokens a conversation may have; n_sequences: how many there may be at once;
+    forms: that answers must have; n_context: tokens a conversation may have; n_sequences: how many
+    there may be at once;
     dense_bytes_per_token: read for every token; isa: of the native code that computes, or torch or
     cuda; pool: its threads; gpu: which has all of it, or with a pool beside it, all but some of the
     experts, None where nothing is on one; folder: None for a checkpoint; trades: quality for speed,
@@ -45,6 +47,7 @@ class Runtime:
     decoder: AnyDecoder
     store: Lender
     text: TextParts
+    forms: Forms
     bits: int
     n_context: int
     n_sequences: int
@@ -58,6 +61,11 @@ class Runtime:
     _closing: ExitStack
     predict: Callable[[int], float] | None = None
     probe: Tensor | None = None
+
+    @property
+    def end_ids(self) -> set[int]:
+        """Of the tokens that end an answer."""
+        return self.text.end_ids(self.spec.end_ids)
 
     def close(self) -> None:
         """Give memory, files and threads back."""
@@ -106,6 +114,7 @@ class Loading:
             decoder=decoder,
             store=decoder.store,
             text=self.text,
+            forms=Forms(self.text, self.spec.end_ids),
             bits=bits,
             n_context=self.context,
             n_sequences=self.options.sequences,

@@ -32,15 +32,21 @@ class Sampler:
         else:
             self._generator.manual_seed(options.seed)
 
-    def pick(self, logits: Tensor, context: Sequence[int] | Tensor) -> int:
+    def pick(
+        self,
+        logits: Tensor,
+        context: Sequence[int] | Tensor,
+        allowed: Tensor | None = None,
+    ) -> int:
         """Choose the next token.
 
         logits: [V] float32, on any device. context: the token ids so far, prompt included; only
-        the repetition penalty looks at them.
+        the repetition penalty looks at them. allowed: [A] int64, the ids to choose among, at least
+        one; None for all.
 
         Raises LowMoeError if a logit is not finite.
         """
-        token_ids, weights = self._candidates(logits, context)
+        token_ids, weights = self._candidates(logits, context, allowed)
         if len(token_ids) == 1:
             return int(token_ids.item())
         # float64: 150,000 float32 summands would blur the tail's share.
@@ -50,25 +56,41 @@ class Sampler:
         # The product can round up to the total itself, one past the last candidate.
         return int(token_ids[min(index, len(token_ids) - 1)].item())
 
-    def probabilities(self, logits: Tensor, context: Sequence[int] | Tensor) -> Tensor:
+    def probabilities(
+        self,
+        logits: Tensor,
+        context: Sequence[int] | Tensor,
+        allowed: Tensor | None = None,
+    ) -> Tensor:
         """Give the distribution that pick draws from: [V] float32 summing to 1.
 
         Arguments and errors are pick's. At temperature 0 all of it lies on one token.
         """
-        token_ids, weights = self._candidates(logits, context)
+        token_ids, weights = self._candidates(logits, context, allowed)
         spread = torch.zeros_like(logits, dtype=torch.float32)
         spread[token_ids] = weights / weights.sum()
         return spread
 
-    def _candidates(self, logits: Tensor, context: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """Give the tokens that may come next, [C] int64, and their weights, [C] float32 > 0.
+    def _candidates(
+        self, logits: Tensor, context: Sequence[int] | Tensor, allowed: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Give the tokens that may come next, [C] int64, and their weights, [C] float32 > 0."""
+        assert logits.ndim == 1
+        scores = _penalize(logits.float(), context, penalty=self._options.repetition_penalty)
+        _require_finite(scores)
+        if allowed is None:
+            return self._among(scores)
+        assert len(allowed)
+        allowed = allowed.to(scores.device)
+        places, weights = self._among(scores[allowed])
+        return allowed[places], weights
+
+    def _among(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Give places among scores, [C] int64, and their weights, [C] float32 > 0.
 
         Source: the order of steps is that of transformers' GenerationMixin.
         """
-        assert logits.ndim == 1
         options = self._options
-        scores = _penalize(logits.float(), context, penalty=options.repetition_penalty)
-        _require_finite(scores)
         if options.temperature == 0:
             likeliest = scores.argmax().reshape(1)
             return likeliest, torch.ones_like(likeliest, dtype=torch.float32)

@@ -4,7 +4,9 @@ Knows:        the tokenizers library, unfinished characters, strings that end an
 Ignorant of:  chat templates and roles, how a token was chosen, which tokens end an answer.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tokenizers
 
@@ -49,6 +51,11 @@ class Tokenizer:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     @property
+    def n_ids(self) -> int:
+        """One more than the largest id, which is more than vocab_size where ids are left out."""
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    @property
     def prefix(self) -> list[int]:
         """The ids that encode puts in front of a text with add_special: a BOS token, or none."""
         plain, whole = (self.encode("a", add_special=special) for special in (False, True))
@@ -62,9 +69,19 @@ class Tokenizer:
         """Each token that is matched whole in text, and whether decoding leaves it out."""
         return {token.content: token.special for token in self._added.values()}
 
+    @property
+    def decoder(self) -> Mapping[str, Any] | None:
+        """How tokens are put together to text, as tokenizer.json says it."""
+        decoder = self._tokenizer.decoder
+        return None if decoder is None else json.loads(decoder.__getstate__())
+
     def token_id(self, token: str) -> int | None:
         """Give the id of a token spelled as in tokenizer.json, or None if there is none."""
         return self._tokenizer.token_to_id(token)
+
+    def token(self, token_id: int) -> str | None:
+        """Spell a token as in tokenizer.json, or None if there is none of this id."""
+        return self._tokenizer.id_to_token(token_id)
 
     def is_silent(self, token_id: int) -> bool:
         """Say whether decoding leaves this token out: a special one, or one of V's padding."""
@@ -122,11 +139,13 @@ class StreamingDetokenizer:
     as context (a tokenizer may treat a text's first token differently), and those after them.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, inside: bool = False) -> None:
+        """inside: the text stands inside another, so that SentencePiece's first space is one."""
         self._tokenizer = tokenizer
-        self._window: list[int] = []
-        self._n_context = 0  # how many ids at the window's start are context
-        self._said = ""  # the part of the window's text that was returned
+        # Any word that comes before will do.
+        self._window: list[int] = tokenizer.encode_continuation("a") if inside else []
+        self._n_context = len(self._window)  # how many ids at the window's start are context
+        self._said = tokenizer.decode(self._window)  # the part of its text that was returned
 
     def push(self, token_id: int) -> str:
         """Take the next token; give the text that it completes, often one word, maybe none."""
@@ -193,19 +212,19 @@ class StopText:
         assert all(stops), "SamplingOptions refuses empty stop strings"
         self._stops = tuple(stops)
         self._held = ""  # might be the beginning of a stop string
-        self._stopped = False
+        self.found: str | None = None  # the one that ended the text
 
     def push(self, text: str) -> tuple[str, bool]:
         """Take the next piece; give what is certain to stay, and whether a stop was found."""
-        if self._stopped:
+        if self.found is not None:
             return "", True
         text = self._held + text
         found = [
             (start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0
         ]
         if found:
-            self._held, self._stopped = "", True
-            _, start = min(found)
+            end, start = min(found)
+            self._held, self.found = "", text[start:end]
             return text[:start], True
         n_held = self._longest_beginning(text)
         self._held = text[len(text) - n_held :]

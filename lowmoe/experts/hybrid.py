@@ -5,7 +5,7 @@ Ignorant of:  tokens, routing, what the bits mean, how slots and buffers are kep
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -18,12 +18,13 @@ from lowmoe.experts.pinned_ring import PinnedRing, Sending
 from lowmoe.experts.policy import Key
 from lowmoe.experts.staging import Passage, Staging
 from lowmoe.experts.store import ExpertStore
+from lowmoe.experts.uses import Uses
 
 
 @dataclass(slots=True, kw_only=True)
 class HybridExperts:
     """slots: on the GPU; staging: for those that pass through it; ram: with the disk below it;
-    note: hears what is worth knowing.
+    note: hears what is worth knowing; uses: None to count none.
     """
 
     slots: GpuSlots
@@ -32,6 +33,7 @@ class HybridExperts:
     ram: ExpertStore
     n_experts_total: int
     note: Callable[[str], None] = lambda text: None
+    uses: Uses | None = None
     has_all: bool = False  # whether none had to be read from disk when the latest pass began
     _n_hits: int = 0
     _n_coarse: int = 0
@@ -80,11 +82,11 @@ class HybridExperts:
             layers.setdefault(layer_id, []).append(expert_id)
         return layers
 
-    def n_in_memory(self) -> dict[Tier, int]:
+    def in_memory(self) -> dict[Tier, Collection[Key]]:
         """RAM may hold copies of what the GPU has, as long as there is room."""
-        in_ram = self.ram.residents().items()
-        only_there = [e for layer, of in in_ram for e in of if not self.slots.has(layer, e)]
-        return {"gpu": len(self.slots.residents()), "ram": len(only_there)}
+        on_gpu = self.slots.keys()
+        in_ram = self.ram.in_memory()["ram"]
+        return {"gpu": on_gpu, "ram": [key for key in in_ram if key not in on_gpu]}
 
     def traffic(self) -> Traffic:
         """What was used and read so far."""
@@ -105,6 +107,8 @@ class HybridExperts:
         GPU.  Returns those.
         """
         self.slots.record(layer_id, expert_ids)
+        if self.uses is not None:
+            self.uses.add(layer_id, expert_ids)
         missing = self.missing(layer_id, expert_ids)
         self._layers += self._layer_now()
         self._layer = [len(expert_ids) - len(missing), len(missing), 0]

@@ -4,10 +4,12 @@ Knows:        the questions.
 Ignorant of:  how experts are lent: that is between a lender and the computation made for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, Protocol, TypeAlias
 
 from lowmoe.experts.ledger import Traffic
+from lowmoe.experts.policy import Key
+from lowmoe.experts.uses import Uses
 
 Tier: TypeAlias = Literal["gpu", "ram"]
 
@@ -36,8 +38,12 @@ class Lender(Protocol):
     def residents(self) -> dict[int, list[int]]:
         """The experts that are there now, by layer."""
 
-    def n_in_memory(self) -> dict[Tier, int]:
-        """How many experts each tier holds, those in several counted in the uppermost."""
+    @property
+    def uses(self) -> Uses | None:
+        """How often each was used, where somebody counts."""
+
+    def in_memory(self) -> dict[Tier, Collection[Key]]:
+        """The experts that each tier holds, those in several only with the uppermost."""
 
     def traffic(self) -> Traffic:
         """What was lent and read so far."""

@@ -4,7 +4,7 @@ Knows:        how they get there from disk, where each part of each expert lies,
 Ignorant of:  tokens, routing, what the bits mean.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -71,9 +71,13 @@ class ResidentExperts:
         """Every expert, by layer."""
         return {layer_id: list(range(n)) for layer_id, n in enumerate(self._n_experts)}
 
-    def n_in_memory(self) -> dict[Tier, int]:
+    @property
+    def uses(self) -> None:
+        """Only the GPU knows which experts it uses, and it is not asked at every step."""
+
+    def in_memory(self) -> dict[Tier, Collection[Key]]:
         """All on the GPU."""
-        return {"gpu": sum(self._n_experts)}
+        return {"gpu": [(i, e) for i, n in enumerate(self._n_experts) for e in range(n)]}
 
     def count_used(self, n_experts: int) -> None:
         """So many experts were used."""

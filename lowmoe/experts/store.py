@@ -18,6 +18,7 @@ from lowmoe.experts.lender import Tier
 from lowmoe.experts.policy import UNKNOWN, Key, Policy, Popularity, UsePolicy
 from lowmoe.experts.source import CoarseFirst, ExpertSource
 from lowmoe.experts.tier import RamTier, Slot
+from lowmoe.experts.uses import Uses
 
 MIN_SLOTS = 2  # one to compute with, one to read into
 # Reads under way at once: with reads as large as experts, four reach the speed of plain reads
@@ -41,9 +42,10 @@ class ExpertStore:
         popularity: Popularity = UNKNOWN,
         coarse: CoarseFirst | None = None,
         policy: Policy | None = None,
+        uses: Uses | None = None,
     ) -> None:
         """coarse: reads what is missed, whose other parts are read when it is wanted again;
-        policy: None for the one that has proved best (docs/plan.md).
+        policy: None for the one that has proved best (docs/plan.md); uses: None to count none.
 
         Raises MemoryBudgetError where the budget cannot hold two experts.
         """
@@ -59,7 +61,7 @@ class ExpertStore:
         self._tier = RamTier(source.buffer_bytes, n_slots)
         self._source, self._coarse = source, coarse
         self._policy: Policy = policy or UsePolicy(start=popularity)
-        self._popularity = popularity
+        self._popularity, self.uses = popularity, uses
         self._foresight = Foresight()
         self._guesses: list[tuple[int, Key]] = []  # of the latest prefetch, with their ranks
         self._ledger = Ledger()
@@ -118,7 +120,9 @@ class ExpertStore:
         return layers
 
     def count_used(self, n_experts: int) -> None:
-        """Count experts that were used since `lend_all`."""
+        """Count experts that were used since `lend_all`; `uses` says which, if whoever computed
+        added to it.
+        """
         self._ledger.lent(in_ram=n_experts, on_disk=0, expert_bytes=self._tier.slot_bytes)
 
     def traffic(self) -> Traffic:
@@ -136,9 +140,9 @@ class ExpertStore:
             layers.setdefault(layer_id, []).append(expert_id)
         return layers
 
-    def n_in_memory(self) -> dict[Tier, int]:
+    def in_memory(self) -> dict[Tier, Collection[Key]]:
         """Those in RAM."""
-        return {"ram": sum(map(self._is_ready, self._tier.residents))}
+        return {"ram": [key for key, slot in self._tier.residents.items() if slot.is_ready]}
 
     def keys(self) -> Set[Key]:
         """The experts in RAM or on their way there."""
@@ -160,6 +164,8 @@ class ExpertStore:
         """
         wanted = sorted(set(expert_ids))
         self._policy.record(layer_id, wanted)
+        if self.uses is not None:
+            self.uses.add(layer_id, wanted)
         self._learn(layer_id, wanted)
         ready: list[Key] = []
         others: list[Key] = []

@@ -12,6 +12,7 @@ from torch import Tensor
 from lowmoe.experts.policy import Popularity
 from lowmoe.experts.source import CoarseFirst, ExpertSource
 from lowmoe.experts.store import ExpertStore
+from lowmoe.experts.uses import Uses
 from lowmoe.timeline import CPU_EXPERTS, DISK, WAITS, Timeline
 
 
@@ -44,6 +45,7 @@ class TracedStore(ExpertStore):
         n_experts_total: int,
         popularity: Popularity,
         coarse: CoarseFirst | None,
+        uses: Uses | None,
         computes: bool,
     ) -> None:
         super().__init__(
@@ -52,6 +54,7 @@ class TracedStore(ExpertStore):
             n_experts_total=n_experts_total,
             popularity=popularity,
             coarse=coarse,
+            uses=uses,
         )
         self._timeline, self._computes = timeline, computes
 
@@ -88,6 +91,7 @@ def open_store(
     n_experts_total: int,
     popularity: Popularity,
     coarse: CoarseFirst | None = None,
+    uses: Uses | None = None,
     computes: bool,
 ) -> ExpertStore:
     """A store, traced where there is a timeline; computes: see TracedStore."""
@@ -98,6 +102,7 @@ def open_store(
             n_experts_total=n_experts_total,
             popularity=popularity,
             coarse=coarse,
+            uses=uses,
         )
     return TracedStore(
         source,
@@ -106,5 +111,6 @@ def open_store(
         n_experts_total=n_experts_total,
         popularity=popularity,
         coarse=coarse,
+        uses=uses,
         computes=computes,
     )

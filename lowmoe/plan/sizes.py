@@ -85,12 +85,17 @@ def model_sizes(
         dense_bytes=dense,
         dense_bytes_per_token=dense - embedding,
         expert_bytes=sum(round_up(part, ALIGNMENT) for part in parts),
-        kv_bytes_per_token=sum(_kv_bytes(spec, i, kv) for i in range(len(spec.layers))),
+        kv_bytes_per_token=kv_bytes_per_token(spec, kv),
         state_bytes=state_bytes(spec),
         states_bytes=states_bytes(spec),
         active_weights=spec.n_active_parameters - (0 if spec.tied_head else _embedding(spec)),
         is_native=not lacking(spec, ABLE),
     )
+
+
+def kv_bytes_per_token(spec: ModelSpec, kv: cpu.KvFormat) -> int:
+    """Of one position in all layers."""
+    return sum(_kv_bytes(spec, layer_id, kv) for layer_id in range(len(spec.layers)))
 
 
 def _kv_bytes(spec: ModelSpec, layer_id: int, kv: cpu.KvFormat) -> int:

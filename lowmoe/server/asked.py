@@ -4,16 +4,22 @@ Knows:        which of its answers have begun, what their tokens are as events.
 Ignorant of:  other asks, whose turn it is, how answers are decoded.
 """
 
-import time
+import asyncio
+import math
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-from lowmoe.engine.answer import Answer, Token
+from lowmoe.engine.answer import Answer, EndReason, Token
+from lowmoe.engine.forms import Form
+from lowmoe.engine.messages import Tool
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.errors import LowMoeError, UsageError
-from lowmoe.server.asking import Ask, Ended, Event, Failed, Reading, Text
+from lowmoe.server.asking import Ask, CallArguments, CallBegan, Ended, Event, Failed, Reading, Text
 from lowmoe.server.outbox import MOST_WAITING, Outbox
+from lowmoe.server.request_log import note
 
 REASONS: dict[str, Literal["end", "stop", "length", "cancelled"]] = {
     "end": "end",
@@ -23,21 +29,29 @@ REASONS: dict[str, Literal["end", "stop", "length", "cancelled"]] = {
 }
 
 
-class Asked:
-    """prompt_ids: of its prompt; options: of each answer."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """An ask, ready for the model.  options: of each answer; form: that all of them must have."""
 
-    def __init__(
-        self, ask: Ask, prompt_ids: Sequence[int], options: Sequence[SamplingOptions]
-    ) -> None:
-        self.ask, self.prompt_ids, self.options = ask, prompt_ids, options
+    prompt_ids: Sequence[int]
+    options: Sequence[SamplingOptions]
+    form: Form | None
+
+
+class Asked:
+    """prepared: set before anything begins."""
+
+    prepared: Prepared
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask = ask
         self.outbox = Outbox()
-        self.at_s = time.monotonic()
         self.cancelled = False
         self.told: list[Told] = []  # answers that have begun
         self.n_under_way = 0  # of them
-        self.n_ended = 0
-        self.failed = False
+        self.error: LowMoeError | None = None  # for which nothing more comes of it
         self._n_read = -1
+        self._failure_told = False
 
     # --- on any thread
 
@@ -55,18 +69,14 @@ class Asked:
     # --- on the model's thread
 
     @property
-    def is_over(self) -> bool:
-        """Whether nothing more comes of it."""
-        return self.failed or self.n_ended == len(self.options)
-
-    @property
     def may_begin(self) -> bool:
         """Whether the next answer may: the others go on from what the first has read."""
-        return not self.told or self.told[0].is_read
+        return self.error is None and (not self.told or self.told[0].is_read)
 
     def begun(self, answer: Answer) -> "Told":
         """The next answer has joined the others."""
-        told = Told(len(self.told), answer)
+        n_most_calls = math.inf if self.ask.tool_choice.parallel else 1
+        told = Told(len(self.told), answer, n_most_calls=n_most_calls)
         self.told.append(told)
         if self.cancelled:  # meanwhile
             answer.cancel()
@@ -87,28 +97,22 @@ class Asked:
                 return
         if told.answer.error is not None:
             self.fail(told.answer.error)
-        elif told.has_ended:
-            self.n_ended += 1
-            self.outbox.put_last(told.ended())
 
     def fail(self, error: LowMoeError) -> None:
-        """Nothing more comes of it."""
-        if not self.is_over:
-            self.failed = True
-            self.outbox.put_last(Failed(error))
+        """Let nothing more come of it."""
+        if self.error is None:
+            self.error = error
             self.stop()
 
-    def line(self) -> str:
-        """What became of it, without a word of its text, for the log."""
-        if not self.told:
-            return f"{len(self.prompt_ids)} tokens of prompt: not begun"
-        answers = [told.answer for told in self.told]
-        reasons = "failed" if self.failed else ", ".join(str(a.end) for a in answers)
-        return (
-            f"{answers[0].n_prompt} tokens of prompt, {answers[0].n_reused} of them in the cache; "
-            f"{sum(a.n_new for a in answers)} new in {time.monotonic() - self.at_s:.1f} s: "
-            f"{reasons}"
-        )
+    def tell_end(self, told: "Told | None" = None) -> None:
+        """That this answer has ended, or that all of it failed: when its place is free again, so
+        that who hears it can ask anew.
+        """
+        if self.error is not None and not self._failure_told:
+            self._failure_told = True
+            self.outbox.put_last(Failed(self.error))
+        elif told is not None:
+            self.outbox.put_last(told.ended())
 
     def _tell_reading(self, told: "Told") -> None:
         """Of the first answer, whose prompt is read before any other begins."""
@@ -121,11 +125,11 @@ class Asked:
 
 
 class Told:
-    """One answer, and what of it was told."""
+    """One answer, and what of it was told.  n_most_calls: the answer ends before more of them."""
 
-    def __init__(self, number: int, answer: Answer) -> None:
-        self.number, self.answer = number, answer
-        self._n_tokens = self._n_thinking = 0
+    def __init__(self, number: int, answer: Answer, *, n_most_calls: float = math.inf) -> None:
+        self.number, self.answer, self._n_most_calls = number, answer, n_most_calls
+        self._n_tokens = self._n_thinking = self._n_calls = 0
         self._kind: Literal["answer", "thinking"] | None = None  # of the text before
         self._mark = ""
 
@@ -157,40 +161,78 @@ class Told:
         assert answer.end is not None
         return Ended(
             answer=self.number,
-            reason=REASONS[answer.end],
+            reason=self._reason(answer.end),
+            stop=answer.stop_text,
             n_prompt=answer.n_prompt,
             n_reused=answer.n_reused,
             n_new=answer.n_new,
             n_thinking=self._n_thinking,
         )
 
+    def _reason(self, end: EndReason) -> Literal["end", "stop", "calls", "length", "cancelled"]:
+        if self._n_calls > self._n_most_calls or (self._n_calls and end == "end"):
+            return "calls"
+        return REASONS[end]
+
     def _of_token(self, token: Token) -> Iterator[Event]:
         self._n_tokens += token.id is not None
-        if token.kind != "answer" and self._kind != "answer":
+        if token.kind in ("thinking", "mark") and self._kind != "answer":
             self._n_thinking = self._n_tokens
-        if token.kind == "mark":
-            self._mark += token.text
+        if self._n_calls > self._n_most_calls:
             return
-        if not token.text:
+        match token.kind:
+            case "mark":
+                self._mark += token.text
+            case "call":
+                yield from self._call(token.text)
+            case "arguments":
+                yield CallArguments(self.number, self._n_calls - 1, token.text)
+            case "answer" | "thinking" as kind if token.text or token.chosen:
+                # A mark belongs to neither of what it divides; two answers or two thoughts it keeps
+                # apart.
+                mark = self._mark if kind == self._kind else ""
+                self._mark, self._kind = "", kind
+                yield Text(self.number, kind, mark + token.text, token.chosen)
+
+    def _call(self, name: str) -> Iterator[Event]:
+        self._kind = "answer"
+        self._n_calls += 1
+        if self._n_calls > self._n_most_calls:
+            self.answer.cancel()
             return
-        # A mark belongs to neither of what it divides; two answers or two thoughts it keeps apart.
-        mark = self._mark if token.kind == self._kind else ""
-        self._mark, self._kind = "", token.kind
-        yield Text(self.number, token.kind, mark + token.text)
+        # Nine letters and digits: some templates take no other.
+        yield CallBegan(self.number, self._n_calls - 1, uuid.uuid4().hex[:9], name)
+
+
+def offered(ask: Ask) -> Sequence[Tool]:
+    """The tools that its answers may call."""
+    return () if ask.tool_choice.mode == "none" else ask.tools
 
 
 class AskedEvents:
-    """The events of one ask, as they come.  On the event loop."""
+    """The events of one ask, as they come.  On the event loop.
 
-    def __init__(self, asked: Asked, close: Callable[[Asked], None]) -> None:
-        self._asked, self._close = asked, close
+    preparing: what has to be done first, None if it was; it raises what is wrong with the ask.
+    """
+
+    def __init__(
+        self,
+        asked: Asked,
+        close: Callable[[Asked], None],
+        preparing: "asyncio.Task[None] | None" = None,
+    ) -> None:
+        self._asked, self._close, self._preparing = asked, close, preparing
         self._here: deque[Event] = deque()
-        self._n_left = len(asked.options)
+        self._n_left = asked.ask.n
 
     def __aiter__(self) -> "AskedEvents":
         return self
 
     async def __anext__(self) -> Event:
+        if self._preparing is not None:
+            # Shielded: who stops waiting closes the events, which is no reason to break off here.
+            await asyncio.shield(self._preparing)
+            self._preparing = None
         if not self._n_left:
             raise StopAsyncIteration
         if not self._here:
@@ -200,9 +242,19 @@ class AskedEvents:
             self._n_left = 0
         elif isinstance(event, Ended):
             self._n_left -= 1
+            note(_words(event))
         return event
 
     async def aclose(self) -> None:
         """Cancel what has not ended."""
-        self._n_left = 0
+        if self._n_left:
+            self._n_left = 0
+            note("the client went away")
         self._close(self._asked)
+
+
+def _words(ended: Ended) -> str:
+    return (
+        f"{ended.n_prompt} tokens of prompt, {ended.n_reused} of them in the cache, "
+        f"{ended.n_new} new: {ended.reason}"
+    )

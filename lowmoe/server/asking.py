@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
 from lowmoe.engine.constraint import Constraint
+from lowmoe.engine.logprobs import ChosenToken as ChosenToken
+from lowmoe.engine.logprobs import TokenChance as TokenChance
 from lowmoe.engine.messages import Message, Tool, ToolChoice
 from lowmoe.errors import LowMoeError
 
@@ -50,24 +52,6 @@ class Ask:
     n: int = 1
     n_logprobs: int | None = None
     caller: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenChance:
-    """A token and the natural logarithm of its probability before any sampling option."""
-
-    id: int
-    text: str
-    raw: bytes  # the token's own bytes, maybe a part of a character
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class ChosenToken:
-    """A token of an answer.  others: the likeliest at its place, most likely first."""
-
-    chance: TokenChance
-    others: Sequence[TokenChance] = ()
 
 
 # --- events, in the order in which they may come: Reading*, then for each answer

@@ -127,10 +127,10 @@ def spelled(
     pieces: list[Piece] = []
     for token_id in tokenizer.encode(text).ids:
         certain, stopped = spelling.push(token_id)
-        pieces += certain
+        pieces += [(said.kind, said.text) for said in certain]
         if stopped:
             return joined(pieces)
-    return joined([*pieces, *spelling.flush()[0]])
+    return joined([*pieces, *((said.kind, said.text) for said in spelling.flush()[0])])
 
 
 @pytest.mark.parametrize("special", [(), ("<think>", "</think>")])

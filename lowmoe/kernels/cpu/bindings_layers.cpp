@@ -27,7 +27,7 @@ struct BoundLayers {
 using ExpertTable = std::vector<std::vector<std::vector<Address>>>;
 
 void make_layers(BoundLayers* self, BoundAttention& attention, BoundExperts& experts,
-                 const ExpertTable& addresses) {
+                 const ExpertTable& addresses, Address uses) {
   const size_t n_layers = experts.layers.size();
   require(attention.layers.size() == n_layers && addresses.size() == n_layers,
           "attention, experts and table of different layers");
@@ -40,9 +40,10 @@ void make_layers(BoundLayers* self, BoundAttention& attention, BoundExperts& exp
       table.push_back(parts_of(id, addresses[i][id]));
     }
   }
-  new (self) BoundLayers{Layers(attention.operation, attention.layers, experts.operation,
-                                experts.layers, std::move(table), attention.engine.max_tokens()),
-                         attention};
+  new (self)
+      BoundLayers{Layers(attention.operation, attention.layers, experts.operation, experts.layers,
+                         std::move(table), at<int64_t>(uses), attention.engine.max_tokens()),
+                  attention};
 }
 
 }  // namespace
@@ -52,9 +53,9 @@ void bind_layers(nb::module_& m) {
   using release = nb::call_guard<nb::gil_scoped_release>;
 
   nb::class_<BoundLayers>(m, "Layers", "layers.h")
-      .def("__init__", &make_layers, "attention"_a, "experts"_a, "addresses"_a,
+      .def("__init__", &make_layers, "attention"_a, "experts"_a, "addresses"_a, "uses"_a,
            nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(),
-           "addresses: of the parts of each expert of each layer")
+           "addresses: of the parts of each expert of each layer; uses: of an int64 for each, or 0")
       .def(
           "run",
           [](BoundLayers& self, KvPages& cache, size_t first, Address x, size_t n) {

@@ -7,12 +7,13 @@ namespace lowmoe {
 
 Layers::Layers(Attention& attention, std::span<const AttentionLayer> attention_layers,
                Experts& experts, std::span<const ExpertsLayer> experts_layers,
-               std::vector<ExpertParts> table, size_t max_tokens)
+               std::vector<ExpertParts> table, int64_t* uses, size_t max_tokens)
     : attention_(attention),
       attention_layers_(attention_layers),
       experts_(experts),
       experts_layers_(experts_layers),
-      table_(std::move(table)) {
+      table_(std::move(table)),
+      uses_(uses) {
   size_t most_active = 0, most_experts = 0, at = 0;
   for (const ExpertsLayer& layer : experts_layers) {
     most_active = std::max<size_t>(most_active, layer.n_active());
@@ -61,7 +62,10 @@ std::span<const ExpertParts> Layers::choose(size_t layer_id, size_t n) {
   for (size_t a = 0; a < n_assignments; a++) is_chosen_[ids_[a]] = 1;
   size_t count = 0;
   for (size_t e = 0; e < n_experts; e++) {
-    if (is_chosen_[e]) chosen_[count++] = table_[table_at_[layer_id] + e];
+    if (!is_chosen_[e]) continue;
+    const size_t at = table_at_[layer_id] + e;
+    chosen_[count++] = table_[at];
+    if (uses_) uses_[at]++;
   }
   return {chosen_.data(), count};
 }

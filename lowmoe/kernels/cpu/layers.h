@@ -16,10 +16,11 @@ namespace lowmoe {
 class Layers {
  public:
   // attention and experts: one layer each; table: the bytes of every expert, layer by layer in the
-  // order of their ids.  max_tokens: of any call.
+  // order of their ids; uses: as many counts in the same order, of passes that used an expert, or
+  // null.  max_tokens: of any call.
   Layers(Attention& attention, std::span<const AttentionLayer> attention_layers, Experts& experts,
          std::span<const ExpertsLayer> experts_layers, std::vector<ExpertParts> table,
-         size_t max_tokens);
+         int64_t* uses, size_t max_tokens);
 
   // n tokens x [n][n_hidden] at positions first on pass through all layers, in place. Their keys
   // and values enter the cache, which has room for them.
@@ -39,6 +40,7 @@ class Layers {
   Experts& experts_;
   std::span<const ExpertsLayer> experts_layers_;
   std::vector<ExpertParts> table_;
+  int64_t* uses_;
   std::vector<size_t> table_at_;     // [n_layers]: where a layer's experts begin in it
   Buffer<float> weights_;            // [max_tokens][n_active], of the layer with most
   Buffer<int64_t> ids_;              // likewise

@@ -14,7 +14,7 @@ from lowmoe.server.names import require_served
 from lowmoe.server.openai.chat_answer import chat_frames, whole_chat
 from lowmoe.server.openai.chat_request import ChatRequest
 from lowmoe.server.openai.errors import error_frame
-from lowmoe.server.sse import collect, respond
+from lowmoe.server.sse import STREAMED, collect, respond
 from lowmoe.server.whole import whole_answers
 
 
@@ -22,7 +22,7 @@ def routes(service: Service) -> APIRouter:
     """The one route, answered by this service."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", tags=["openai"])
+    @router.post("/v1/chat/completions", tags=["openai"], responses=STREAMED)
     async def chat(request: Request, body: ChatRequest) -> Response:
         require_served(body.model, service.model)
         ask = body.ask(caller_of(request))

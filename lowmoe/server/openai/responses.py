@@ -15,14 +15,14 @@ from lowmoe.server.caller import caller_of
 from lowmoe.server.names import require_served
 from lowmoe.server.openai.responses_answer import ResponseInTheMaking
 from lowmoe.server.openai.responses_request import ResponsesRequest
-from lowmoe.server.sse import collect, respond
+from lowmoe.server.sse import STREAMED, collect, respond
 
 
 def routes(service: Service) -> APIRouter:
     """Making a response, and counting the tokens of one's input."""
     router = APIRouter(prefix="/v1/responses", tags=["openai"])
 
-    @router.post("")
+    @router.post("", responses=STREAMED)
     async def response(request: Request, body: ResponsesRequest) -> Response:
         require_served(body.model, service.model)
         made = ResponseInTheMaking(body, service.model.name)

@@ -11,7 +11,6 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import from_json
 
 from lowmoe.engine.messages import Tool, ToolCall, ToolChoice
-from lowmoe.server.errors import FieldError
 from lowmoe.server.fields import (
     MAX_CHARS,
     MAX_TOOLS,
@@ -23,6 +22,7 @@ from lowmoe.server.fields import (
     Text,
     fault,
 )
+from lowmoe.server.tool_choice import require_agreeing
 
 
 def read_arguments(text: str) -> dict[str, Any]:
@@ -198,14 +198,8 @@ def settle(
 
     Raises FieldError for tools of one name, and for a choice that these tools do not allow.
     """
-    names = [tool.name for tool in tools]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise FieldError("tools", f"two are called {twice}. Give each a name of its own.")
     choice = choice or Choice(mode="auto")
-    if choice.mode == "required" and not tools:
-        raise FieldError("tool_choice", "demands a call, but there are no tools. Give some.")
-    if choice.name is not None and choice.name not in names:
-        raise FieldError("tool_choice", f"{choice.name} is none of tools. Name one of them.")
     settled = ToolChoice(mode=choice.mode, name=choice.name, parallel=parallel is not False)
-    return tuple(tool.tool() for tool in tools), settled
+    described = tuple(tool.tool() for tool in tools)
+    require_agreeing(described, settled)
+    return described, settled

@@ -1,0 +1,151 @@
+// A conversation: what was said, how it goes on, kept over a reload.
+//
+// Knows:        messages, which may be edited, how an answer comes and how it breaks off.
+// Ignorant of:  how it is shown; HTTP.
+
+import { answer, Broken, KeyNeeded, Refused } from "/page/server.js";
+
+const KEPT = "lowmoe.conversation";
+const SETTINGS = "lowmoe.settings";
+
+function read(name, otherwise) {
+  try {
+    return { ...otherwise, ...JSON.parse(localStorage.getItem(name)) };
+  } catch {
+    return otherwise; // what somebody else wrote there
+  }
+}
+
+function keep(name, value) {
+  try {
+    localStorage.setItem(name, JSON.stringify(value));
+    return true;
+  } catch {
+    return false; // storage is full or forbidden
+  }
+}
+
+export class Conversation {
+  /** changed: called after every change; needKey: called when the server wants a key. */
+  constructor(changed, needKey) {
+    this.changed = changed;
+    this.needKey = needKey;
+    this.settings = read(SETTINGS, { system: "", options: {}, think: "" });
+    this.messages = read(KEPT, { messages: [] }).messages;
+    for (const message of this.messages) {
+      if (message.state === "writing") message.state = "interrupted"; // by a reload
+    }
+    this.isKept = true;
+    this.undone = null; // messages before the latest change that threw some away
+    this.writing = null; // an AbortController while an answer comes
+    addEventListener("pagehide", () => this.keep());
+  }
+
+  get isWriting() {
+    return this.writing !== null;
+  }
+
+  setSettings(settings) {
+    this.settings = settings;
+    this.isKept = keep(SETTINGS, settings);
+    this.changed();
+  }
+
+  begin() {
+    this.replace([]);
+  }
+
+  undo() {
+    this.stop();
+    this.messages = this.undone;
+    this.undone = null;
+    this.keep();
+  }
+
+  stop() {
+    this.writing?.abort();
+  }
+
+  /** Say something after the first n messages, in the place of what came after them. */
+  say(text, n = this.messages.length) {
+    if (n < this.messages.length) this.replace(this.messages.slice(0, n));
+    else this.undone = null;
+    this.messages = [...this.messages, { role: "user", text }];
+    return this.goOn();
+  }
+
+  /** Answer anew what came before message n. */
+  again(n) {
+    this.replace(this.messages.slice(0, n));
+    return this.goOn();
+  }
+
+  replace(messages) {
+    this.stop();
+    this.undone = this.messages.length > messages.length ? this.messages : null;
+    this.messages = messages;
+    this.keep();
+  }
+
+  async goOn() {
+    const writing = new AbortController();
+    const message = { role: "assistant", text: "", thinking: "", state: "writing", begun: Date.now() };
+    const body = this.body();
+    this.messages = [...this.messages, message];
+    this.writing = writing;
+    this.keep();
+    const began = performance.now();
+    try {
+      for await (const piece of answer(body, writing.signal)) {
+        this.take(message, piece, (performance.now() - began) / 1000);
+        this.changed();
+      }
+      message.state = "done";
+    } catch (error) {
+      this.breakOff(message, error);
+    }
+    if (this.writing === writing) this.writing = null;
+    this.keep();
+  }
+
+  take(message, { thinking, text, reason, usage }, seconds) {
+    if (thinking || text) {
+      message.firstAfter ??= seconds;
+      message.lastAfter = seconds;
+    }
+    if (thinking) message.thinking += thinking;
+    if (text) {
+      message.text += text;
+      if (message.thinking) message.thoughtFor ??= seconds - message.firstAfter;
+    }
+    if (reason) message.reason = reason;
+    if (usage) message.usage = usage;
+  }
+
+  breakOff(message, error) {
+    if (error.name === "AbortError") {
+      message.state = "stopped";
+      return;
+    }
+    message.state = "broken";
+    message.trouble = error.message;
+    if (error instanceof KeyNeeded) this.needKey(error.message);
+    else if (!(error instanceof Refused || error instanceof Broken)) throw error;
+  }
+
+  /** What is asked: every message so far that is whole enough to be answered. */
+  body() {
+    const { system, options, think } = this.settings;
+    const said = this.messages.filter(({ text }) => text);
+    const messages = said.map(({ role, text }) => ({ role, content: text }));
+    if (system.trim()) messages.unshift({ role: "system", content: system });
+    const given = Object.entries(options).filter(([, value]) => value !== "" && value !== null);
+    const thinking = think && { chat_template_kwargs: { enable_thinking: think === "yes" } };
+    return { messages, ...thinking, ...Object.fromEntries(given) };
+  }
+
+  keep() {
+    this.isKept = keep(KEPT, { messages: this.messages });
+    this.changed();
+  }
+}
