@@ -14,8 +14,8 @@ from lowmoe.engine.messages import Tool, ToolChoice
 from lowmoe.engine.spelling import Spelling
 from lowmoe.engine.text_parts import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, TextParts
 from lowmoe.errors import UsageError
+from tests.engine.tool_calls.sources import SOURCES, TOKENS
 from tests.engine.tool_calls.styled import calls_in, text_in
-from tests.engine.tool_calls.test_tools_in_templates import SOURCES, TOKENS
 from tests.talking_mixtral import learned_tokenizer
 
 # One for each style, and a tokenizer that has its tags as tokens, or some of them, or none.

@@ -18,7 +18,7 @@ from lowmoe.engine.tool_calls.object_lines import ObjectLines
 from lowmoe.engine.tool_calls.style import Style
 from lowmoe.engine.tool_calls.styles import style_of
 from lowmoe.engine.tool_calls.tool_sep import ToolSep
-from tests.engine.tool_calls.test_tools_in_templates import SOURCES
+from tests.engine.tool_calls.sources import SOURCES
 from tests.talking_mixtral import learned_tokenizer
 
 BY_TEMPLATE: Mapping[str, type[Style]] = {
