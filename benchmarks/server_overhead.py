@@ -49,8 +49,8 @@ READER = """
 import json, sys, threading, time, http.client
 port, name, n_tokens, together, prompt = json.loads(sys.argv[1])
 def read(found):
-    body = {"model": name, "prompt": prompt, "max_tokens": n_tokens, "stream": True, "temperature": 0.7, "logit_bias": None}
-    del body["logit_bias"]
+    body = {"model": name, "prompt": prompt, "max_tokens": n_tokens, "stream": True,
+            "temperature": 0.7}
     c = http.client.HTTPConnection("127.0.0.1", port)
     c.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
     r = c.getresponse()

@@ -17,6 +17,7 @@ from lowmoe.plan.caches import advised_caches
 from lowmoe.server.app import ServerOptions
 from lowmoe.server.hosts import Hosts, check_exposure
 from lowmoe.server.serving import bound_socket, serve
+from lowmoe.server.watching import Watching
 from lowmoe.server.worker import Worker
 from lowmoe.settings import read_settings
 
@@ -58,8 +59,9 @@ def serve_command(name: str, asked: Asked, load: LoadOptions) -> None:
             load = replace(load, sequences=_advised(name, load))
         with traced(load, asked.timeline) as traced_load, load_model(name, traced_load) as model:
             worker = Worker(model, name=_served_name(name), n_waiting=asked.n_waiting)
+            watching = Watching(model, worker)
             _log_to_stderr()
-            serve(worker, options, bound, announce=lambda: _announce(worker, options))
+            serve(worker, watching, options, bound, announce=lambda: _announce(worker, options))
 
 
 def _advised(name: str, load: LoadOptions) -> int:

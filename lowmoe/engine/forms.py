@@ -11,13 +11,13 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lowmoe.engine import form_trial
-from lowmoe.engine.constraint import Constraint, JsonSchema, Regex
+from lowmoe.engine.constraint import Constraint, Grammar, JsonSchema, Regex
 from lowmoe.engine.text_parts import TextParts
 from lowmoe.errors import UsageError
 
@@ -34,6 +34,9 @@ START_S = 30.0  # until a process runs, on a machine that has much else to do
 
 # Half of llguidance's own: what needs more takes 0.3 s for one token and hundreds of megabytes.
 _LIMITS: Mapping[str, Any] = {"initial_lexer_fuel": 500_000, "verbose_errors": False}
+
+
+_Key: TypeAlias = tuple[str, str, bool]  # a form's kind, its text, whether from the start
 
 
 class Matcher(Protocol):
@@ -57,11 +60,13 @@ class Form:
 
     grammar: in llguidance's words; tokens: what its tokens write; n_tokens: ids from there on are
     of no token, though the model gives them scores; end_ids: of the tokens that may end the answer,
-    where it may end.
+    where it may end; from_start: the model's thinking before the answer has the form too.
     """
 
-    def __init__(self, grammar: str, matcher: Matcher, vocabulary: "_Vocabulary") -> None:
-        self.grammar, self._matcher = grammar, matcher
+    def __init__(
+        self, grammar: str, matcher: Matcher, vocabulary: "_Vocabulary", *, from_start: bool
+    ) -> None:
+        self.grammar, self._matcher, self.from_start = grammar, matcher, from_start
         self.tokens, self.n_tokens = vocabulary.of_ids, vocabulary.n_tokens
         self.end_ids = frozenset(vocabulary.own_end_ids)
 
@@ -83,14 +88,15 @@ class Forms:
 
     def __init__(self, text: TextParts, end_ids: Collection[int]) -> None:
         self._text, self._config_end_ids = text, end_ids
-        self._compiled: OrderedDict[tuple[str, str], Form] = OrderedDict()
+        self._compiled: OrderedDict[_Key, Form] = OrderedDict()
         self._kept, self._compiling = threading.Lock(), threading.Lock()
 
     def compile(self, constraint: Constraint) -> Form:
         """Raises UsageError for what is too large, takes too long, or cannot be kept to; TextError
         for a model without a tokenizer, or with one whose tokens' bytes are not known.
         """
-        key = _written(constraint)
+        from_start = isinstance(constraint, Grammar) and constraint.from_start
+        key = (*_written(constraint), from_start)
         if form := self._latest(key):
             return form
         with self._compiling:
@@ -114,14 +120,14 @@ class Forms:
 
         return LLTokenizer(TokenizerWrapper(self._vocabulary), eos_token=self._vocabulary.end_ids)
 
-    def _latest(self, key: tuple[str, str]) -> Form | None:
+    def _latest(self, key: _Key) -> Form | None:
         with self._kept:
             form = self._compiled.get(key)
             if form is not None:
                 self._compiled.move_to_end(key)
             return form
 
-    def _compile(self, kind: str, text: str) -> Form:
+    def _compile(self, kind: str, text: str, from_start: bool) -> Form:
         from llguidance import LLMatcher, LLParserLimits
 
         grammar = _grammar(kind, text)
@@ -131,7 +137,7 @@ class Forms:
         matcher.compute_bitmask()
         if matcher.is_error():
             raise _refused(kind, matcher.get_error())
-        return Form(grammar, matcher, self._vocabulary)
+        return Form(grammar, matcher, self._vocabulary, from_start=from_start)
 
 
 class _Vocabulary:

@@ -6,12 +6,13 @@ Ignorant of:  what a face says, how a model answers, sockets.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lowmoe.server import health, metrics
+from lowmoe.server import health, metrics, page_routes
 from lowmoe.server.anthropic import routes as anthropic
 from lowmoe.server.anthropic.errors import error_body as anthropic_error
 from lowmoe.server.asking import Service
@@ -23,9 +24,24 @@ from lowmoe.server.numbers import Numbers
 from lowmoe.server.openai import routes as openai
 from lowmoe.server.openai.errors import error_body as openai_error
 from lowmoe.server.sse import ClientGone
+from lowmoe.server.watching import Watch
 
 # Whose paths begin so is told of errors in this dialect; the longest that fits.
 DIALECTS: dict[str, Dialect] = {"/v1": openai_error, "/v1/messages": anthropic_error}
+
+# Of every route; what is said of errors here keeps FastAPI from promising others.
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": told,
+        "content": {"application/json": {"schema": {"type": "object", "required": ["error"]}}},
+    }
+    for status, told in {
+        "4XX": "Not asked as it should be, or by somebody who may not; which, in words.",
+        "500": "The server's fault; where its log says why.",
+        "501": "Nothing this server does.",
+        "503": "Too many ask; when to ask again.",
+    }.items()
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,28 +58,30 @@ class ServerOptions:
 
 
 def create_app(
-    service: Service, options: ServerOptions, *, numbers: Callable[[], Numbers] | None = None
+    service: Service,
+    options: ServerOptions,
+    *,
+    numbers: Callable[[], Numbers] | None = None,
+    watch: Watch | None = None,
 ) -> FastAPI:
     """The application.  Pages that describe it would fetch scripts from elsewhere: there are none,
     the description itself is at /openapi.json.
 
-    numbers: of who answers, for /metrics; called on the event loop.
+    numbers: of who answers, for /metrics; called on the event loop.  watch: what the page at /
+    shows of the machine; None for no page.
 
     Raises UsageError for a key that cannot be sent, and for none where other machines may ask.
     """
     hosts, dialects = Hosts(options.host, options.allow_hosts), Dialects(DIALECTS)
     check_exposure(hosts, options.api_key)
-    app = FastAPI(
-        title="lowmoe",
-        version="1",
-        docs_url=None,
-        redoc_url=None,
-    )
+    app = FastAPI(title="lowmoe", version="1", docs_url=None, redoc_url=None, responses=_REFUSALS)
     measured = Measured(service, numbers)
     app.include_router(openai.routes(measured))
     app.include_router(anthropic.routes(measured))
     app.include_router(health.routes(service))
     app.include_router(metrics.routes(measured))
+    if watch is not None:
+        app.include_router(page_routes.routes(watch))
     dialects.install(app)
     app.add_exception_handler(ClientGone, _nobody_there)
     app.add_middleware(Guard, hosts=hosts, api_key=options.api_key, dialects=dialects)

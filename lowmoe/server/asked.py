@@ -5,16 +5,19 @@ Ignorant of:  other asks, whose turn it is, how answers are decoded.
 """
 
 import asyncio
+import math
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lowmoe.engine.answer import Answer, Token
+from lowmoe.engine.answer import Answer, EndReason, Token
 from lowmoe.engine.forms import Form
+from lowmoe.engine.messages import Tool
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.errors import LowMoeError, UsageError
-from lowmoe.server.asking import Ask, Ended, Event, Failed, Reading, Text
+from lowmoe.server.asking import Ask, CallArguments, CallBegan, Ended, Event, Failed, Reading, Text
 from lowmoe.server.outbox import MOST_WAITING, Outbox
 from lowmoe.server.request_log import note
 
@@ -72,7 +75,8 @@ class Asked:
 
     def begun(self, answer: Answer) -> "Told":
         """The next answer has joined the others."""
-        told = Told(len(self.told), answer)
+        n_most_calls = math.inf if self.ask.tool_choice.parallel else 1
+        told = Told(len(self.told), answer, n_most_calls=n_most_calls)
         self.told.append(told)
         if self.cancelled:  # meanwhile
             answer.cancel()
@@ -121,11 +125,11 @@ class Asked:
 
 
 class Told:
-    """One answer, and what of it was told."""
+    """One answer, and what of it was told.  n_most_calls: the answer ends before more of them."""
 
-    def __init__(self, number: int, answer: Answer) -> None:
-        self.number, self.answer = number, answer
-        self._n_tokens = self._n_thinking = 0
+    def __init__(self, number: int, answer: Answer, *, n_most_calls: float = math.inf) -> None:
+        self.number, self.answer, self._n_most_calls = number, answer, n_most_calls
+        self._n_tokens = self._n_thinking = self._n_calls = 0
         self._kind: Literal["answer", "thinking"] | None = None  # of the text before
         self._mark = ""
 
@@ -157,7 +161,7 @@ class Told:
         assert answer.end is not None
         return Ended(
             answer=self.number,
-            reason=REASONS[answer.end],
+            reason=self._reason(answer.end),
             stop=answer.stop_text,
             n_prompt=answer.n_prompt,
             n_reused=answer.n_reused,
@@ -165,19 +169,44 @@ class Told:
             n_thinking=self._n_thinking,
         )
 
+    def _reason(self, end: EndReason) -> Literal["end", "stop", "calls", "length", "cancelled"]:
+        if self._n_calls > self._n_most_calls or (self._n_calls and end == "end"):
+            return "calls"
+        return REASONS[end]
+
     def _of_token(self, token: Token) -> Iterator[Event]:
         self._n_tokens += token.id is not None
-        if token.kind != "answer" and self._kind != "answer":
+        if token.kind in ("thinking", "mark") and self._kind != "answer":
             self._n_thinking = self._n_tokens
-        if token.kind == "mark":
-            self._mark += token.text
+        if self._n_calls > self._n_most_calls:
             return
-        if not token.text and not token.chosen:
+        match token.kind:
+            case "mark":
+                self._mark += token.text
+            case "call":
+                yield from self._call(token.text)
+            case "arguments":
+                yield CallArguments(self.number, self._n_calls - 1, token.text)
+            case "answer" | "thinking" as kind if token.text or token.chosen:
+                # A mark belongs to neither of what it divides; two answers or two thoughts it keeps
+                # apart.
+                mark = self._mark if kind == self._kind else ""
+                self._mark, self._kind = "", kind
+                yield Text(self.number, kind, mark + token.text, token.chosen)
+
+    def _call(self, name: str) -> Iterator[Event]:
+        self._kind = "answer"
+        self._n_calls += 1
+        if self._n_calls > self._n_most_calls:
+            self.answer.cancel()
             return
-        # A mark belongs to neither of what it divides; two answers or two thoughts it keeps apart.
-        mark = self._mark if token.kind == self._kind else ""
-        self._mark, self._kind = "", token.kind
-        yield Text(self.number, token.kind, mark + token.text, token.chosen)
+        # Nine letters and digits: some templates take no other.
+        yield CallBegan(self.number, self._n_calls - 1, uuid.uuid4().hex[:9], name)
+
+
+def offered(ask: Ask) -> Sequence[Tool]:
+    """The tools that its answers may call."""
+    return () if ask.tool_choice.mode == "none" else ask.tools
 
 
 class AskedEvents:

@@ -8,6 +8,7 @@ import asyncio
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lowmoe.server.asking import (
@@ -22,9 +23,9 @@ from lowmoe.server.asking import (
 )
 
 # What comes sooner after the last delivery waits until then, and goes with what comes meanwhile,
-# unless it is the end: at thousands of tokens/s, waking the loop for each would cost more than making it
-# (benchmarks/server_overhead.py). Fewer than a hundred tokens/s are delivered one by one.
-LEAST_INTERVAL_S = 0.01
+# unless it is the end. At thousands of tokens/s, waking the loop for each would cost more than
+# making it (benchmarks/server_overhead.py); fewer than 50 a second are delivered one by one.
+LEAST_INTERVAL_S = 0.02
 # Characters, and a hundred for each chance of a token, that may wait for a client that does not
 # read: a book, some thousand times what comes between two reads of one that does.
 MOST_WAITING = 4 * 2**20
@@ -76,7 +77,7 @@ class Outbox:
             if self._closed or self._weight > MOST_WAITING:
                 return False
             self._add(event)
-            is_last = isinstance(event, Ended | Failed)
+            is_last = isinstance(event, (Ended, Failed))
             is_heard = self._told and not is_last
             self._told = True
         if not is_heard:
@@ -112,24 +113,29 @@ class Outbox:
             self._latest.clear()
 
     def _add(self, event: Event) -> None:
-        if isinstance(event, Text | CallArguments):
-            text = event.text if isinstance(event, Text) else event.json
-            tokens = event.tokens if isinstance(event, Text) else ()
-            self._weight += len(text) + sum(CHANCE_WEIGHT * (1 + len(t.others)) for t in tokens)
-            growing = self._latest.get(event.answer)
-            if growing is not None and growing.takes(event):
-                growing.pieces.append(text)
-                growing.tokens += tokens
-                return
-            growing = self._latest[event.answer] = _Growing(event, [text], list(tokens))
-            self._waiting.append(growing)
+        if isinstance(event, Text):
+            self._weight += len(event.text)
+            for token in event.tokens:
+                self._weight += CHANCE_WEIGHT * (1 + len(token.others))
+            self._grow(event, event.text, event.tokens)
+        elif isinstance(event, CallArguments):
+            self._weight += len(event.json)
+            self._grow(event, event.json, ())
+        else:
+            if isinstance(event, CallBegan | Ended):
+                self._latest.pop(event.answer, None)  # what comes after is not added to it
+            if isinstance(event, Reading):  # of which only the latest counts
+                self._waiting = [e for e in self._waiting if not isinstance(e, Reading)]
+            self._waiting.append(event)
+
+    def _grow(self, event: Text | CallArguments, text: str, tokens: Sequence[ChosenToken]) -> None:
+        growing = self._latest.get(event.answer)
+        if growing is not None and growing.takes(event):
+            growing.pieces.append(text)
+            growing.tokens += tokens
             return
-        if isinstance(event, Reading) and self._waiting and isinstance(self._waiting[-1], Reading):
-            self._waiting[-1] = event
-            return
-        if isinstance(event, CallBegan | Ended):
-            self._latest.pop(event.answer, None)  # what comes after is not added to what was before
-        self._waiting.append(event)
+        growing = self._latest[event.answer] = _Growing(event, [text], list(tokens))
+        self._waiting.append(growing)
 
     def _tell(self, is_last: bool) -> None:
         try:

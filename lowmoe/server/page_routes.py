@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,6 @@ POLICY = (
 )
 HEADERS = {
     "Content-Security-Policy": POLICY,
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
     # Asked for again each time, which costs little here: an update is seen at once.
     "Cache-Control": "no-cache",
 }
@@ -89,8 +86,9 @@ def _serve(router: APIRouter, path: str, file: Path) -> None:
 
 
 async def _frames(watch: Watch) -> AsyncGenerator[str, None]:
-    async for frame in watch.frames():
-        yield f"data: {json.dumps(frame_to_json(frame), separators=(',', ':'))}\n\n"
+    async with aclosing(watch.frames()) as frames:
+        async for frame in frames:
+            yield f"data: {json.dumps(frame_to_json(frame), separators=(',', ':'))}\n\n"
 
 
 def _failed(problem: Problem) -> str:

@@ -16,6 +16,7 @@ from lowmoe.errors import UsageError
 from lowmoe.server.app import ServerOptions, create_app
 from lowmoe.server.connection import configured
 from lowmoe.server.request_log import RequestLog
+from lowmoe.server.watching import Watching
 from lowmoe.server.worker import Worker
 
 GRACE_S = 10.0  # for answers under way when the server is told to stop
@@ -51,6 +52,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 def serve(
     worker: Worker,
+    watching: Watching,
     options: ServerOptions,
     bound: socket.socket,
     *,
@@ -60,18 +62,22 @@ def serve(
 
     bound: to listen on; announce: called once it does.  The worker's model is closed at the end.
     """
-    app = create_app(worker, options, numbers=worker.numbers)
+    app = create_app(worker, options, numbers=worker.numbers, watch=watching)
     app.add_middleware(RequestLog)
-    server = _Server(configured(app, options.host, options.port), worker, announce)
+    server = _Server(configured(app, options.host, options.port), worker, watching, announce)
     asyncio.run(server.serve([bound]))
 
 
 class _Server(uvicorn.Server):
     def __init__(
-        self, config: uvicorn.Config, worker: Worker, announce: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        worker: Worker,
+        watching: Watching,
+        announce: Callable[[], None],
     ) -> None:
         super().__init__(config)
-        self._worker, self._announce = worker, announce
+        self._worker, self._watching, self._announce = worker, watching, announce
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -93,6 +99,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answers first: connections that stream end with them."""
         await self._worker.close(GRACE_S)
+        self._watching.close()
         await super().shutdown(sockets)
 
     def _told_to_stop(self) -> None:

@@ -21,8 +21,9 @@ from tests.clients.driven import CLIENTS, version_of  # noqa: E402
 WORDS = {"passed": "yes", "failed": "NO", "skipped": "-"}
 HEAD = """# Clients
 
-Each of these talks with `lowmoe serve` as a program of its own, pointed at it by what `lowmoe launch
-CLIENT --dry-run` prints, and is judged by `tests/clients`: that it lists the model, gets an answer,
+Each of these talks with `lowmoe serve` as a program of its own, pointed at it by what
+`lowmoe launch CLIENT --dry-run` prints, and is judged by `tests/clients`: that it lists the model,
+gets an answer,
 streams the same answer, leaves in mid-stream and the server is idle within a second, forces a call
 of a tool whose arguments keep to their schema, gets an object that keeps to a schema, hears as an
 error of its own that a prompt is too long, and gets two answers at once that are those it gets one

@@ -7,8 +7,6 @@ import { answer, Broken, KeyNeeded, Refused } from "/page/server.js";
 
 const KEPT = "lowmoe.conversation";
 const SETTINGS = "lowmoe.settings";
-// Fields of a request that may be set; one left empty is the model's own recommendation.
-export const OPTIONS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed"];
 
 function read(name, otherwise) {
   try {
@@ -32,7 +30,7 @@ export class Conversation {
   constructor(changed, needKey) {
     this.changed = changed;
     this.needKey = needKey;
-    this.settings = read(SETTINGS, { system: "", options: {} });
+    this.settings = read(SETTINGS, { system: "", options: {}, think: "" });
     this.messages = read(KEPT, { messages: [] }).messages;
     for (const message of this.messages) {
       if (message.state === "writing") message.state = "interrupted"; // by a reload
@@ -137,12 +135,13 @@ export class Conversation {
 
   /** What is asked: every message so far that is whole enough to be answered. */
   body() {
-    const { system, options } = this.settings;
+    const { system, options, think } = this.settings;
     const said = this.messages.filter(({ text }) => text);
     const messages = said.map(({ role, text }) => ({ role, content: text }));
     if (system.trim()) messages.unshift({ role: "system", content: system });
     const given = Object.entries(options).filter(([, value]) => value !== "" && value !== null);
-    return { model: this.model ?? "", messages, ...Object.fromEntries(given) };
+    const thinking = think && { chat_template_kwargs: { enable_thinking: think === "yes" } };
+    return { messages, ...thinking, ...Object.fromEntries(given) };
   }
 
   keep() {

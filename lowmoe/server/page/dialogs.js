@@ -7,7 +7,7 @@ import { Component, html, iconButton } from "/page/view.js";
 
 const FIELDS = [
   { name: "temperature", label: "Temperature", hint: "0 picks the likeliest token", min: 0, max: 100, step: "any" },
-  { name: "top_p", label: "Top p", hint: "of the probability, 0 to 1", min: 0, max: 1, step: "any" },
+  { name: "top_p", label: "Top p", hint: "of the probability, 0 to 1", min: 0.001, max: 1, step: "any" },
   { name: "top_k", label: "Top k", hint: "tokens, 0 for all", min: 0, step: 1 },
   { name: "min_p", label: "Min p", hint: "of the likeliest's, 0 to 1", min: 0, max: 1, step: "any" },
   { name: "repetition_penalty", label: "Repetition penalty", hint: "1 for none", min: 0.01, max: 10, step: "any" },
@@ -35,7 +35,7 @@ class Modal extends Component {
 }
 
 export class Settings extends Component {
-  state = { system: this.props.settings.system, options: { ...this.props.settings.options } };
+  state = { ...this.props.settings };
 
   save = (event) => {
     event.preventDefault();
@@ -43,14 +43,14 @@ export class Settings extends Component {
     event.target.closest("dialog").close();
   };
 
-  clear = () => this.setState({ system: "", options: {} });
+  clear = () => this.setState({ system: "", options: {}, think: "" });
 
   set(name, field) {
     const value = field.value === "" ? "" : field.valueAsNumber;
     this.setState({ options: { ...this.state.options, [name]: value } });
   }
 
-  render({ onClose }, { system, options }) {
+  render({ thinks, onClose }, { system, options, think }) {
     return html`
       <${Modal} title="How to answer" onClose=${onClose}>
         <form class="settings" onSubmit=${this.save}>
@@ -65,6 +65,15 @@ export class Settings extends Component {
               <small>${hint}</small>
             </label>`,
           )}
+          ${thinks &&
+          html`<label>
+            <span>Thinking first</span>
+            <select value=${think} onChange=${(e) => this.setState({ think: e.target.value })}>
+              <option value="">as the model likes</option>
+              <option value="yes">yes</option>
+              <option value="no">no</option>
+            </select>
+          </label>`}
           <footer class="whole">
             <small>What is left empty is as the model's makers recommend.</small>
             <button type="button" class="quiet" onClick=${this.clear}>Clear all</button>

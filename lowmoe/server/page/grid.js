@@ -9,6 +9,7 @@
 const FADES_IN_MS = 300; // to 1/e
 const PASS_MS = 90; // from the first row to the last: experts light up in the order of layers
 const COLD = 1 / 300;
+const MOST_AT_REST = 0.34; // of heat: what was used more glows more, when nothing is used
 const SHADES = 256;
 // Of a cell, px.
 const WIDEST = 72;
@@ -38,6 +39,7 @@ export class Grid {
     this.heat = new Float32Array(cells);
     this.due = new Float64Array(cells);
     this.glow = new Float32Array(cells);
+    this.rest = new Float32Array(cells);
     this.cellOf = new Uint32Array(places.length);
     this.expertAt = new Int32Array(cells).fill(-1);
     let expert = 0;
@@ -74,8 +76,10 @@ export class Grid {
   cut() {
     const { mask, canvas, columns, rows } = this;
     [mask.width, mask.height] = [canvas.width, canvas.height];
-    const [wide, high] = [canvas.width / columns, canvas.height / rows.length];
-    const gap = (size) => (size < 3.5 ? 0 : Math.min(Math.max(1, Math.round(size * 0.12)), 4 * devicePixelRatio));
+    const [across, down] = [gap(canvas.width / columns), gap(canvas.height / rows.length)];
+    // The last gap lies beyond the edge.
+    this.span = [canvas.width + across, canvas.height + down];
+    const [wide, high] = [this.span[0] / columns, this.span[1] / rows.length];
     const radius = Math.min(wide, high) < 9 ? 0 : Math.min(wide, high) * 0.16;
     const context = mask.getContext("2d");
     for (let row = 0; row < rows.length; row++) {
@@ -83,7 +87,7 @@ export class Grid {
       for (let column = 0; column < rows[row]; column++) {
         const [left, right] = [Math.round(column * wide), Math.round((column + 1) * wide)];
         context.beginPath();
-        context.roundRect(left, top, right - left - gap(wide), bottom - top - gap(high), radius);
+        context.roundRect(left, top, right - left - across, bottom - top - down, radius);
         context.fill();
       }
     }
@@ -109,6 +113,19 @@ export class Grid {
       this.glow[cell] = Math.max(this.heat[cell], most === 1 ? 0.85 : 0.4 + (0.6 * times[i]) / most);
       this.due[cell] = now + (this.calm.matches ? 0 : (row / this.rows.length) * PASS_MS);
     }
+    this.wake();
+  }
+
+  /** How often each expert was used so far. */
+  settle(uses) {
+    const { rows, columns, rest } = this;
+    let first = 0;
+    rows.forEach((n, row) => {
+      const ofRow = uses.subarray(first, first + n);
+      const most = Math.max(...ofRow);
+      for (let i = 0; i < n; i++) rest[row * columns + i] = most && MOST_AT_REST * (ofRow[i] / most);
+      first += n;
+    });
     this.wake();
   }
 
@@ -157,7 +174,7 @@ export class Grid {
   }
 
   cool(now) {
-    const { heat, due, glow, pixels, cellOf, places, shades } = this;
+    const { heat, due, glow, rest, pixels, cellOf, places, shades } = this;
     const fade = this.calm.matches ? 0 : Math.exp(-(now - (this.then ?? now)) / FADES_IN_MS);
     let isHot = false;
     for (let expert = 0; expert < cellOf.length; expert++) {
@@ -173,7 +190,7 @@ export class Grid {
       if (warmth < COLD) warmth = 0;
       else isHot = true;
       heat[cell] = warmth;
-      pixels[cell] = shades[places[expert]][(warmth * (SHADES - 1)) | 0];
+      pixels[cell] = shades[places[expert]][(Math.max(warmth, rest[cell]) * (SHADES - 1)) | 0];
     }
     return isHot;
   }
@@ -184,7 +201,7 @@ export class Grid {
     context.globalCompositeOperation = "source-over";
     context.clearRect(0, 0, canvas.width, canvas.height);
     context.imageSmoothingEnabled = false;
-    context.drawImage(small, 0, 0, canvas.width, canvas.height);
+    context.drawImage(small, 0, 0, ...this.span);
     context.globalCompositeOperation = "destination-in";
     context.drawImage(mask, 0, 0);
     context.globalCompositeOperation = "source-over";
@@ -192,8 +209,8 @@ export class Grid {
   }
 
   outline(expert) {
-    const { context, canvas } = this;
-    const [wide, high] = [canvas.width / this.columns, canvas.height / this.rows.length];
+    const { context } = this;
+    const [wide, high] = [this.span[0] / this.columns, this.span[1] / this.rows.length];
     const cell = this.cellOf[expert];
     const [row, column] = [Math.floor(cell / this.columns), cell % this.columns];
     const around = Math.max(1, Math.round(devicePixelRatio));
@@ -201,6 +218,11 @@ export class Grid {
     context.strokeStyle = this.isDark ? "#fff" : "#111";
     context.strokeRect(column * wide - around, row * high - around, wide + around, high + around);
   }
+}
+
+/** Between cells of a size, in pixels. */
+function gap(size) {
+  return size < 3.5 ? 0 : Math.min(Math.max(1, Math.round(size * 0.12)), 4 * devicePixelRatio);
 }
 
 function colour(element) {

@@ -65,8 +65,8 @@ export class Machine {
     usedAt.forEach((expert, i) => (this.uses[expert] = times[i] + (whole ? 0 : this.uses[expert])));
     this.rates = rates;
     this.remember(rates.tokens_per_s);
-    if (!whole) this.used(usedAt, times);
     this.changed();
+    if (!whole) this.used(usedAt, times);
   }
 
   remember(speed) {

@@ -37,15 +37,14 @@ class App extends Component {
     const { machine } = this;
     if (machine.isNew) {
       machine.isNew = false;
-      this.conversation.model = machine.about.model;
       this.grid.begin(machine.about.layers.filter((n) => n > 0), machine.places);
       document.title = `${machine.about.model} · lowmoe`;
     }
-    this.grid.wake();
     const due = (this.shownAt ?? 0) + PANEL_EVERY_MS - performance.now();
     if (due <= 0) {
       this.shownAt = performance.now();
       this.show();
+      if (machine.about) this.grid.settle(machine.uses);
     } else {
       this.later ??= setTimeout(() => {
         this.later = undefined;
@@ -101,7 +100,7 @@ class App extends Component {
         <${Chat} conversation=${conversation} machine=${machine.about} />
         <${Panel} machine=${machine} onGrid=${(grid) => (this.grid = grid)} />
       </div>
-      ${dialog === "settings" && html`<${Settings} settings=${conversation.settings} onSave=${(s) => conversation.setSettings(s)} onClose=${this.closeDialog} />`}
+      ${dialog === "settings" && html`<${Settings} settings=${conversation.settings} thinks=${machine.about?.thinks} onSave=${(s) => conversation.setSettings(s)} onClose=${this.closeDialog} />`}
       ${dialog === "key" && html`<${KeyPrompt} words=${words} onKey=${key.set} onClose=${this.closeDialog} />`}
     `;
   }

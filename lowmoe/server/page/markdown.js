@@ -30,7 +30,7 @@ export function blocks(text) {
   return marked.lexer(text).filter((token) => token.type !== "space" && token.type !== "def");
 }
 
-/** A piece as a fragment, cleaned.  No string is ever handed to innerHTML here. */
+/** A piece as a fragment, cleaned; no text becomes markup in any other way. */
 export function nodes(block) {
   const fragment = DOMPurify.sanitize(marked.parser([block]), {
     ALLOWED_TAGS: TAGS,

@@ -59,7 +59,7 @@ function Sparkline({ values }) {
   const points = values.map((value, i) => `${120 - values.length + i},${(23 - (21 * value) / most).toFixed(1)}`).join(" ");
   return html`
     <svg class="sparkline" viewBox="0 0 120 24" preserveAspectRatio="none" aria-hidden="true">
-      ${values.length > 1 && html`<polyline points=${points} />`}
+      ${values.length > 4 && html`<polyline points=${points} />`}
     </svg>
   `;
 }
@@ -72,6 +72,13 @@ function Meter({ name, value, most, words }) {
       <p>${words}</p>
     </section>
   `;
+}
+
+function requestWords({ n_answers, n_reading, n_waiting }) {
+  const words = [`${n_answers} under way`];
+  if (n_reading) words.push(n_reading === n_answers ? "reading" : `${n_reading} reading`);
+  if (n_waiting) words.push(`${n_waiting} waiting`);
+  return words.join(", ");
 }
 
 /** The same in numbers, made only while it is open. */
@@ -202,7 +209,10 @@ class Experts extends Component {
             ${words}
           </div>`}
         </div>
-        <p class="caption">A row is a layer, a cell an expert, its colour where it lives. It lights up when it is used.</p>
+        <p class="caption">
+          A row is a layer, a cell an expert, its colour where it lives.
+          ${" "}${!machine.about || machine.about.counts_uses ? "It lights up when it is used, and keeps a glow of how often." : "All are on the GPU, which alone knows which it uses."}
+        </p>
         <p class="sr-only" aria-live="polite">${words}</p>
       </section>
     `;
@@ -249,7 +259,7 @@ export class Panel extends Component {
                   name="Requests"
                   value=${rates.n_answers}
                   most=${about.n_sequences}
-                  words=${`${rates.n_answers} under way${rates.n_waiting ? `, ${rates.n_waiting} waiting` : ""}`}
+                  words=${requestWords(rates)}
                 />
               </div>
               <${Table} machine=${machine} />
