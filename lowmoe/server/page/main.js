@@ -85,7 +85,7 @@ class App extends Component {
     const { conversation, machine } = this;
     return html`
       <header class="top">
-        <a class="brand" href="/"><img src="/page/icon.svg" alt="" width="24" height="24" />lowmoe</a>
+        <h1 class="brand"><a href="/"><img src="/page/icon.svg" alt="" width="24" height="24" />lowmoe</a></h1>
         <span class=${`state ${machine.isConnected ? "on" : "off"}`} role="status">
           ${machine.isConnected ? machine.about.model : "no connection"}
         </span>
@@ -96,10 +96,10 @@ class App extends Component {
           <${iconButton} name="machine" class="icon-button only-narrow" label="The machine" aria-expanded=${Boolean(isOpen)} onClick=${() => this.setState({ isOpen: !isOpen })} />
         </nav>
       </header>
-      <div class=${`both ${isOpen ? "machine-open" : ""}`}>
+      <main class=${`both ${isOpen ? "machine-open" : ""}`}>
         <${Chat} conversation=${conversation} machine=${machine.about} />
         <${Panel} machine=${machine} onGrid=${(grid) => (this.grid = grid)} />
-      </div>
+      </main>
       ${dialog === "settings" && html`<${Settings} settings=${conversation.settings} thinks=${machine.about?.thinks} onSave=${(s) => conversation.setSettings(s)} onClose=${this.closeDialog} />`}
       ${dialog === "key" && html`<${KeyPrompt} words=${words} onKey=${key.set} onClose=${this.closeDialog} />`}
     `;
