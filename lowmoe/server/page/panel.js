@@ -263,6 +263,7 @@ export class Panel extends Component {
                 />
               </div>
               <${Table} machine=${machine} />
+              <p class="away">Experts of ${about.bits} bits, ${bytes(about.expert_bytes)} each, computed by ${about.isa}.</p>
               <p class="sr-only" role="status">${this.summary(machine)}</p>
             `
           : html`<p class="away">${machine.isConnected ? "" : "Waiting for the server …"}</p>`}
