@@ -39,6 +39,11 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     )
 
 
+def inherited() -> dict[str, str]:
+    """All variables, as a program sees them that is started from here."""
+    return dict(os.environ)
+
+
 def _cache_folder(values: Mapping[str, str]) -> Path:
     if sys.platform == "win32":
         return Path(values.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")

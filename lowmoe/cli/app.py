@@ -286,6 +286,46 @@ def serve(
 
 
 @app.command()
+def launch(
+    client: Annotated[
+        str | None, typer.Argument(help="Which program or library; without: says which there are.")
+    ] = None,
+    command: Annotated[
+        list[str] | None, typer.Argument(help="A command of your own, after --, to run instead.")
+    ] = None,
+    url: Annotated[
+        str, typer.Option(help="Where `lowmoe serve` answers.")
+    ] = "http://127.0.0.1:8080",
+    model: Annotated[
+        str | None, typer.Option(help="The model's name. Default: the server is asked.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="The server's key. Default: LOWMOE_API_KEY.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done, for a shell.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Start a program of others, say a coding agent, that asks this server and nobody else."""
+    from lowmoe.cli.launch import Asked, launch_command
+
+    code = launch_command(
+        Asked(
+            client=client,
+            url=url,
+            model=model,
+            api_key=api_key,
+            command=tuple(command or ()),
+            dry_run=dry_run,
+            json=json,
+        )
+    )
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
 def quantize(
     source: Annotated[Path, typer.Argument(help="A checkpoint folder or a GGUF file.")],
     folder: Annotated[Path, typer.Argument(help="The model folder to make or go on with.")],

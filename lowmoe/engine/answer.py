@@ -20,8 +20,8 @@ from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.run_clock import RunClock, Tally
 from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.sampling import Sampler
-from lowmoe.engine.spelling import Said, Spelling
-from lowmoe.engine.thinking import Kind
+from lowmoe.engine.spelling import Kind, Said, Spelling
+from lowmoe.engine.tool_calls.splitter import CallSplitter
 from lowmoe.errors import LowMoeError, PromptError, UsageError
 
 # An end token, a stop text, max_new_tokens or the context, `cancel`, a LowMoeError, another answer
@@ -36,8 +36,9 @@ class Token:
     id: None where text is left: of an answer that has ended, which was held back because it might
     have become a stop string or a character; or of a token that has text of several kinds.
     kind: whether the text is of the answer, of the model's thinking before it, or a mark between
-    the two, such as `</think>`. chosen: if logprobs were asked for, of the tokens that this text
-    ends with, in order: none while it is held back, then several.
+    the two, such as `</think>`; or the name of a tool whose call begins, or more of its arguments.
+    chosen: if logprobs were asked for, of the tokens that this text ends with, in order: none while
+    it is held back, then several.
     """
 
     id: int | None
@@ -64,10 +65,12 @@ class Answer:
         reuse: Reuse = "any",
         constraint: Constraint | Form | None = None,
         n_logprobs: int | None = None,
+        calls: CallSplitter | None = None,
     ) -> None:
         """spelled: with text, and ended by stop texts too.  constraint: the form it must have,
         compiled now, in up to 2 s, unless runtime.forms has it.  n_logprobs: how many of the
-        likeliest tokens are told beside each, None for nothing of the kind.
+        likeliest tokens are told beside each, None for nothing of the kind.  calls: tells calls of
+        tools from text.
 
         Raises PromptError for a prompt that is empty, not of this vocabulary, or leaves no room;
         UsageError for a form that cannot be kept to.
@@ -85,7 +88,9 @@ class Answer:
         self.error: LowMoeError | None = None
         self._sampler, self._end_ids = Sampler(options), end_ids
         self._n_most = min(len(prompt_ids) + options.max_new_tokens, runtime.n_context)
-        self._spelling = Spelling(runtime.text, options.stop, prompt_ids) if spelled else None
+        self._spelling = (
+            Spelling(runtime.text, options.stop, prompt_ids, calls=calls) if spelled else None
+        )
         form = None
         if constraint is not None:
             form = constraint if isinstance(constraint, Form) else runtime.forms.compile(constraint)

@@ -1,35 +1,37 @@
 """Chat messages to the one text, or the token ids, that a model was trained to answer.
 
-Knows:        chat templates (untrusted programs out of a model's folder), roles.
-Ignorant of:  tokens, how many messages fit the context, what the model answers.
+Knows:        which of a model's files holds its chat template, what messages may be.
+Ignorant of:  how a template is run, what it is given for tools and calls, what the model answers.
 """
 
+import functools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
-import minijinja
-
-from lowmoe.engine.control_tokens import ControlTokens
+from lowmoe.engine.control_tokens import ControlTokens, Unmarked
+from lowmoe.engine.messages import Message, Role, Tool
+from lowmoe.engine.template_habits import Habits
+from lowmoe.engine.template_program import TemplateProgram
+from lowmoe.engine.template_turns import Marks, Turns
 from lowmoe.engine.text import Tokenizer, require_unicode
+from lowmoe.engine.tool_calls.definitions import require_calls, require_tools
+from lowmoe.engine.tool_calls.style import Style
+from lowmoe.engine.tool_calls.styles import style_of
 from lowmoe.errors import PromptError, TextError, UsageError
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = get_args(Role)
 
-# The longest templates in use have 30,000 characters.
-MAX_TEMPLATE_CHARS = 1 << 20
-
-# Ten times the text that a context of a million tokens holds.
-MAX_RENDERED_CHARS = 1 << 26
-
-# A unit is one step of the template's program; ten million take 0.2 s. Templates in use need some
-# 50 units a message, a few hundred where they compare every message with every other.
-FUEL = 100_000
+# Templates in use need some 50 units a message, a few hundred where they compare every message
+# with every other, and 5 a character of a tool's definition.
 FUEL_PER_MESSAGE = 10_000
+FUEL_PER_CHARACTER = 20
 
-# transformers marks what the assistant said by these tags, for training; they print nothing.
-_GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+# Switches of thinking, and what templates call on and off.
+_SWITCHES = ("enable_thinking", "thinking")
+_EFFORT = "reasoning_effort"
+_KNOWS_NO_EFFORT = re.compile(r"""reasoning_effort[^%}]*['"]none['"]""")
 
 
 class ChatTemplate:
@@ -43,19 +45,14 @@ class ChatTemplate:
     def __init__(
         self, source: str, *, bos_token: str | None = None, eos_token: str | None = None
     ) -> None:
-        if len(source) > MAX_TEMPLATE_CHARS:
-            raise TextError(
-                f"the chat template has {len(source)} characters, but at most "
-                f"{MAX_TEMPLATE_CHARS} are read; download it again"
-            )
-        self.source = _GENERATION_TAG.sub(_as_condition, source)
+        self.source = source
+        self._program = TemplateProgram(source)
         # An absent token is an undefined variable, which prints as nothing, as in transformers.
         self._tokens = {
             name: token
             for name, token in (("bos_token", bos_token), ("eos_token", eos_token))
             if token is not None
         }
-        _environment(self.source, fuel=FUEL)
 
     @staticmethod
     def from_files(
@@ -85,150 +82,154 @@ class ChatTemplate:
             eos_token=_token_in(config, "eos_token"),
         )
 
+    @functools.cached_property
+    def style(self) -> Style:
+        """How the model writes calls of tools."""
+        return style_of(self.source)
+
+    @property
+    def has_think_switch(self) -> bool:
+        """Whether `think` makes a difference."""
+        return bool(self._switches(True))
+
     def render(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message | Mapping[str, str]],
+        *,
+        tools: Sequence[Tool] = (),
+        think: bool | None = None,
+        add_generation_prompt: bool = True,
     ) -> str:
         """Write messages down as one text.
 
-        messages: each has a role (system, user, assistant or tool) and a content; further strings
-        are the template's to use. add_generation_prompt: end where the assistant's answer begins.
+        messages: a mapping has a role and a content; further strings are the template's to use.
+        tools: what the model may call; template_turns.py says what is done where the template
+        knows none. think: whether it should before it answers, None as it likes; a model whose
+        template has no such switch does as it likes. add_generation_prompt: end where the
+        assistant's answer begins.
 
-        Raises UsageError if a message is malformed, TextError if the template refuses the
+        Raises UsageError if a message or tool is malformed, TextError if the template refuses the
         messages, fails, or does not come to an end.
         """
-        require_messages(messages)
-        return self._render([dict(message) for message in messages], add_generation_prompt)
+        return self._render(messages, tools, Unmarked(), think, add_generation_prompt)
 
     def encode(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Message | Mapping[str, str]],
         tokenizer: Tokenizer,
         *,
+        tools: Sequence[Tool] = (),
+        think: bool | None = None,
         add_generation_prompt: bool = True,
     ) -> list[int]:
         """Write messages down as token ids; only the template writes control tokens.
 
         Arguments and errors are render's; control_tokens.py says what control tokens are.
         """
-        require_messages(messages)
         control = ControlTokens(tokenizer, template=self.source)
-        marked = [control.mark(message) for message in messages]
-        return control.encode(self._render(marked, add_generation_prompt))
+        return control.encode(self._render(messages, tools, control, think, add_generation_prompt))
 
-    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        environment = _environment(self.source, fuel=FUEL + FUEL_PER_MESSAGE * len(messages))
-        try:
-            text = environment.render_template(
-                "chat_template",
-                messages=messages,
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-                **self._tokens,
+    def _render(
+        self,
+        messages: Sequence[Message | Mapping[str, str]],
+        tools: Sequence[Tool],
+        marks: Marks,
+        think: bool | None,
+        add_generation_prompt: bool,
+    ) -> str:
+        require_messages(messages)
+        require_tools(tools)
+        turns = Turns(
+            messages,
+            tools,
+            habits=self._habits,
+            style=self.style,
+            thinking_key=self._thinking_key,
+            marks=marks,
+        )
+        return self._run(
+            turns.messages,
+            turns.tools,
+            {"add_generation_prompt": add_generation_prompt, **self._switches(think)},
+        )
+
+    def _run(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any],
+    ) -> str:
+        given = {"messages": messages, "tools": tools, "documents": None}
+        fuel = FUEL_PER_MESSAGE * len(messages)
+        if tools is not None:
+            fuel += FUEL_PER_CHARACTER * len(json.dumps(tools))
+        return self._program.run({**given, **self._tokens, **variables}, fuel=fuel)
+
+    @functools.cached_property
+    def _habits(self) -> Habits:
+        return Habits.of(
+            lambda messages, tools: self._run(messages, tools, {"add_generation_prompt": False})
+        )
+
+    @property
+    def _thinking_key(self) -> str | None:
+        """By which key the template takes an earlier answer's thinking."""
+        if "reasoning_content" in self.source:
+            return "reasoning_content"
+        return "thinking" if "message.thinking" in self.source else None
+
+    def _switches(self, think: bool | None) -> dict[str, Any]:
+        if think is None:
+            return {}
+        asked = self._program.variables
+        switches: dict[str, Any] = {name: think for name in _SWITCHES if name in asked}
+        if _EFFORT in asked and not switches:
+            # gpt-oss always thinks, and medium is what it does unless told otherwise.
+            on, off = (
+                ("high", "none") if _KNOWS_NO_EFFORT.search(self.source) else ("medium", "low")
             )
-        except minijinja.TemplateError as error:
-            raise _template_fault(error) from error
-        except (TypeError, ValueError) as error:
-            # The template called one of the three functions below with what it cannot take.
-            raise _fault(str(error)) from error
-        if len(text) > MAX_RENDERED_CHARS:
-            raise TextError(
-                f"the chat template made {len(text)} characters of {len(messages)} messages, but "
-                f"at most {MAX_RENDERED_CHARS} are allowed; shorten them or replace the template"
-            )
-        return text
+            switches[_EFFORT] = on if think else off
+        return switches
 
 
-def require_messages(messages: Sequence[Mapping[str, str]]) -> None:
+def require_messages(messages: Sequence[Message | Mapping[str, str]]) -> None:
     """Raise UsageError unless messages are what ChatTemplate.render describes."""
     if not messages:
         raise PromptError("the conversation holds 0 messages, but at least 1 is needed")
     for number, message in enumerate(messages, start=1):
-        if not isinstance(message, Mapping):
+        if isinstance(message, Message):
+            require_calls(message, f"message {number}")
+            fields: Mapping[str, object] = {
+                "role": message.role,
+                "content": message.content,
+                "thinking": message.thinking,
+                **({} if message.name is None else {"name": message.name}),
+                **({} if message.call_id is None else {"call_id": message.call_id}),
+            }
+            _require_strings(number, fields)
+            for call in message.calls:
+                require_unicode(call.id)
+        elif isinstance(message, Mapping):
+            _require_strings(number, message)
+        else:
             raise UsageError(
                 f"message {number} is {message!r}, but must be a mapping with role and content"
             )
-        role = message.get("role")
-        if role not in ROLES:
-            raise UsageError(f"message {number}: role is {role!r}, but must be in {list(ROLES)}")
-        if "content" not in message:
-            raise UsageError(f"message {number} ({role}) has no content, but must have a string")
-        for key, value in message.items():
-            if not isinstance(key, str) or not isinstance(value, str):
-                raise UsageError(
-                    f"message {number} ({role}): {key} is of type {type(value).__name__}, "
-                    "but must be a string"
-                )
-            require_unicode(value)
 
 
-def _environment(source: str, *, fuel: int) -> minijinja.Environment:
-    """Set minijinja up as transformers sets jinja2 up, with a limit. Raises TextError."""
-    environment = minijinja.Environment(
-        fuel=fuel,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        pycompat=True,
-        auto_escape_callback=lambda name: False,
-        filters={"tojson": _tojson},
-        tests={"iterable": _is_iterable},
-        globals={"raise_exception": _raise_exception, "strftime_now": _strftime_now},
-    )
-    try:
-        environment.add_template("chat_template", source)
-    except minijinja.TemplateError as error:
-        raise _template_fault(error) from error
-    except UnicodeEncodeError as error:
-        raise _fault(f"character {error.start} is half a surrogate pair") from error
-    return environment
-
-
-def _as_condition(tag: re.Match[str]) -> str:
-    before, is_end, after = tag.groups()
-    return f"{{%{before} {'endif' if is_end else 'if true'} {after}%}}"
-
-
-def _raise_exception(message: object) -> None:
-    raise TextError(f"the chat template refuses this conversation: {_one_line(str(message))}")
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
-
-
-def _is_iterable(value: object) -> bool:
-    """Stand in for minijinja's test, to which None is iterable."""
-    return isinstance(value, Iterable)
-
-
-def _tojson(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Stand in for minijinja's filter, which writes <, > and & as escapes for HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _template_fault(error: minijinja.TemplateError) -> TextError:
-    place = "" if error.line is None else f", line {error.line}"
-    reason = error.kind if error.detail is None else f"{error.kind}: {error.detail}"
-    return _fault(reason + place)
-
-
-def _fault(reason: str) -> TextError:
-    return TextError(
-        f"the chat template cannot be used ({_one_line(reason)}); put one that works into "
-        "chat_template.jinja, or complete a plain text instead"
-    )
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _require_strings(number: int, message: Mapping[str, object]) -> None:
+    role = message.get("role")
+    if role not in ROLES:
+        raise UsageError(f"message {number}: role is {role!r}, but must be in {list(ROLES)}")
+    if "content" not in message:
+        raise UsageError(f"message {number} ({role}) has no content, but must have a string")
+    for key, value in message.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise UsageError(
+                f"message {number} ({role}): {key} is of type {type(value).__name__}, "
+                "but must be a string"
+            )
+        require_unicode(value)
 
 
 def _json_object(data: bytes | None) -> dict[str, object]:

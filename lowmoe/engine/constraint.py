@@ -25,9 +25,13 @@ class Regex:
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """A text that this context-free grammar, in Lark's notation, derives."""
+    """A text that this context-free grammar, in Lark's notation, derives.
+
+    from_start: the text is all that the model writes, its thinking and what stands around that too.
+    """
 
     lark: str
+    from_start: bool = False
 
 
 Constraint: TypeAlias = JsonSchema | Regex | Grammar

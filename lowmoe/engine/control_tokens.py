@@ -5,7 +5,8 @@ Ignorant of:  how a chat template works, what roles mean to it.
 
 A message that spells out `<|im_end|>` must not end its turn: it gets the tokens of these ten
 characters, not the one that the template writes. So the spelling is put between two marks before
-the template sees it, and encoded apart from the rest afterwards.
+the template sees it, and encoded apart from the rest afterwards. So are the strings in calls,
+results and definitions of tools; and a key there that would be one with a template's brackets.
 
 Control tokens are the special ones, and of the other added ones those that the template mentions.
 The assistant may write the latter itself: `</think>` in an earlier answer is the token it was.
@@ -13,6 +14,7 @@ The assistant may write the latter itself: `</think>` in an earlier answer is th
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lowmoe.engine.text import Tokenizer
 
@@ -20,6 +22,9 @@ from lowmoe.engine.text import Tokenizer
 # the text there and nothing else: a mark never turns text into a token.
 _START = "\ufdd0"
 _END = "\ufdd1"
+
+# As JSON writes them that keeps to ASCII; a backslash before one makes it text.
+_ESCAPED = re.compile(r"(?<!\\)((?:\\\\)*)\\u(fdd[01])")
 
 
 class ControlTokens:
@@ -37,12 +42,26 @@ class ControlTokens:
         self._tokenizer = tokenizer
         self._of_assistant = _any_of(special)
         self._of_others = _any_of(special + mentioned)
+        self._cores = {core for text in special + mentioned if (core := _core(text))}
 
-    def mark(self, message: Mapping[str, str]) -> dict[str, str]:
-        """Put each control token that a message must not write between the marks."""
-        control = self._of_assistant if message["role"] == "assistant" else self._of_others
-        wrapped = rf"{_START}\g<0>{_END}"
-        return {key: re.sub(control, wrapped, value) for key, value in message.items()}
+    def text(self, text: str, *, by_assistant: bool = False) -> str:
+        """Put each control token that this text must not write between the marks."""
+        control = self._of_assistant if by_assistant else self._of_others
+        return re.sub(control, rf"{_START}\g<0>{_END}", text)
+
+    def value(self, value: Any) -> Any:
+        """Do so in every string of a mapping or list."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, Mapping):
+            return {self._key(key): self.value(item) for key, item in value.items()}
+        return [self.value(item) for item in value] if isinstance(value, list | tuple) else value
+
+    def _key(self, key: str) -> str:
+        # `<` + "|im_end|" + `>`, as templates write that make tags of keys.
+        marked = self.text(key)
+        is_part = marked == key and _core(key) in self._cores
+        return f"{_START}{key}{_END}" if is_part else marked
 
     def encode(self, text: str) -> list[int]:
         """Encode a rendered text: between the marks without control tokens, elsewhere with them.
@@ -60,6 +79,28 @@ class ControlTokens:
             if following:
                 ids += self._tokenizer.encode_continuation(following)
         return ids
+
+
+class Unmarked:
+    """Leaves everything as it is, for a text that people read."""
+
+    def text(self, text: str, *, by_assistant: bool = False) -> str:
+        """As it is."""
+        return text
+
+    def value(self, value: Any) -> Any:
+        """As it is."""
+        return value
+
+
+def unescaped(json: str) -> str:
+    """JSON in ASCII, its marks as they were."""
+    return _ESCAPED.sub(lambda found: found[1] + chr(int(found[2], 16)), json)
+
+
+def _core(text: str) -> str:
+    """What is left without brackets, bars and the like."""
+    return "".join(char for char in text if char.isalnum())
 
 
 def _any_of(tokens: Sequence[str]) -> str:

@@ -11,8 +11,10 @@ import contextlib
 import json
 import os
 import random
+import re
 import sys
 import threading
+from collections.abc import Collection
 from typing import Any
 
 # What compiles on half of any thread's stack will not overflow a whole one.
@@ -20,14 +22,22 @@ STACK_BYTES = 4 << 20
 MEMORY_BYTES = 1 << 30
 STEPS = 16
 END = 256  # beside a token for every byte
+MAX_IDS = 1 << 20  # no vocabulary has a quarter of it
+
+_NAMED = re.compile(r"<\[(\d{1,9})\]>")
 
 
 class _Bytes:
     """The vocabulary: what is wrong with a form does not depend on one."""
 
     eos_token_id, bos_token_id = END, None
-    tokens = [*(bytes([byte]) for byte in range(256)), b"\xff<end>"]  # noqa: RUF012
-    special_token_ids = [END]  # noqa: RUF012
+
+    def __init__(self, named: Collection[int]) -> None:
+        """named: the tokens that the form names by their ids, which must be there."""
+        n_ids = 1 + max([END, *named])
+        self.tokens = [*(bytes([byte]) for byte in range(256)), b"\xff<end>"]
+        self.tokens += [b"\xff<%d>" % token_id for token_id in range(END + 1, n_ids)]
+        self.special_token_ids = [*range(END, n_ids)]
 
     def __call__(self, text: bytes) -> list[int]:
         return list(text)
@@ -37,14 +47,15 @@ def fault(grammar: str, limits: dict[str, Any]) -> str:
     """What llguidance finds wrong, now or in its first steps along a random text."""
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-    tokenizer = LLTokenizer(TokenizerWrapper(_Bytes()))
+    named = sorted({int(found) for found in _NAMED.findall(grammar) if int(found) < MAX_IDS})
+    tokenizer = LLTokenizer(TokenizerWrapper(_Bytes(named)))
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(**limits))
     choose = random.Random(0)
     for _ in range(STEPS):
         if matcher.is_error() or matcher.is_stopped():
             break
         mask = int.from_bytes(matcher.compute_bitmask(), "little")
-        allowed = [byte for byte in range(256) if mask >> byte & 1]
+        allowed = [i for i in (*range(256), *named) if i != END and mask >> i & 1]
         if not allowed:
             break
         matcher.consume_token(choose.choice(allowed))

@@ -11,15 +11,14 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lowmoe.engine import form_trial
-from lowmoe.engine.constraint import Constraint, JsonSchema, Regex
+from lowmoe.engine.constraint import Constraint, Grammar, JsonSchema, Regex
 from lowmoe.engine.text_parts import TextParts
-from lowmoe.engine.token_bytes import TokenBytes
 from lowmoe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +34,9 @@ START_S = 30.0  # until a process runs, on a machine that has much else to do
 
 # Half of llguidance's own: what needs more takes 0.3 s for one token and hundreds of megabytes.
 _LIMITS: Mapping[str, Any] = {"initial_lexer_fuel": 500_000, "verbose_errors": False}
+
+
+_Key: TypeAlias = tuple[str, str, bool]  # a form's kind, its text, whether from the start
 
 
 class Matcher(Protocol):
@@ -56,15 +58,17 @@ class Matcher(Protocol):
 class Form:
     """A constraint compiled for one vocabulary.
 
-    tokens: what its tokens write; n_tokens: ids from there on are of no token, though the model
-    gives them scores; end_ids: of the tokens that may end the answer, where it may end.
+    grammar: in llguidance's words; tokens: what its tokens write; n_tokens: ids from there on are
+    of no token, though the model gives them scores; end_ids: of the tokens that may end the answer,
+    where it may end; from_start: the model's thinking before the answer has the form too.
     """
 
     def __init__(
-        self, matcher: Matcher, tokens: TokenBytes, n_tokens: int, end_ids: Collection[int]
+        self, grammar: str, matcher: Matcher, vocabulary: "_Vocabulary", *, from_start: bool
     ) -> None:
-        self._matcher = matcher
-        self.tokens, self.n_tokens, self.end_ids = tokens, n_tokens, frozenset(end_ids)
+        self.grammar, self._matcher, self.from_start = grammar, matcher, from_start
+        self.tokens, self.n_tokens = vocabulary.of_ids, vocabulary.n_tokens
+        self.end_ids = frozenset(vocabulary.own_end_ids)
 
     def matcher(self) -> Matcher:
         """For one answer, at its beginning."""
@@ -84,22 +88,22 @@ class Forms:
 
     def __init__(self, text: TextParts, end_ids: Collection[int]) -> None:
         self._text, self._config_end_ids = text, end_ids
-        self._compiled: OrderedDict[tuple[str, str], Form] = OrderedDict()
+        self._compiled: OrderedDict[_Key, Form] = OrderedDict()
         self._kept, self._compiling = threading.Lock(), threading.Lock()
 
     def compile(self, constraint: Constraint) -> Form:
         """Raises UsageError for what is too large, takes too long, or cannot be kept to; TextError
         for a model without a tokenizer, or with one whose tokens' bytes are not known.
         """
-        key = _written(constraint)
+        from_start = isinstance(constraint, Grammar) and constraint.from_start
+        key = (*_written(constraint), from_start)
         if form := self._latest(key):
             return form
         with self._compiling:
             # Another thread may have compiled it meanwhile.
             if form := self._latest(key):
                 return form
-            words = self._vocabulary
-            form = Form(self._matcher(*key), words.of_ids, words.n_tokens, words.own_end_ids)
+            form = self._compile(*key)
             with self._kept:
                 self._compiled[key] = form
                 while len(self._compiled) > MAX_FORMS:
@@ -116,14 +120,14 @@ class Forms:
 
         return LLTokenizer(TokenizerWrapper(self._vocabulary), eos_token=self._vocabulary.end_ids)
 
-    def _latest(self, key: tuple[str, str]) -> Form | None:
+    def _latest(self, key: _Key) -> Form | None:
         with self._kept:
             form = self._compiled.get(key)
             if form is not None:
                 self._compiled.move_to_end(key)
             return form
 
-    def _matcher(self, kind: str, text: str) -> Matcher:
+    def _compile(self, kind: str, text: str, from_start: bool) -> Form:
         from llguidance import LLMatcher, LLParserLimits
 
         grammar = _grammar(kind, text)
@@ -133,7 +137,7 @@ class Forms:
         matcher.compute_bitmask()
         if matcher.is_error():
             raise _refused(kind, matcher.get_error())
-        return matcher
+        return Form(grammar, matcher, self._vocabulary, from_start=from_start)
 
 
 class _Vocabulary:
@@ -159,9 +163,28 @@ class _Vocabulary:
         self.eos_token_id = self.end_ids[0]
 
     def __call__(self, text: bytes | str) -> list[int]:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8", "replace")
-        return self._tokenizer.encode_continuation(text)
+        """How a text that must come is written: as the tokenizer would, if that is all of it."""
+        raw = text.encode() if isinstance(text, str) else text
+        ids = self._tokenizer.encode_continuation(raw.decode("utf-8", "replace"))
+        # Some tokenizers write a text otherwise than it is: other spaces, none at its beginning.
+        if b"".join(self.of_ids[i] for i in ids) == raw:
+            return ids
+        return self._longest_first(raw)
+
+    def _longest_first(self, raw: bytes) -> list[int]:
+        """As few as there are without looking ahead; shorter where nothing fits."""
+        ids: list[int] = []
+        while raw:
+            n_bytes = next((n for n in range(len(raw), 0, -1) if raw[:n] in self._id_of), None)
+            if n_bytes is None:
+                break
+            ids.append(self._id_of[raw[:n_bytes]])
+            raw = raw[n_bytes:]
+        return ids
+
+    @functools.cached_property
+    def _id_of(self) -> dict[bytes, int]:
+        return {token: i for i, token in enumerate(self.tokens) if token}
 
 
 def _written(constraint: Constraint) -> tuple[str, str]:

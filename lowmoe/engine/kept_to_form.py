@@ -20,7 +20,8 @@ class KeptToForm:
     """
 
     def __init__(self, form: Form, spelling: Spelling | None) -> None:
-        self._form, self._matcher, self._spelling = form, form.matcher(), spelling
+        self._form, self._matcher = form, form.matcher()
+        self._spelling = None if form.from_start else spelling
         self._begun = False
 
     @property

@@ -1,18 +1,25 @@
-"""Tokens of one answer to text that is certain to stay, and what of it is thinking.
+"""Tokens of one answer to text that is certain to stay, what of it is thinking and what are calls.
 
-Knows:        unfinished characters, stop texts, marks of thinking, and in which order they count.
+Knows:        unfinished characters, marks of thinking, calls, stop texts, and in which order they
+              count: an answer's text ends at a stop text, neither a call nor its arguments do.
 Ignorant of:  how tokens are chosen.
 """
 
 import copy
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 from lowmoe.engine.logprobs import ChosenToken
 from lowmoe.engine.text import StopText, StreamingDetokenizer
 from lowmoe.engine.text_parts import TextParts
-from lowmoe.engine.thinking import Kind, Piece
+from lowmoe.engine.thinking import Kind as TextKind
+from lowmoe.engine.tool_calls.splitter import CallSplitter
+
+# "call" is the name of a tool whose call begins, "arguments" more of the JSON of its arguments.
+Kind: TypeAlias = Literal["answer", "thinking", "mark", "call", "arguments"]
+Piece: TypeAlias = tuple[Kind, str]
 
 # A template may open the model's thinking with its last tokens, by a tag of up to eight characters
 # and blank lines, or by the head of a message.
@@ -33,18 +40,23 @@ class Said:
 class Spelling:
     """What becomes readable with each token, and whether a stop text has come."""
 
-    def __init__(self, text: TextParts, stops: Sequence[str], prompt_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        text: TextParts,
+        stops: Sequence[str],
+        prompt_ids: Sequence[int],
+        *,
+        calls: CallSplitter | None = None,
+    ) -> None:
+        """calls: tells calls of tools from text, if any are offered."""
         self._tokenizer = text.tokenizer
         self._detokenizer = StreamingDetokenizer(text.tokenizer)
         self._stops = StopText(stops)
         self._waiting: deque[Said] = deque()  # what StopText holds back
         self._untold: tuple[ChosenToken, ...] = ()  # of tokens without text so far
         self._splitter = None if text.thinking is None else text.thinking.splitter()
-        controls = () if text.thinking is None else text.thinking.controls
-        ids = {text.tokenizer.token_id(control): control for control in controls}
-        self._controls = {
-            i: c for i, c in ids.items() if i is not None and text.tokenizer.is_silent(i)
-        }
+        self._calls = calls
+        self._controls = _controls(text, with_calls=calls is not None)
         self.kind: Kind = "answer"  # of what came last
         if self._splitter is not None:
             for token_id in prompt_ids[-N_PROMPT_END:]:
@@ -70,7 +82,9 @@ class Spelling:
         """What was held back, as the answer has ended."""
         pieces = self._split(self._detokenizer.flush(), control=False)
         if self._splitter is not None:
-            pieces += self._splitter.flush()
+            pieces += self._without_calls(self._splitter.flush())
+        if self._calls is not None:
+            pieces += self._calls.flush()
         certain, stopped = self._until_stop(self._told(pieces))
         if stopped:
             return certain, True
@@ -115,9 +129,21 @@ class Spelling:
         return [(self._detokenizer.push(token_id), False)]
 
     def _split(self, text: str, *, control: bool) -> list[Piece]:
-        if self._splitter is None:
-            return [("answer", text)] if text else []
-        return list(self._splitter.push(text, control=control))
+        if self._splitter is not None:
+            return self._without_calls(self._splitter.push(text, control=control))
+        return self._without_calls([("control" if control else "answer", text)] if text else [])
+
+    def _without_calls(self, parts: Sequence[tuple[TextKind, str]]) -> list[Piece]:
+        """What of the answer are calls; nothing of the model's thinking is."""
+        pieces: list[Piece] = []
+        for kind, text in parts:
+            if kind == "thinking" or kind == "mark":
+                pieces.append((kind, text))
+            elif self._calls is not None:
+                pieces += self._calls.push(text, control=kind == "control")
+            elif kind == "answer":
+                pieces.append((kind, text))
+        return pieces
 
     def _told(self, pieces: list[Piece]) -> list[Said]:
         """The pieces, the last with what the tokens that end in it were chosen as."""
@@ -130,6 +156,10 @@ class Spelling:
     def _until_stop(self, pieces: list[Said]) -> tuple[list[Said], bool]:
         certain: list[Said] = []
         for piece in pieces:
+            if piece.kind in ("call", "arguments"):
+                certain += [*self._released(self._stops.flush()), piece]
+                self.kind = piece.kind
+                continue
             self._waiting.append(piece)
             passed, stopped = self._stops.push(piece.text)
             certain += self._released(passed)
@@ -151,3 +181,15 @@ class Spelling:
             n_chars -= len(released[-1].text)
             self.kind = waiting.kind
         return released
+
+
+def _controls(text: TextParts, *, with_calls: bool) -> Mapping[int, str]:
+    """The tokens that are told apart from text: those that decoding leaves out and that mark
+    thinking; and all that mark calls.
+    """
+    names = () if text.thinking is None else text.thinking.controls
+    ids = {text.tokenizer.token_id(name): name for name in names}
+    found = {i: name for i, name in ids.items() if i is not None and text.tokenizer.is_silent(i)}
+    if with_calls and text.tool_calls is not None:
+        found |= {i: tag for tag, i in text.tool_calls.token_ids.items()}
+    return found

@@ -10,11 +10,13 @@ import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from lowmoe.engine.chat_template import ChatTemplate
+from lowmoe.engine.messages import Message, Tool
 from lowmoe.engine.options import GenerationDefaults
 from lowmoe.engine.text import Tokenizer
 from lowmoe.engine.thinking import Thinking, thinking_of
 from lowmoe.engine.token_bytes import TokenBytes
-from lowmoe.errors import TextError
+from lowmoe.engine.tool_calls.format import ToolFormat
+from lowmoe.errors import TextError, UsageError
 
 TOKENIZER = "tokenizer.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -63,6 +65,14 @@ class TextParts:
             return None
 
     @functools.cached_property
+    def tool_calls(self) -> ToolFormat | None:
+        """How the model calls tools; None for one without a chat template or a tokenizer."""
+        try:
+            return ToolFormat.of(self.chat_template.style, self.tokenizer)
+        except TextError:
+            return None
+
+    @functools.cached_property
     def defaults(self) -> GenerationDefaults:
         """What the model's authors recommend; nothing, if the file is missing."""
         data = self._read(GENERATION_CONFIG)
@@ -72,8 +82,19 @@ class TextParts:
         """Of the tokens that end an answer: those that config.json named, and these defaults."""
         return {*named, *self.defaults.eos_ids}
 
-    def encode(self, prompt: str | Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a text to go on with, or of a conversation to answer."""
+    def encode(
+        self,
+        prompt: str | Sequence[Message | Mapping[str, str]],
+        *,
+        tools: Sequence[Tool] = (),
+        think: bool | None = None,
+    ) -> list[int]:
+        """Token ids of a text to go on with, or of a conversation to answer.
+
+        tools, think: as for `ChatTemplate.render`; a text has neither.
+        """
         if isinstance(prompt, str):
+            if tools:
+                raise UsageError("tools are given with a plain text, but need chat messages")
             return self.tokenizer.encode(prompt, add_special=True)
-        return self.chat_template.encode(prompt, self.tokenizer)
+        return self.chat_template.encode(prompt, self.tokenizer, tools=tools, think=think)

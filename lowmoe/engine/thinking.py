@@ -9,15 +9,19 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-# A mark divides the other two and belongs to neither: a tag, blank lines beside it.
-Kind: TypeAlias = Literal["answer", "thinking", "mark"]
+# A mark divides the other two and belongs to neither: a tag, blank lines beside it. A control is
+# a token of the answer that writes nothing of its own and is none of thinking's; or TO_TOOL.
+Kind: TypeAlias = Literal["answer", "thinking", "mark", "control"]
 Piece: TypeAlias = tuple[Kind, str]
+
+# Before the name of the tool that a message on a channel is for; a line break follows the name.
+TO_TOOL = "to=functions."
 
 
 class Splitter(Protocol):
     """Takes one answer as it comes, in pieces of any size, and says what each part of it is.
 
-    control: the text is one token that writes nothing of its own, see `Thinking.controls`.
+    control: the text is one token: of `Thinking.controls`, or of what else stands in the answer.
     """
 
     def prompt(self, text: str, *, control: bool) -> None:
@@ -87,6 +91,7 @@ class _Tags:
     """`<think>...</think>` before the answer. Only there: an answer may speak of these tags."""
 
     def __init__(self, pairs: Sequence[_Pair]) -> None:
+        self._tags = {tag for pair in pairs for tag in (pair.open, pair.close)}
         self._pairs = deque(pairs)
         self._inside = False  # of the first pair
         self._blank = False  # all that came since the last tag
@@ -101,11 +106,23 @@ class _Tags:
             self._inside = self._blank = False
 
     def push(self, text: str, *, control: bool) -> Sequence[Piece]:
+        if control and text not in self._tags:
+            return self._foreign(text)
         pieces: list[Piece] = []
         self._held += text
         while self._held and self._next(pieces):
             pass
         return pieces
+
+    def _foreign(self, token: str) -> Sequence[Piece]:
+        """A token of somebody else's: the answer's, if the model is not thinking."""
+        held = self.flush()
+        if self._kind == "thinking":
+            return [*held, ("thinking", token)]
+        if not self._inside:
+            self._pairs.clear()
+        self._blank = False
+        return [*held, ("control", token)]
 
     def flush(self) -> Sequence[Piece]:
         held, self._held = self._held, ""
@@ -181,7 +198,7 @@ class _Channels:
     def __init__(self) -> None:
         self._kind: Kind = "answer"
         self._head: str | None = None  # None in a body
-        self._said = False
+        self._said = self._to_tool = False
 
     def prompt(self, text: str, *, control: bool) -> None:
         self.push(text, control=control)
@@ -211,11 +228,32 @@ class _Channels:
         pass
 
     def _control(self, token: str) -> Sequence[Piece]:
-        if token in _OPENERS or token in _CLOSERS:
+        if token == "<|message|>" and self._head is not None:
+            return self._begin(self._head)
+        if token == "<|channel|>":
+            self._head = (self._head or "") + token
+        elif token in _OPENERS or token in _CLOSERS:
             self._head = ""
-        elif token == "<|message|>" and self._head is not None:
-            self._kind = "thinking" if self._head.strip() == "analysis" else "answer"
-            self._head = None
-            # What a head writes is no text to read, but two bodies must not run together.
-            return [("mark", "\n\n")] if self._said else []
+            if self._to_tool:
+                self._to_tool = False
+                return [("control", token)]
         return []
+
+    def _begin(self, head: str) -> Sequence[Piece]:
+        """head: "assistant to=functions.NAME<|channel|>CHANNEL <|constrain|>json", or less; the
+        name may stand after the channel too.
+        """
+        self._head = None
+        channel = head.rpartition("<|channel|>")[2].split()
+        is_thinking = channel[:1] == ["analysis"]
+        name = next((word for word in _words(head) if word.startswith(TO_TOOL)), None)
+        self._kind = "thinking" if is_thinking and name is None else "answer"
+        if name is not None:
+            self._to_tool = True
+            return [("control", name + "\n")]
+        # What a head writes is no text to read, but two bodies must not run together.
+        return [("mark", "\n\n")] if self._said else []
+
+
+def _words(head: str) -> Sequence[str]:
+    return head.replace("<|channel|>", " ").replace("<|constrain|>", " ").split()

@@ -6,6 +6,7 @@ Ignorant of:  what a face says, how a model answers, sockets.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -27,6 +28,20 @@ from lowmoe.server.watching import Watch
 
 # Whose paths begin so is told of errors in this dialect; the longest that fits.
 DIALECTS: dict[str, Dialect] = {"/v1": openai_error, "/v1/messages": anthropic_error}
+
+# Of every route; what is said of errors here keeps FastAPI from promising others.
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": told,
+        "content": {"application/json": {"schema": {"type": "object", "required": ["error"]}}},
+    }
+    for status, told in {
+        "4XX": "Not asked as it should be, or by somebody who may not; which, in words.",
+        "500": "The server's fault; where its log says why.",
+        "501": "Nothing this server does.",
+        "503": "Too many ask; when to ask again.",
+    }.items()
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +74,7 @@ def create_app(
     """
     hosts, dialects = Hosts(options.host, options.allow_hosts), Dialects(DIALECTS)
     check_exposure(hosts, options.api_key)
-    app = FastAPI(
-        title="lowmoe",
-        version="1",
-        docs_url=None,
-        redoc_url=None,
-    )
+    app = FastAPI(title="lowmoe", version="1", docs_url=None, redoc_url=None, responses=_REFUSALS)
     measured = Measured(service, numbers)
     app.include_router(openai.routes(measured))
     app.include_router(anthropic.routes(measured))

@@ -5,16 +5,19 @@ Ignorant of:  other asks, whose turn it is, how answers are decoded.
 """
 
 import asyncio
+import math
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lowmoe.engine.answer import Answer, Token
+from lowmoe.engine.answer import Answer, EndReason, Token
 from lowmoe.engine.forms import Form
+from lowmoe.engine.messages import Tool
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.errors import LowMoeError, UsageError
-from lowmoe.server.asking import Ask, Ended, Event, Failed, Reading, Text
+from lowmoe.server.asking import Ask, CallArguments, CallBegan, Ended, Event, Failed, Reading, Text
 from lowmoe.server.outbox import MOST_WAITING, Outbox
 from lowmoe.server.request_log import note
 
@@ -46,9 +49,9 @@ class Asked:
         self.cancelled = False
         self.told: list[Told] = []  # answers that have begun
         self.n_under_way = 0  # of them
-        self.n_ended = 0
-        self.failed = False
+        self.error: LowMoeError | None = None  # for which nothing more comes of it
         self._n_read = -1
+        self._failure_told = False
 
     # --- on any thread
 
@@ -66,18 +69,14 @@ class Asked:
     # --- on the model's thread
 
     @property
-    def is_over(self) -> bool:
-        """Whether nothing more comes of it."""
-        return self.failed or self.n_ended == self.ask.n
-
-    @property
     def may_begin(self) -> bool:
         """Whether the next answer may: the others go on from what the first has read."""
-        return not self.told or self.told[0].is_read
+        return self.error is None and (not self.told or self.told[0].is_read)
 
     def begun(self, answer: Answer) -> "Told":
         """The next answer has joined the others."""
-        told = Told(len(self.told), answer)
+        n_most_calls = math.inf if self.ask.tool_choice.parallel else 1
+        told = Told(len(self.told), answer, n_most_calls=n_most_calls)
         self.told.append(told)
         if self.cancelled:  # meanwhile
             answer.cancel()
@@ -98,16 +97,22 @@ class Asked:
                 return
         if told.answer.error is not None:
             self.fail(told.answer.error)
-        elif told.has_ended:
-            self.n_ended += 1
-            self.outbox.put_last(told.ended())
 
     def fail(self, error: LowMoeError) -> None:
-        """Nothing more comes of it."""
-        if not self.is_over:
-            self.failed = True
-            self.outbox.put_last(Failed(error))
+        """Let nothing more come of it."""
+        if self.error is None:
+            self.error = error
             self.stop()
+
+    def tell_end(self, told: "Told | None" = None) -> None:
+        """That this answer has ended, or that all of it failed: when its place is free again, so
+        that who hears it can ask anew.
+        """
+        if self.error is not None and not self._failure_told:
+            self._failure_told = True
+            self.outbox.put_last(Failed(self.error))
+        elif told is not None:
+            self.outbox.put_last(told.ended())
 
     def _tell_reading(self, told: "Told") -> None:
         """Of the first answer, whose prompt is read before any other begins."""
@@ -120,11 +125,11 @@ class Asked:
 
 
 class Told:
-    """One answer, and what of it was told."""
+    """One answer, and what of it was told.  n_most_calls: the answer ends before more of them."""
 
-    def __init__(self, number: int, answer: Answer) -> None:
-        self.number, self.answer = number, answer
-        self._n_tokens = self._n_thinking = 0
+    def __init__(self, number: int, answer: Answer, *, n_most_calls: float = math.inf) -> None:
+        self.number, self.answer, self._n_most_calls = number, answer, n_most_calls
+        self._n_tokens = self._n_thinking = self._n_calls = 0
         self._kind: Literal["answer", "thinking"] | None = None  # of the text before
         self._mark = ""
 
@@ -156,7 +161,7 @@ class Told:
         assert answer.end is not None
         return Ended(
             answer=self.number,
-            reason=REASONS[answer.end],
+            reason=self._reason(answer.end),
             stop=answer.stop_text,
             n_prompt=answer.n_prompt,
             n_reused=answer.n_reused,
@@ -164,19 +169,44 @@ class Told:
             n_thinking=self._n_thinking,
         )
 
+    def _reason(self, end: EndReason) -> Literal["end", "stop", "calls", "length", "cancelled"]:
+        if self._n_calls > self._n_most_calls or (self._n_calls and end == "end"):
+            return "calls"
+        return REASONS[end]
+
     def _of_token(self, token: Token) -> Iterator[Event]:
         self._n_tokens += token.id is not None
-        if token.kind != "answer" and self._kind != "answer":
+        if token.kind in ("thinking", "mark") and self._kind != "answer":
             self._n_thinking = self._n_tokens
-        if token.kind == "mark":
-            self._mark += token.text
+        if self._n_calls > self._n_most_calls:
             return
-        if not token.text and not token.chosen:
+        match token.kind:
+            case "mark":
+                self._mark += token.text
+            case "call":
+                yield from self._call(token.text)
+            case "arguments":
+                yield CallArguments(self.number, self._n_calls - 1, token.text)
+            case "answer" | "thinking" as kind if token.text or token.chosen:
+                # A mark belongs to neither of what it divides; two answers or two thoughts it keeps
+                # apart.
+                mark = self._mark if kind == self._kind else ""
+                self._mark, self._kind = "", kind
+                yield Text(self.number, kind, mark + token.text, token.chosen)
+
+    def _call(self, name: str) -> Iterator[Event]:
+        self._kind = "answer"
+        self._n_calls += 1
+        if self._n_calls > self._n_most_calls:
+            self.answer.cancel()
             return
-        # A mark belongs to neither of what it divides; two answers or two thoughts it keeps apart.
-        mark = self._mark if token.kind == self._kind else ""
-        self._mark, self._kind = "", token.kind
-        yield Text(self.number, token.kind, mark + token.text, token.chosen)
+        # Nine letters and digits: some templates take no other.
+        yield CallBegan(self.number, self._n_calls - 1, uuid.uuid4().hex[:9], name)
+
+
+def offered(ask: Ask) -> Sequence[Tool]:
+    """The tools that its answers may call."""
+    return () if ask.tool_choice.mode == "none" else ask.tools
 
 
 class AskedEvents:

@@ -98,8 +98,8 @@ class Guard:
         self._check_host(headers)
         _check_origin(scope, headers)
         self._check_key(scope, headers)
-        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            return None
+        if scope["method"] not in ("POST", "PUT", "PATCH"):
+            return None  # no route takes a body of others
         _check_media_type(headers)
         body = await _read_all(headers, receive)
         _check_json(body)

@@ -8,6 +8,7 @@ import asyncio
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lowmoe.server.asking import (
@@ -16,14 +17,15 @@ from lowmoe.server.asking import (
     ChosenToken,
     Ended,
     Event,
+    Failed,
     Reading,
     Text,
 )
 
-# What comes sooner after the last delivery waits until then, and goes with what comes meanwhile:
-# at thousands of tokens/s, waking the loop for each would cost more than making it
-# (benchmarks/server_overhead.py). Fewer than a hundred tokens/s are delivered one by one.
-LEAST_INTERVAL_S = 0.01
+# What comes sooner after the last delivery waits until then, and goes with what comes meanwhile,
+# unless it is the end. At thousands of tokens/s, waking the loop for each would cost more than
+# making it (benchmarks/server_overhead.py); fewer than 50 a second are delivered one by one.
+LEAST_INTERVAL_S = 0.02
 # Characters, and a hundred for each chance of a token, that may wait for a client that does not
 # read: a book, some thousand times what comes between two reads of one that does.
 MOST_WAITING = 4 * 2**20
@@ -65,6 +67,7 @@ class Outbox:
         self._latest: dict[int, _Growing] = {}  # of each answer, what may grow
         self._weight = 0
         self._told = False  # the loop knows that something waits
+        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._taken_at = float("-inf")
 
@@ -74,9 +77,11 @@ class Outbox:
             if self._closed or self._weight > MOST_WAITING:
                 return False
             self._add(event)
-            told, self._told = self._told, True
-        if not told:
-            self._tell()
+            is_last = isinstance(event, (Ended, Failed))
+            is_heard = self._told and not is_last
+            self._told = True
+        if not is_heard:
+            self._tell(is_last)
         return True
 
     def put_last(self, event: Event) -> None:
@@ -87,15 +92,15 @@ class Outbox:
 
     async def take(self) -> deque[Event]:
         """All that came since, as soon as anything did; never empty."""
-        since_s = time.monotonic() - self._taken_at
-        if since_s < LEAST_INTERVAL_S:
-            await asyncio.sleep(LEAST_INTERVAL_S - since_s)
         await self._arrived.wait()
+        self._arrived.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         with self._lock:
             waiting, self._waiting = self._waiting, []
             self._latest.clear()
             self._weight, self._told = 0, False
-            self._arrived.clear()
         if any(isinstance(event, _Growing) for event in waiting):  # a first text never waits
             self._taken_at = time.monotonic()
         return deque(e.grown() if isinstance(e, _Growing) else e for e in waiting)
@@ -108,27 +113,42 @@ class Outbox:
             self._latest.clear()
 
     def _add(self, event: Event) -> None:
-        if isinstance(event, Text | CallArguments):
-            text = event.text if isinstance(event, Text) else event.json
-            tokens = event.tokens if isinstance(event, Text) else ()
-            self._weight += len(text) + sum(CHANCE_WEIGHT * (1 + len(t.others)) for t in tokens)
-            growing = self._latest.get(event.answer)
-            if growing is not None and growing.takes(event):
-                growing.pieces.append(text)
-                growing.tokens += tokens
-                return
-            growing = self._latest[event.answer] = _Growing(event, [text], list(tokens))
-            self._waiting.append(growing)
-            return
-        if isinstance(event, Reading) and self._waiting and isinstance(self._waiting[-1], Reading):
-            self._waiting[-1] = event
-            return
-        if isinstance(event, CallBegan | Ended):
-            self._latest.pop(event.answer, None)  # what comes after is not added to what was before
-        self._waiting.append(event)
+        if isinstance(event, Text):
+            self._weight += len(event.text)
+            for token in event.tokens:
+                self._weight += CHANCE_WEIGHT * (1 + len(token.others))
+            self._grow(event, event.text, event.tokens)
+        elif isinstance(event, CallArguments):
+            self._weight += len(event.json)
+            self._grow(event, event.json, ())
+        else:
+            if isinstance(event, CallBegan | Ended):
+                self._latest.pop(event.answer, None)  # what comes after is not added to it
+            if isinstance(event, Reading):  # of which only the latest counts
+                self._waiting = [e for e in self._waiting if not isinstance(e, Reading)]
+            self._waiting.append(event)
 
-    def _tell(self) -> None:
+    def _grow(self, event: Text | CallArguments, text: str, tokens: Sequence[ChosenToken]) -> None:
+        growing = self._latest.get(event.answer)
+        if growing is not None and growing.takes(event):
+            growing.pieces.append(text)
+            growing.tokens += tokens
+            return
+        growing = self._latest[event.answer] = _Growing(event, [text], list(tokens))
+        self._waiting.append(growing)
+
+    def _tell(self, is_last: bool) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._arrived.set)
+            self._loop.call_soon_threadsafe(self._hear, is_last)
         except RuntimeError:  # the loop is closed, and everybody gone with it
             self.close()
+
+    def _hear(self, is_last: bool) -> None:
+        """On the event loop: something waits, or did until it was taken."""
+        if not self._told:
+            return
+        wait_s = self._taken_at + LEAST_INTERVAL_S - time.monotonic()
+        if is_last or wait_s <= 0:
+            self._arrived.set()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(wait_s, self._arrived.set)

@@ -23,6 +23,9 @@ REFUSE_S = 0.25
 # A client that takes nothing for so long is gone; its answer would fill memory.
 STUCK_S = 60.0
 
+# For a route's description, that it may answer so.
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
 T = TypeVar("T")
 
 

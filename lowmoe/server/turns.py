@@ -26,6 +26,9 @@ class Turns(Generic[T]):
     def __len__(self) -> int:
         return sum(len(line) for line in self._lines.values())
 
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
     def add(self, caller: str, thing: T) -> None:
         """Wait behind all else of this caller."""
         self._lines.setdefault(caller, []).append(thing)

@@ -14,16 +14,18 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from lowmoe.api import Model
 from lowmoe.engine.answer import Answer, check_prompt
+from lowmoe.engine.constraint import Constraint
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.run_clock import placement
 from lowmoe.engine.statistics import RunStatistics
+from lowmoe.engine.tool_calls.format import ToolFormat
 from lowmoe.errors import LowMoeError, PromptError, TextError, UsageError
-from lowmoe.server.asked import Asked, AskedEvents, Prepared, Told
+from lowmoe.server.asked import Asked, AskedEvents, Prepared, Told, offered
 from lowmoe.server.asking import MAX_ANSWERS, MAX_LOGPROBS, Ask, ModelCard, Overloaded
 from lowmoe.server.numbers import Numbers, Speed
 from lowmoe.server.turns import Turns
@@ -144,7 +146,7 @@ class Worker:
             return
         self._open -= 1
         self._counts["closed"] += asked.cancelled
-        self._counts["failed"] += asked.failed and not asked.cancelled
+        self._counts["failed"] += asked.error is not None and not asked.cancelled
 
     # --- what is asked
 
@@ -153,15 +155,13 @@ class Worker:
         if isinstance(prompt, str):
             if not prompt.strip():
                 raise PromptError("the prompt is empty. Give at least one word.")
-            return self._runtime.text.encode(prompt)
+            return self._runtime.text.encode(prompt, tools=offered(ask))
         if prompt and isinstance(prompt[0], int):
             return [i for i in prompt if isinstance(i, int)]
-        messages: list[Mapping[str, str]] = [
-            {"role": m.role, "content": m.content} for m in prompt if not isinstance(m, int)
-        ]
+        messages = [m for m in prompt if not isinstance(m, int)]
         if not messages:
             raise PromptError("the conversation is empty. Give at least one message.")
-        return self._runtime.text.encode(messages)
+        return self._runtime.text.encode(messages, tools=offered(ask), think=ask.think)
 
     def _prepared(self, ask: Ask) -> Prepared:
         """On any thread."""
@@ -171,8 +171,27 @@ class Worker:
             raise UsageError(f"n_logprobs is {ask.n_logprobs}, but must be 0 to {MAX_LOGPROBS}.")
         ids = self._encode(ask)
         check_prompt(self._runtime, ids)
-        form = None if ask.constraint is None else self._runtime.forms.compile(ask.constraint)
+        constraint = self._constraint(ask)
+        form = None if constraint is None else self._runtime.forms.compile(constraint)
         return Prepared(prompt_ids=ids, options=self._options(ask, len(ids)), form=form)
+
+    def _constraint(self, ask: Ask) -> Constraint | None:
+        """The form that was asked for, or that of a call, where one must come."""
+        tools = offered(ask)
+        if not tools:
+            return ask.constraint
+        if ask.constraint is not None:
+            raise UsageError(
+                f"{len(tools)} tools are offered, and the answer must have a form. Ask for one of "
+                "them, or choose no tool."
+            )
+        return self._tool_format.grammar(tools, ask.tool_choice)
+
+    @property
+    def _tool_format(self) -> ToolFormat:
+        found = self._runtime.text.tool_calls
+        assert found is not None, "who has messages written down has a template"
+        return found
 
     def _options(self, ask: Ask, n_prompt: int) -> Sequence[SamplingOptions]:
         """Of each of its answers."""
@@ -242,14 +261,17 @@ class Worker:
 
     def _wait(self) -> bool:
         """For something to do; False once there will be nothing more."""
+        if self._under_way and not self._closing:
+            return True
         with self._changed:
-            while not (self._under_way or len(self._turns) or self._closing):
+            while not (self._under_way or self._turns or self._closing):
                 self._speed.rest()
                 self._changed.wait()
             if self._closing:
                 for asked in self._turns.remove_all():
                     asked.fail(_shutting_down())
                     self._let_go(asked)
+                    asked.tell_end()
             if self._cancelling:
                 for asked, _ in self._under_way:
                     asked.stop()
@@ -257,7 +279,7 @@ class Worker:
 
     def _begin(self) -> None:
         """Let answers join while there is room."""
-        while self._batch.n_free:
+        while self._turns and self._batch.n_free:
             with self._changed:
                 asked = self._turns.next(lambda asked: asked.may_begin)
                 if asked is None:
@@ -268,10 +290,11 @@ class Worker:
             try:
                 self._join(asked)
             except Exception as error:
-                self._fail(asked, _as_told(error), n_answers=1)
+                asked.fail(_as_told(error))
+                self._end(asked)
 
     def _join(self, asked: Asked) -> None:
-        prepared = asked.prepared
+        prepared, tools = asked.prepared, offered(asked.ask)
         options = prepared.options[len(asked.told)]
         answer = Answer(
             self._runtime,
@@ -281,6 +304,7 @@ class Worker:
             reuse="any" if options.seed is None else "exact",
             constraint=prepared.form,
             n_logprobs=asked.ask.n_logprobs,
+            calls=self._tool_format.splitter(tools) if tools else None,
         )
         self._batch.join(answer)
         self._under_way.append((asked, asked.begun(answer)))
@@ -294,8 +318,6 @@ class Worker:
             asked.tell(told)
             if told.has_ended:
                 self._leave(asked, told)
-            if asked.failed:
-                self._fail(asked)
         for callback in self._callbacks:
             callback()
 
@@ -306,28 +328,26 @@ class Worker:
         if told.answer.n_new:
             self._latest = told.answer.clock.statistics(self._bandwidths)
             self._placement = self._latest.placement
+        self._end(asked, told)
+
+    def _end(self, asked: Asked, told: Told | None = None) -> None:
+        """One of its answers is under way no more."""
         with self._changed:
+            if asked.error is not None:
+                self._turns.remove(asked.ask.caller, asked)
             self._let_go(asked, n_answers=1)
+        asked.tell_end(told)
 
     def _fail_all(self, error: LowMoeError) -> None:
         """What went wrong was nobody's own: the next asks begin anew."""
         for asked, told in list(self._under_way):
             asked.fail(error)
             self._leave(asked, told)
-            self._fail(asked)
-
-    def _fail(self, asked: Asked, error: LowMoeError | None = None, *, n_answers: int = 0) -> None:
-        """No more of its answers begin.  error: None if it was told."""
-        if error is not None:
-            asked.fail(error)
-        with self._changed:
-            if self._turns.remove(asked.ask.caller, asked) or n_answers:
-                self._let_go(asked, n_answers=n_answers)
 
 
 def _takes_long(ask: Ask) -> bool:
     """To prepare: a form is compiled in a process of its own, long texts are cut into tokens."""
-    if ask.constraint is not None:
+    if ask.constraint is not None or ask.tool_choice.mode == "required":
         return True
     if isinstance(ask.prompt, str):
         return len(ask.prompt) > LONG_CHARS
@@ -355,7 +375,7 @@ def card_of(model: Model, name: str) -> ModelCard:
         created=int(time.time() if folder is None else folder.stat().st_mtime),
         n_context=runtime.n_context,
         can_chat=_has(lambda: (runtime.text.tokenizer, runtime.text.chat_template)),
-        can_call_tools=False,
+        can_call_tools=runtime.text.tool_calls is not None,
         thinks=runtime.text.thinking is not None,
     )
 

@@ -104,7 +104,12 @@ def test_it_answers_says_so_and_ends_when_it_is_told_to(
     lowmoe_command: RunCommand, monkeypatch: pytest.MonkeyPatch, model_folder: Path
 ) -> None:
     def work(address: str, worker: Worker) -> Any:
-        asked = {"model": worker.model.name, "prompt": "secret words", "max_tokens": 4}
+        asked = {
+            "model": worker.model.name,
+            "prompt": "secret words",
+            "max_tokens": 4,
+            "temperature": 0,
+        }
         return httpx.post(address + COMPLETION, json=asked, timeout=30).json()
 
     done, answer = while_serving(lowmoe_command, monkeypatch, work, model_folder)

@@ -12,7 +12,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from lowmoe.engine.chat_template import MAX_TEMPLATE_CHARS, ChatTemplate
+from lowmoe.engine.chat_template import ChatTemplate
+from lowmoe.engine.template_program import MAX_TEMPLATE_CHARS
 from lowmoe.engine.text import Tokenizer
 from lowmoe.errors import PromptError, TextError, UsageError
 
@@ -187,7 +188,7 @@ def test_a_template_that_inflates_its_messages_is_refused() -> None:
         "{% set ns = namespace(x='aaaaaaaaaa') %}"
         "{% for i in range(23) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}"
     )
-    with pytest.raises(TextError, match=r"made 83886080 characters of 1 messages, but at most"):
+    with pytest.raises(TextError, match=r"made 83886080 characters, but at most"):
         ChatTemplate(doubling).render([{"role": "user", "content": "hi"}])
 
 

@@ -1,6 +1,7 @@
 """A session streams tokens, keeps what it can of its cache, and times what it does."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lowmoe.decoder.native import NativeComputation
-from lowmoe.engine.answer import Token
+from lowmoe.engine.answer import Answer, Token
+from lowmoe.engine.batch import Batch
 from lowmoe.engine.conversation import Conversation
 from lowmoe.engine.generate import Session
 from lowmoe.engine.load import load_folder
@@ -116,6 +118,23 @@ def test_end_tokens_are_heeded_or_not(session: Session, monkeypatch: pytest.Monk
     monkeypatch.setattr(session.runtime.text, "end_ids", lambda named: {ids[4]})
     assert list(session.token_ids(PROMPT, GREEDY)) == ids[: ids.index(ids[4])]
     assert list(session.token_ids(PROMPT, GREEDY, heed_ends=False)) == ids
+
+
+def test_an_answer_says_what_ended_it(runtime: Runtime) -> None:
+    batch = Batch(runtime)
+    whole = Answer(runtime, PROMPT, GREEDY, end_ids=())
+    stop = "".join(token.text for token in joined(batch, whole))[2:4]
+    stopped = Answer(runtime, PROMPT, replace(GREEDY, stop=("§", stop)), end_ids=())
+    joined(batch, stopped)
+    assert (whole.end, whole.stop_text) == ("length", None)
+    assert (stopped.end, stopped.stop_text) == ("stop", stop)
+
+
+def joined(batch: Batch, answer: Answer) -> list[Token]:
+    batch.join(answer)
+    while answer.end is None:
+        batch.step()
+    return answer.take()
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,30 @@ def test_the_distribution_is_that_of_transformers(
         close(found, expected)
 
 
+@settings(max_examples=200, deadline=None)
+@given(case=cases(), data=st.data())
+def test_among_those_allowed_it_is_as_if_all_others_were_impossible(
+    case: tuple[Tensor, list[int], SamplingOptions], data: st.DataObject
+) -> None:
+    logits, context, options = case
+    ids = st.sets(st.integers(0, len(logits) - 1), min_size=1, max_size=60)
+    allowed = torch.tensor(sorted(data.draw(ids)))
+    masked = torch.full_like(logits, -math.inf)
+    masked[allowed] = logits[allowed]
+    before = unfiltered(masked, context, options)
+    assume(options.top_p == 1 or edge_distance(before, options.top_p) > 2e-6)
+    found = Sampler(options).probabilities(logits, context, allowed)
+    expected = reference(masked, context, options)
+    close = partial(torch.testing.assert_close, atol=1e-6, rtol=1e-5)
+    close(by_likelihood(found, before), by_likelihood(expected, before))
+    assert set(found.nonzero().squeeze(1).tolist()) <= set(allowed.tolist())
+    assert Sampler(options).pick(logits, context, allowed) in allowed
+    greedy = SamplingOptions(temperature=0, repetition_penalty=options.repetition_penalty)
+    likeliest = Sampler(replace(options, temperature=1.0, top_k=1, top_p=1.0))
+    among = likeliest.probabilities(logits, context, allowed)
+    assert among[Sampler(greedy).pick(logits, context, allowed)] > 0
+
+
 @pytest.mark.parametrize("spread", [0.01, 5.0])
 def test_a_nucleus_wider_or_narrower_than_the_shortlist_is_that_of_transformers(
     spread: float,

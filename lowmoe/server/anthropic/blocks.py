@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 
 from lowmoe.engine.messages import Message, ToolCall
 from lowmoe.server.errors import FieldError
-from lowmoe.server.openai.fields import (
+from lowmoe.server.fields import (
     MAX_MESSAGES,
     MAX_PARTS,
     Fields,
@@ -102,7 +102,7 @@ class TurnFields(Fields):
     """One turn."""
 
     role: Literal["user", "assistant", "system"]
-    content: _Blocks
+    content: Annotated[_Blocks, Field(min_length=1)]
 
 
 TurnsField: TypeAlias = Annotated[list[TurnFields], Field(min_length=1, max_length=MAX_MESSAGES)]

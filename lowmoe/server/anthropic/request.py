@@ -15,18 +15,19 @@ from lowmoe.engine.options import MAX_STOP_CHARS, MAX_STOPS
 from lowmoe.server.anthropic.blocks import Texts, TurnsField, read_turns
 from lowmoe.server.asking import Ask, Sampling
 from lowmoe.server.errors import FieldError
-from lowmoe.server.openai.fields import (
+from lowmoe.server.fields import (
     MAX_TOOLS,
     Fields,
     FunctionName,
     Identity,
     Ignored,
+    MaxTokens,
     Refused,
     Schema,
     Text,
     only,
 )
-from lowmoe.server.openai.sampling import MaxTokens
+from lowmoe.server.tool_choice import require_agreeing
 
 
 class ToolFields(Fields):
@@ -162,7 +163,7 @@ class CountRequest(Fields):
     def ask(self, caller: str) -> Ask:
         """In nobody's dialect.  Raises FieldError for fields that contradict each other."""
         tools, choice = self._tools(), _choice(self.tool_choice)
-        _require_agreeing(tools, choice)
+        require_agreeing(tools, choice)
         form = self.output_config and self.output_config.format
         if form and tools and choice.mode != "none":
             raise FieldError("output_config.format", "cannot be together with tools. Leave one.")
@@ -183,17 +184,6 @@ class CountRequest(Fields):
             Tool(name=tool.name, description=tool.description, parameters=tool.input_schema)
             for tool in self.tools
         )
-
-
-def _require_agreeing(tools: tuple[Tool, ...], choice: ToolChoice) -> None:
-    names = [tool.name for tool in tools]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise FieldError("tools", f"two are called {twice}. Give each a name of its own.")
-    if choice.mode == "required" and not tools:
-        raise FieldError("tool_choice", "demands a call, but there are no tools. Give some.")
-    if choice.name is not None and choice.name not in names:
-        raise FieldError("tool_choice.name", f"{choice.name} is none of tools. Name one of them.")
 
 
 _Stop: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]

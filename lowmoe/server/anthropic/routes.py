@@ -14,8 +14,8 @@ from lowmoe.server.anthropic.frames import PING
 from lowmoe.server.anthropic.request import CountRequest, MessagesRequest
 from lowmoe.server.asking import Service
 from lowmoe.server.caller import caller_of
-from lowmoe.server.openai.names import require_served
-from lowmoe.server.sse import collect, respond
+from lowmoe.server.names import require_served
+from lowmoe.server.sse import STREAMED, collect, respond
 from lowmoe.server.whole import whole_answers
 
 
@@ -23,7 +23,7 @@ def routes(service: Service) -> APIRouter:
     """Both, answered by this service."""
     router = APIRouter(tags=["anthropic"])
 
-    @router.post("/v1/messages")
+    @router.post("/v1/messages", responses=STREAMED)
     async def messages(request: Request, body: MessagesRequest) -> Response:
         require_served(body.model, service.model)
         events, name = service.ask(body.ask(caller_of(request))), service.model.name

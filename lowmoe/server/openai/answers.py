@@ -37,11 +37,12 @@ class Head:
         return {**head, **fields}
 
 
-def frame(data: Mapping[str, Any]) -> str:
-    """One frame of a stream."""
+def frame(data: Mapping[str, Any], *, event: str | None = None) -> str:
+    """One frame of a stream.  event: its name."""
     # All but ASCII is escaped: some clients take other line ends than \n for the end of a frame's
     # line, and half of a surrogate pair has no bytes.
-    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
+    named = "" if event is None else f"event: {event}\n"
+    return f"{named}data: {json.dumps(data, separators=(',', ':'))}\n\n"
 
 
 def progress(reading: Reading) -> str:

@@ -10,11 +10,11 @@ from starlette.responses import JSONResponse, Response
 
 from lowmoe.server.asking import Service
 from lowmoe.server.caller import caller_of
+from lowmoe.server.names import require_served
 from lowmoe.server.openai.chat_answer import chat_frames, whole_chat
 from lowmoe.server.openai.chat_request import ChatRequest
 from lowmoe.server.openai.errors import error_frame
-from lowmoe.server.openai.names import require_served
-from lowmoe.server.sse import collect, respond
+from lowmoe.server.sse import STREAMED, collect, respond
 from lowmoe.server.whole import whole_answers
 
 
@@ -22,13 +22,13 @@ def routes(service: Service) -> APIRouter:
     """The one route, answered by this service."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", tags=["openai"])
+    @router.post("/v1/chat/completions", tags=["openai"], responses=STREAMED)
     async def chat(request: Request, body: ChatRequest) -> Response:
         require_served(body.model, service.model)
         ask = body.ask(caller_of(request))
         events, name = service.ask(ask), service.model.name
         if body.stream:
-            frames = chat_frames(events, name, include_usage=body.include_usage)
+            frames = chat_frames(events, name, n=ask.n, include_usage=body.include_usage)
             return respond(frames, failed=error_frame)
         answers = whole_answers(await collect(request, events), ask.n)
         return JSONResponse(whole_chat(answers, name))

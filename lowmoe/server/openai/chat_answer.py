@@ -67,13 +67,13 @@ def _logprobs(tokens: Iterable[ChosenToken]) -> dict[str, Any] | None:
 
 
 async def chat_frames(
-    events: Events, model: str, *, include_usage: bool
+    events: Events, model: str, *, n: int, include_usage: bool
 ) -> AsyncGenerator[str, None]:
-    """All answers as frames of a stream; closes the events.  Raises as `told`."""
+    """All n answers as frames of a stream; closes the events.  Raises as `told`."""
     head = Head(prefix="chatcmpl", object="chat.completion.chunk", model=model)
     # Who asked for usage finds the field in every chunk, as OpenAI's are.
     others = {"usage": None} if include_usage else {}
-    begun: set[int] = set()
+    roles = [_choice(index, {"role": "assistant", "content": ""}) for index in range(n)]
     ends = []
     async with aclosing(told(events)) as going_on:
         async for event in going_on:
@@ -82,20 +82,17 @@ async def chat_frames(
                 continue
             if isinstance(event, Ended):
                 ends.append(event)
-            for choice in _choices(event, begun):
+            # Every role first and in order: OpenAI's own client can take the answers in no other.
+            for choice in [*roles, *_choices(event)]:
                 yield frame(head.write(choices=[choice], **others))
+            roles = []
     if include_usage:
         yield frame(head.write(choices=[], usage=usage([ends])))
     yield DONE
 
 
-def _choices(event: Event, begun: set[int]) -> Iterator[dict[str, Any]]:
-    """What one event adds.  begun: answers whose role was told."""
-    assert isinstance(event, (Text, CallBegan, CallArguments, Ended))
-    if event.answer not in begun:
-        begun.add(event.answer)
-        content = None if isinstance(event, CallBegan) else ""
-        yield _choice(event.answer, {"role": "assistant", "content": content})
+def _choices(event: Event) -> Iterator[dict[str, Any]]:
+    """What one event adds."""
     match event:
         case Text(kind="answer") if event.text or event.tokens:
             yield _choice(event.answer, {"content": event.text}, _logprobs(event.tokens))

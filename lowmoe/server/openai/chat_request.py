@@ -10,7 +10,8 @@ from pydantic import Field
 
 from lowmoe.server.asking import MAX_ANSWERS, MAX_LOGPROBS, Ask
 from lowmoe.server.errors import FieldError
-from lowmoe.server.openai.fields import Fields, Ignored, Refused, only
+from lowmoe.server.fields import Fields, Ignored, MaxTokens, Refused, only
+from lowmoe.server.names import ModelName
 from lowmoe.server.openai.messages import (
     Effort,
     MessagesField,
@@ -18,8 +19,7 @@ from lowmoe.server.openai.messages import (
     read_messages,
     thinks,
 )
-from lowmoe.server.openai.names import ModelName
-from lowmoe.server.openai.sampling import FormFields, MaxTokens, SamplingFields
+from lowmoe.server.openai.sampling import FormFields, SamplingFields
 from lowmoe.server.openai.tools import ToolChoiceField, Tools, settle
 
 NumberOfAnswers: TypeAlias = Annotated[int, Field(ge=1, le=MAX_ANSWERS)]

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from lowmoe.server.asking import Service
 from lowmoe.server.caller import caller_of
 from lowmoe.server.joined import ask_all
+from lowmoe.server.names import require_served
 from lowmoe.server.openai.completions_answer import (
     all_as_answer,
     completion_frames,
@@ -18,8 +19,7 @@ from lowmoe.server.openai.completions_answer import (
 )
 from lowmoe.server.openai.completions_request import CompletionRequest
 from lowmoe.server.openai.errors import error_frame
-from lowmoe.server.openai.names import require_served
-from lowmoe.server.sse import collect, respond
+from lowmoe.server.sse import STREAMED, collect, respond
 from lowmoe.server.whole import whole_answers
 
 
@@ -27,7 +27,7 @@ def routes(service: Service) -> APIRouter:
     """The one route, answered by this service."""
     router = APIRouter()
 
-    @router.post("/v1/completions", tags=["openai"])
+    @router.post("/v1/completions", tags=["openai"], responses=STREAMED)
     async def complete(request: Request, body: CompletionRequest) -> Response:
         require_served(body.model, service.model)
         asks = body.asks(caller_of(request))

@@ -10,10 +10,10 @@ from pydantic import BeforeValidator, Field
 
 from lowmoe.server.asking import MAX_LOGPROBS, Ask
 from lowmoe.server.errors import FieldError
+from lowmoe.server.fields import MaxTokens, Text, fault, only
+from lowmoe.server.names import ModelName
 from lowmoe.server.openai.chat_request import AnnotatedFields, NumberOfAnswers, StreamOptions
-from lowmoe.server.openai.fields import Text, fault, only
-from lowmoe.server.openai.names import ModelName
-from lowmoe.server.openai.sampling import FormFields, MaxTokens, SamplingFields
+from lowmoe.server.openai.sampling import FormFields, SamplingFields
 
 MAX_PROMPTS = 32  # of one request
 MAX_PROMPT_TOKENS = 1_000_000  # of one prompt; the context holds fewer

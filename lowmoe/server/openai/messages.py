@@ -12,7 +12,7 @@ from pydantic import Field
 
 from lowmoe.engine.messages import Message
 from lowmoe.server.errors import FieldError
-from lowmoe.server.openai.fields import (
+from lowmoe.server.fields import (
     MAX_MESSAGES,
     MAX_TOOLS,
     Fields,
@@ -20,16 +20,16 @@ from lowmoe.server.openai.fields import (
     Ignored,
     Refused,
     Text,
-    parts,
 )
+from lowmoe.server.openai.parts import parts
 from lowmoe.server.openai.tools import CallFields
 
 
 class MessageFields(Fields):
     """One turn.  What an assistant's message holds besides, answers of this server held too.
 
-    reasoning: as reasoning_content, which others call so; name: chat templates know one only of a
-    tool, whom else it names is not told to the model.
+    reasoning: as reasoning_content, which others call so; parsed: the content again, left there by
+    OpenAI's client; name: chat templates know that of a tool alone, others are not told.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -43,6 +43,7 @@ class MessageFields(Fields):
     function_call: Refused = None
     audio: Refused = None
     annotations: Ignored = None
+    parsed: Ignored = None
 
 
 MessagesField: TypeAlias = Annotated[

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from lowmoe.server.asking import ModelCard, Service
-from lowmoe.server.openai.names import require_served
+from lowmoe.server.names import require_served
 
 
 def routes(service: Service) -> APIRouter:

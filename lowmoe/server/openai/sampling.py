@@ -13,15 +13,13 @@ from lowmoe.engine.constraint import Constraint, Grammar, JsonSchema, Regex
 from lowmoe.engine.options import MAX_STOP_CHARS, MAX_STOPS
 from lowmoe.server.asking import MAX_ANSWERS, Sampling
 from lowmoe.server.errors import FieldError
-from lowmoe.server.openai.fields import Fields, Schema, Text, only
+from lowmoe.server.fields import MAX_TOKENS, Fields, Schema, Text, only
 
 MAX_PATTERN = 65_536  # characters of a regular expression or grammar
 MAX_CHOICES = 1_000
-MAX_TOKENS = 10_000_000  # of one answer; the context ends it before
 
 ANY_OBJECT = JsonSchema({"type": "object"})
 
-MaxTokens: TypeAlias = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 _Stop: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Pattern: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_PATTERN)]
 Choices: TypeAlias = Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES)]

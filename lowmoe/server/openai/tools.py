@@ -4,15 +4,14 @@ Knows:        what a function's description holds, how a client says which must 
 Ignorant of:  how a model calls.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import from_json
 
 from lowmoe.engine.messages import Tool, ToolCall, ToolChoice
-from lowmoe.server.errors import FieldError
-from lowmoe.server.openai.fields import (
+from lowmoe.server.fields import (
     MAX_CHARS,
     MAX_TOOLS,
     Fields,
@@ -23,6 +22,7 @@ from lowmoe.server.openai.fields import (
     Text,
     fault,
 )
+from lowmoe.server.tool_choice import require_agreeing
 
 
 def read_arguments(text: str) -> dict[str, Any]:
@@ -30,10 +30,8 @@ def read_arguments(text: str) -> dict[str, Any]:
 
     Raises ValueError.
     """
-    try:
-        read = json.loads(text) if text.strip() else {}
-    except RecursionError:
-        raise ValueError(text) from None
+    # As strict as bodies are read: no NaN, no halves of surrogate pairs, 200 levels at most.
+    read = from_json(text, allow_inf_nan=False) if text.strip() else {}
     if not isinstance(read, dict):
         raise ValueError(text)
     return read
@@ -51,10 +49,11 @@ Arguments: TypeAlias = Annotated[str, Field(max_length=MAX_CHARS), AfterValidato
 
 
 class CalledFunction(Fields):
-    """What was called, and with what."""
+    """What was called, and with what.  parsed_arguments: left there by OpenAI's client."""
 
     name: FunctionName
     arguments: Arguments
+    parsed_arguments: Ignored = None
 
 
 class CallFields(Fields):
@@ -100,8 +99,21 @@ class ToolOfResponses(FunctionFields):
     type: Literal["function"]
 
 
-Tools: TypeAlias = Annotated[list[ToolFields], Field(max_length=MAX_TOOLS)]
-ToolsOfResponses: TypeAlias = Annotated[list[ToolOfResponses], Field(max_length=MAX_TOOLS)]
+def _function(tool: object) -> object:
+    kind = tool.get("type") if isinstance(tool, dict) else "function"
+    if kind != "function":
+        raise fault(
+            "is of type {kind}, which is not supported. Give functions alone", kind=repr(kind)[:100]
+        )
+    return tool
+
+
+Tools: TypeAlias = Annotated[
+    list[Annotated[ToolFields, BeforeValidator(_function)]], Field(max_length=MAX_TOOLS)
+]
+ToolsOfResponses: TypeAlias = Annotated[
+    list[Annotated[ToolOfResponses, BeforeValidator(_function)]], Field(max_length=MAX_TOOLS)
+]
 
 
 class Choice(Fields):
@@ -154,14 +166,8 @@ def settle(
 
     Raises FieldError for tools of one name, and for a choice that these tools do not allow.
     """
-    names = [tool.name for tool in tools]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise FieldError("tools", f"two are called {twice}. Give each a name of its own.")
     choice = choice or Choice(mode="auto")
-    if choice.mode == "required" and not tools:
-        raise FieldError("tool_choice", "demands a call, but there are no tools. Give some.")
-    if choice.name is not None and choice.name not in names:
-        raise FieldError("tool_choice", f"{choice.name} is none of tools. Name one of them.")
     settled = ToolChoice(mode=choice.mode, name=choice.name, parallel=parallel is not False)
-    return tuple(tool.tool() for tool in tools), settled
+    described = tuple(tool.tool() for tool in tools)
+    require_agreeing(described, settled)
+    return described, settled

@@ -1,7 +1,7 @@
 """What a client may call the model that is served.
 
-Knows:        the names that stand for it, how the list of models shows it.
-Ignorant of:  how names are looked up when a model is loaded.
+Knows:        the names that stand for it.
+Ignorant of:  how names are looked up when a model is loaded, dialects.
 """
 
 from typing import Annotated, TypeAlias

@@ -1,13 +1,13 @@
 """What the fields of a request have in common: strictness, bounds, refusals by name.
 
 Knows:        how much of anything a request may hold; how a field says that it is not supported.
-Ignorant of:  which field is of which request.
+Ignorant of:  which field is of which request, of whose dialect.
 """
 
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 # A body holds 8 MiB at most; these bound what is made of it.
@@ -15,6 +15,7 @@ MAX_MESSAGES = 10_000
 MAX_PARTS = 1_000
 MAX_TOOLS = 128
 MAX_CHARS = 8_000_000
+MAX_TOKENS = 10_000_000  # of one answer; the context ends it before
 # A compiler of grammars is given no more than this; its time grows with both.
 MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH = 65_536, 32
 
@@ -52,6 +53,7 @@ Refused: TypeAlias = Annotated[Any, only()]
 # What the API itself calls an annotation, or a hint that changes no answer.
 Ignored: TypeAlias = Any
 
+MaxTokens: TypeAlias = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Text: TypeAlias = Annotated[str, Field(max_length=MAX_CHARS)]
 Identity: TypeAlias = Annotated[str, Field(min_length=1, max_length=512)]
 FunctionName: TypeAlias = Annotated[
@@ -82,51 +84,3 @@ def _bounded(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 Schema: TypeAlias = Annotated[dict[str, Any], AfterValidator(_bounded)]
-
-
-# Of a part: hints where a prompt's cache should end, and what answers come with.
-_IGNORED_IN_PARTS = {"cache_control", "prompt_cache_breakpoint", "annotations", "logprobs"}
-
-
-def parts(*types: str) -> BeforeValidator:
-    """Text, or a list of parts of these types, as one text: parts follow each other unspaced.
-
-    Parts of other types, images above all, are refused by the name of their type.
-    """
-
-    def join(value: object) -> object:
-        if value is None or isinstance(value, str):
-            return value
-        if not isinstance(value, list):
-            raise fault("must be a text or a list of parts")
-        if len(value) > MAX_PARTS:
-            raise fault("holds {n} parts, {most} are the most", n=len(value), most=MAX_PARTS)
-        return "".join(_text_of(part, types) for part in value)
-
-    # What it reads, as the served description says it.
-    part = {
-        "type": "object",
-        "properties": {"type": {"enum": list(types)}, "text": {"type": "string"}},
-        "required": ["type"],
-    }
-    described = {"anyOf": [{"type": "string"}, {"type": "array", "items": part}]}
-    return BeforeValidator(join, json_schema_input_type=Annotated[Any, WithJsonSchema(described)])
-
-
-def _text_of(part: object, types: tuple[str, ...]) -> str:
-    if not isinstance(part, dict):
-        raise fault("holds a part that is no object")
-    kind = part.get("type")
-    if kind not in types:
-        raise fault(
-            "holds a part of type {kind}, which is not supported. Give {types}",
-            kind=repr(kind)[:100],
-            types=" or ".join(types),
-        )
-    key = "refusal" if kind == "refusal" else "text"
-    for name in part.keys() - _IGNORED_IN_PARTS - {"type", key}:
-        raise fault("holds a part with {name}, which is not supported", name=repr(name)[:100])
-    text = part.get(key)
-    if not isinstance(text, str):
-        raise fault("holds a part of type {kind} without {key}, a text", kind=kind, key=key)
-    return text

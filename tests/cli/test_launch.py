@@ -1,0 +1,123 @@
+"""`lowmoe launch` says and does the same, and leads no program to anybody's cloud."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowmoe.cli.launch import cloud_variables
+from lowmoe.cli.launch_clients import CLIENTS, Server
+from tests.cli.conftest import RunCommand
+
+SERVER = Server(url="http://127.0.0.1:9", model="de'mo", n_context=512, key="a $key 'x'")
+GIVEN = ("--url", SERVER.url, "--model", SERVER.model, "--api-key", SERVER.key)
+SHOW = "import json, os, sys; json.dump(dict(os.environ), open(sys.argv[1], 'w'))"
+
+
+def said(lowmoe_command: RunCommand, *arguments: object) -> dict[str, Any]:
+    done = lowmoe_command("launch", *arguments, *GIVEN, "--json")
+    assert done.code == 0
+    found: dict[str, Any] = json.loads(done.out.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_every_client_is_told_the_address_and_the_key(
+    home: Path, lowmoe_command: RunCommand, client: str
+) -> None:
+    found = said(lowmoe_command, client)
+    everything = json.dumps([found["environment"], found["files"], found["snippet"]])
+    assert SERVER.url in everything
+    assert json.dumps(json.dumps(SERVER.key))[1:-1].strip('\\"') in everything
+    assert found["files"] or found["environment"] or found["snippet"]
+    assert all(Path(path).is_relative_to(home) for path in found["files"])
+    assert not home.exists()  # nothing was written
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_shell_that_follows_a_dry_run_does_what_a_launch_does(
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lowmoe_command: RunCommand,
+    client: str,
+) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "somebody")
+    monkeypatch.setenv("MISTRAL_API_KEY", "somebody's")
+    command = (sys.executable, "-c", SHOW)
+    seen, files = [], []
+    for i, how in enumerate([("--dry-run",), ()]):
+        told = tmp_path / str(i)
+        done = lowmoe_command("launch", client, *GIVEN, *how, "--", *command, told)
+        assert done.code == 0
+        if how:
+            subprocess.run(["sh", "-eu"], input=done.out.encode(), check=True)
+        seen.append({k: v for k, v in json.loads(told.read_text()).items() if k not in _SHELL})
+        written = sorted(path for path in home.rglob("*") if path.is_file())
+        files.append({path: path.read_text() for path in written})
+        for path in written:
+            path.unlink()
+    assert seen[0] == seen[1]
+    assert files[0] == files[1]
+    assert not {"OPENAI_ORG_ID", "MISTRAL_API_KEY"} & seen[0].keys()
+
+
+# What a shell sets by itself.
+_SHELL = {"_", "COLUMNS", "LINES", "OLDPWD", "PWD", "SHLVL"}
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_files_are_in_the_form_that_their_names_say(tmp_path: Path, client: str) -> None:
+    for path, text in CLIENTS[client](SERVER, tmp_path).files.items():
+        if path.suffix == ".toml":
+            tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+            assert tomllib.loads(text)["model_providers"]["lowmoe"]["base_url"] == SERVER.v1
+        else:  # JSON is YAML too
+            assert json.loads(text)
+
+
+def test_a_file_with_a_key_is_nobody_elses_to_read(home: Path, lowmoe_command: RunCommand) -> None:
+    lowmoe_command("launch", "opencode", *GIVEN, "--", sys.executable, "-c", "")
+    (path,) = (path for path in home.rglob("*") if path.is_file())
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_what_leads_to_a_cloud_is_not_passed_on() -> None:
+    names = ["OPENAI_API_KEY", "CLAUDE_CODE_USE_BEDROCK", "GROQ_API_KEY", "HOME", "HF_TOKEN"]
+    assert cloud_variables(names, own=()) == sorted(names[:3])
+    assert cloud_variables(names, own=("OPENAI_API_KEY",)) == sorted(names[1:3])
+
+
+def test_the_programs_exit_status_is_ours(home: Path, lowmoe_command: RunCommand) -> None:
+    command = (sys.executable, "-c", "raise SystemExit(7)")
+    assert lowmoe_command("launch", "openai-python", *GIVEN, "--", *command).code == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ((), "no client was named. Known are ai-sdk, aider"),
+        (("nobody",), "client 'nobody' is unknown. Known are"),
+        (("openai-python",), "is not started from here. Give a command of yours after --"),
+        (("aider", "--", "no-such-program"), "no-such-program is not installed here"),
+        (("aider", "--url", "ftp://x"), "--url is 'ftp://x', but must be like"),
+    ],
+)
+def test_what_cannot_be_launched_is_said_in_a_line(
+    lowmoe_command: RunCommand, arguments: tuple[str, ...], complaint: str
+) -> None:
+    given = () if "--url" in arguments else GIVEN
+    done = lowmoe_command("launch", *given, *arguments)
+    assert done.code == 2
+    (line,) = done.err.splitlines()
+    assert complaint in line
+
+
+def test_a_server_that_is_not_there_is_said_in_a_line(lowmoe_command: RunCommand) -> None:
+    done = lowmoe_command("launch", "codex", "--url", "http://127.0.0.1:9", "--dry-run")
+    assert done.code == 2
+    (line,) = done.err.splitlines()
+    assert "no lowmoe answers at http://127.0.0.1:9" in line
