@@ -337,6 +337,23 @@ def test_a_pulled_model_is_that_of_the_checkpoint_and_leaves_no_shard(
     assert locate(hub.repo_id, settings) == LocalFolder(folder)
 
 
+def test_a_pull_of_a_model_without_a_chat_template_says_so(
+    hub: FakeHub, settings: Settings, talking_checkpoint: Path
+) -> None:
+    class Listening(SilentReporter):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    notes: list[str] = []
+    prepare(locate(hub.repo_id, settings), settings, QUICK, Listening())
+    assert not any("no chat template" in note for note in notes)
+    kept = {p.name: p.read_bytes() for p in talking_checkpoint.iterdir()}
+    del kept["chat_template.jinja"]
+    hub.add_commit(kept)
+    pull(HubModel(hub.repo_id), models_home(settings) / "silent", settings, QUICK, Listening())
+    assert any("has no chat template" in note for note in notes)
+
+
 def test_a_pull_that_cannot_fit_ends_before_the_first_shard(
     hub: FakeHub, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -344,7 +344,9 @@ def quantize(
 
 @app.command()
 def pull(
-    model: Annotated[str, typer.Argument(help="An alias or a hub repository (owner/name).")],
+    model: Annotated[
+        str, typer.Argument(help="An alias or a hub repository: owner/name, owner/name:Q8_0.")
+    ],
     bits: Annotated[
         str, typer.Option(help="Bits a weight of experts: 2, 4, 6, or auto: what runs best here.")
     ] = "auto",

@@ -19,6 +19,7 @@ from lowmoe.decoder.open_checkpoint import open_checkpoint
 from lowmoe.engine.load_options import TORCH
 from lowmoe.engine.machine import machine_line, new_pool
 from lowmoe.engine.memory import available_ram_bytes, total_ram_bytes
+from lowmoe.engine.template_file import template_file
 from lowmoe.errors import FolderError, UsageError
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
@@ -84,6 +85,7 @@ def list_aliases_command(*, json: bool) -> None:
                 "name": name,
                 "repository": alias.repository,
                 "licence": alias.licence,
+                "chats": alias.chats,
                 "parameters": specs[name].n_parameters,
                 "active_parameters": specs[name].n_active_parameters,
             }
@@ -96,8 +98,10 @@ def list_aliases_command(*, json: bool) -> None:
     for name, alias in ALIASES.items():
         spec = specs[name]
         sizes = f"{billions(spec.n_parameters)}, {billions(spec.n_active_parameters)} active"
+        does = "chats" if alias.chats else "continues"
+        licence = f"{alias.licence or '-':{of_licences}}"
         out.print(
-            f"{name:{width}} {sizes:22} {alias.licence or '-':{of_licences}}  {alias.repository}",
+            f"{name:{width}} {sizes:22} {does:9} {licence}  {alias.repository}",
             markup=False,
             soft_wrap=True,
         )
@@ -117,6 +121,7 @@ def inspect_command(name: str, *, json: bool) -> None:
             **_shape(checkpoint.family.spec),
             "path": str(located.path),
             "format": checkpoint.form,
+            "chat_template": template_file(checkpoint.small_file),
             "tensors": len(checkpoint.files.names()),
         }
     if json:
@@ -173,6 +178,7 @@ def _contents(folder: ModelFolder) -> Mapping[str, Any]:
         "format": f"{recipe.format}{planes}",
         "source": manifest.source.name + (f" @ {c}" if (c := manifest.source.commit) else ""),
         "licence": LICENCES.get(manifest.source.name),
+        "chat_template": template_file(folder.small_file),
         "calibration": f"{calibration.n_tokens} tokens" if calibration else "none",
         "spans": len(manifest.spans),
         "bytes": sizes,

@@ -16,6 +16,7 @@ from lowmoe.decoder.weights import CheckpointTensors
 from lowmoe.engine.load_options import TORCH
 from lowmoe.engine.machine import physical_cores
 from lowmoe.engine.report import OnceUnderWay, Reporter
+from lowmoe.engine.template_file import template_file
 from lowmoe.engine.text_parts import SMALL_FILES
 from lowmoe.errors import UsageError
 from lowmoe.families import read_config
@@ -44,6 +45,10 @@ NO_CALIBRATION = (
     "without calibration all channels are coded alike. The demo model, whose channels are about as "
     "loud as each other, hardly minds; with channels as loud as a large model's its KL divergence "
     "is 27 times higher at 4 bits (.114 instead of .004, see the README)."
+)
+NO_TEMPLATE = (
+    "has no chat template, so it goes on with texts and answers no messages; a base model, or "
+    "one whose makers write prompts in code."
 )
 
 
@@ -126,6 +131,8 @@ def pull(
             checkpoint = _of_shards(repository, folder, options, report)
         else:
             checkpoint = _of_gguf(repository, folder, options, report)
+        if template_file(checkpoint.small_file) is None:
+            report.note(f"{model.repo_id}: {NO_TEMPLATE}")
         origin = Source(name=model.repo_id, commit=repository.commit)
         _convert(checkpoint, folder, origin, options, report)
         repository.forget()

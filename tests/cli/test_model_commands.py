@@ -84,7 +84,20 @@ def test_inspect_shows_a_checkpoint_and_the_demo(
 ) -> None:
     shown = json.loads(lowmoe_command("inspect", talking_checkpoint, "--json").out)
     assert (shown["format"], shown["layers"]) == ("checkpoint, unquantized", 2)
-    assert json.loads(lowmoe_command("inspect", "--json").out)["vocabulary"] == 8192
+    assert shown["chat_template"] == "chat_template.jinja"
+    demo = json.loads(lowmoe_command("inspect", "--json").out)
+    assert (demo["vocabulary"], demo["chat_template"]) == (8192, "chat_template.jinja")
+
+
+def test_inspect_shows_that_there_is_no_chat_template(
+    lowmoe_command: RunCommand, talking_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(talking_checkpoint, tmp_path / "silent")
+    (folder / "chat_template.jinja").unlink()
+    assert json.loads(lowmoe_command("inspect", folder, "--json").out)["chat_template"] is None
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    shown = json.loads(lowmoe_command("inspect", folder, "--json").out)
+    assert shown["chat_template"] == "tokenizer_config.json"
 
 
 def test_verify_names_what_a_flipped_bit_has_damaged(
@@ -287,12 +300,15 @@ def test_aliases_are_listed_with_sizes_and_licences(lowmoe_command: RunCommand) 
     lines = lowmoe_command("list", "--aliases").out.splitlines()
     assert len(lines) == len(ALIASES)
     (line,) = [line for line in lines if line.startswith("mixtral-8x7b ")]
-    name, whole, active, _, licence, repository = line.split()
-    assert (whole, active, licence) == ("46.7B,", "12.9B", "apache-2.0")
+    name, whole, active, _, does, licence, repository = line.split()
+    assert (whole, active, does, licence) == ("46.7B,", "12.9B", "chats", "apache-2.0")
     values = json.loads(lowmoe_command("list", "--aliases", "--json").out)["aliases"]
     assert [row["name"] for row in values] == list(ALIASES)
     (row,) = [row for row in values if row["name"] == name]
     assert row["repository"] == repository
+    assert row["chats"] is True
+    (base,) = [line for line in lines if line.startswith("mixtral-8x7b-base ")]
+    assert base.split()[4] == "continues"
     assert row["parameters"] == 46702792704  # as its makers' index file counts
 
 
