@@ -218,6 +218,7 @@ def test_several_answers_are_told_of_one_prompt(model_folder: Path) -> None:
     first_text = next(i for i, e in enumerate(events) if isinstance(e, Text))
     assert not any(isinstance(e, Reading) for e in events[first_text:])
     assert sorted(e.answer for e in events if isinstance(e, Ended)) == [0, 1, 2]
+    assert [end_of(events, i).n_reused for i in range(3)] == [0, 8, 8]  # copied
 
 
 # --- whose turn it is
