@@ -100,7 +100,7 @@ def test_nothing_that_is_sent_makes_a_face_fail(
 
 @pytest.mark.campaign
 def test_nothing_of_20_000_requests_makes_the_server_fail(
-    whole_server: str, caplog: pytest.LogCaptureFixture
+    whole_server: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     command = [Path(sys.executable).parent / "schemathesis", "run", f"{whole_server}/openapi.json"]
     checks = ",".join(check.__name__ for check in CHECKS)
@@ -114,6 +114,7 @@ def test_nothing_of_20_000_requests_makes_the_server_fail(
         capture_output=True,
         text=True,
         check=False,
+        cwd=tmp_path,  # it writes down what it found
     )
     assert done.returncode == 0, done.stdout
     found = re.search(r"(\d+) generated", done.stdout)
