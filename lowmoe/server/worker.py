@@ -231,6 +231,7 @@ class Worker:
         predict = self._runtime.predict
         return Numbers(
             n_sequences=self._runtime.n_sequences,
+            is_closing=self._closing or not self._thread.is_alive(),
             n_open=self._open,
             n_waiting=len(self._turns),
             n_under_way=len(under_way),
