@@ -244,6 +244,7 @@ class Worker:
         predict = self._runtime.predict
         return Numbers(
             n_sequences=self._runtime.n_sequences,
+            is_closing=self._closing or not self._thread.is_alive(),
             n_open=n_open,
             n_waiting=n_waiting,
             n_under_way=len(under_way),
