@@ -5,6 +5,7 @@ Ignorant of:  what is asked, who may ask.
 """
 
 import asyncio
+import sys
 from typing import Any
 
 import uvicorn
@@ -95,6 +96,21 @@ class BoundedHttp(HttpToolsProtocol):
             self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\n")
             self.transport.write(b"content-length: 0\r\n\r\n")
         self.transport.close()
+
+
+def allow_connections() -> None:
+    """Let this process hold as many descriptors as MAX_CONNECTIONS need, or as it may: systems
+    begin with 1024, and accepting fails beyond them.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + 1024  # the model's files and the rest
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def configured(app: FastAPI, host: str, port: int) -> uvicorn.Config:

@@ -19,6 +19,9 @@ from lowmoe.server.hosts import Hosts
 
 MAX_BODY_BYTES = 8 << 20
 MAX_HEAD_BYTES = 32 << 10
+# Characters that open an object or a list, in texts too: a million tokens of source code have about
+# so many.  Making so many objects takes Python a quarter of a second, in which nobody is answered.
+MAX_BRACKETS = 250_000
 BODY_S = 60.0  # for a whole body to arrive
 
 # What tells nothing of the model: whether it is there, and the page, which asks for the key.
@@ -178,8 +181,10 @@ async def _read_all(headers: Headers, receive: Receive) -> bytes:
 
 def _check_json(body: bytes) -> None:
     """Refuse what other parsers read in ways of their own: depths beyond 200, NaN, bytes that are
-    no UTF-8, halves of surrogate pairs.
+    no UTF-8, halves of surrogate pairs; and what is made of millions of parts.
     """
+    if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
+        raise _Refused(413, f"The body has more than {MAX_BRACKETS} brackets, the most read here.")
     try:
         from_json(body, allow_inf_nan=False, cache_strings="none")
     except ValueError as error:

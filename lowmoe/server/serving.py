@@ -14,7 +14,7 @@ import uvicorn
 
 from lowmoe.errors import UsageError
 from lowmoe.server.app import ServerOptions, create_app
-from lowmoe.server.connection import configured
+from lowmoe.server.connection import allow_connections, configured
 from lowmoe.server.request_log import RequestLog
 from lowmoe.server.watching import Watching
 from lowmoe.server.worker import Worker
@@ -62,6 +62,7 @@ def serve(
 
     bound: to listen on; announce: called once it does.  The worker's model is closed at the end.
     """
+    allow_connections()
     app = create_app(worker, options, numbers=worker.numbers, watch=watching)
     app.add_middleware(RequestLog)
     server = _Server(configured(app, options.host, options.port), worker, watching, announce)

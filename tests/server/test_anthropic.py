@@ -10,6 +10,7 @@ from anthropic.types import Message as Answer
 
 from lowmoe.engine.constraint import JsonSchema
 from lowmoe.engine.messages import Message, Tool, ToolCall, ToolChoice
+from lowmoe.server.anthropic.blocks import TurnFields, read_turns
 from lowmoe.server.app import ServerOptions
 from lowmoe.server.asking import Ask, CallArguments, CallBegan, Ended, Overloaded, Sampling
 from tests.server.fake_service import FakeService, Script, calling, reading, saying
@@ -227,7 +228,10 @@ def test_thinking_is_asked_for(thinking: dict[str, Any], think: bool | None) -> 
     [
         ({"type": "auto"}, ToolChoice()),
         ({"type": "any"}, ToolChoice(mode="required")),
-        ({"type": "tool", "name": "clock"}, ToolChoice(mode="required", name="clock")),
+        (
+            {"type": "tool", "name": "clock"},
+            ToolChoice(mode="required", name="clock", parallel=False),
+        ),
         ({"type": "none"}, ToolChoice(mode="none")),
         ({"type": "auto", "disable_parallel_tool_use": True}, ToolChoice(parallel=False)),
         (
@@ -296,6 +300,16 @@ def test_a_conversation_is_read_into_turns() -> None:
         # One turn, as the API takes turns of one role that follow each other.
         Message(role="user", content="Well?\n\nSay."),
     )
+
+
+def test_a_conversation_of_very_many_blocks_is_read_in_its_length() -> None:
+    # Joined one by one they would be copied 100 000 times, 80 GB.
+    block = {"type": "text", "text": "x" * 14}
+    turns = 100 * [TurnFields.model_validate({"role": "user", "content": 1000 * [block]})]
+
+    (message,) = read_turns([], turns)
+
+    assert message.content == "\n\n".join(100_000 * ["x" * 14])
 
 
 def test_an_answer_can_be_sent_back_as_it_came() -> None:

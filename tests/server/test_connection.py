@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import sys
 import time
 from collections.abc import Iterator
 
@@ -137,3 +138,28 @@ def test_a_request_without_host_is_refused() -> None:
         assert status(url, b"GET /v1/models HTTP/1.0\r\n\r\n") == 403
         two = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nhost: elsewhere.example\r\n\r\n"
         assert status(url, two) in (400, 403)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ((1024, 1 << 20), (connection.MAX_CONNECTIONS + 1024, 1 << 20)),
+        ((1024, 4096), (4096, 4096)),
+        ((1024, -1), (connection.MAX_CONNECTIONS + 1024, -1)),
+        ((1 << 19, 1 << 20), None),
+        ((-1, -1), None),
+    ],
+)
+def test_as_many_descriptors_are_asked_for_as_connections_need(
+    limits: tuple[int, int], expected: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource")
+    asked = []
+    monkeypatch.setattr(resource, "RLIM_INFINITY", -1)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: asked.append(pair))
+
+    connection.allow_connections()
+
+    assert asked == ([] if expected is None else [expected])

@@ -1,7 +1,8 @@
 """What brought other servers down, or made them tell what they should not: one test for each class.
 
 The classes are those of published advisories on servers of language models and what they stand on.
-Hosts, origins and the key are in test_guard, slow and endless connections in test_connection.
+Hosts, origins and the key are in test_guard, slow and endless connections in test_connection,
+paths out of the page's folder in test_page_routes.
 """
 
 import json
@@ -16,6 +17,7 @@ import pytest
 from lowmoe.server import guard
 from lowmoe.server.app import ServerOptions
 from tests.server.fake_service import FakeService
+from tests.server.fake_watch import FakeWatch
 from tests.server.serving import serving
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -190,6 +192,15 @@ def test_what_is_not_json_for_everybody_is_refused(client: httpx2.Client, body: 
         refused(client.post(path, headers=JSON, content=body))
 
 
+@pytest.mark.parametrize("part", [b"[],", b'{"a":1},', b"[[]],"], ids=repr)
+def test_a_body_of_millions_of_parts_is_refused_before_they_are_made(
+    client: httpx2.Client, part: bytes
+) -> None:
+    # Class: small to send, large to hold, and nobody else is answered while it is made.
+    body = b'{"messages": [' + part * (7_000_000 // len(part)) + b"1]}"
+    refused(client.post("/v1/messages", headers=JSON, content=body), 413)
+
+
 def test_a_compressed_body_is_not_unpacked(client: httpx2.Client) -> None:
     # Class: a few kilobytes that unpack into gigabytes.
     headers = {**JSON, "content-encoding": "gzip"}
@@ -230,6 +241,15 @@ def test_a_models_name_is_no_path(client: httpx2.Client, model: str) -> None:
     # Class: names from a request that become paths to files or addresses to pull from.
     refused(client.post("/v1/chat/completions", json={**CHAT, "model": model}), 404)
     assert client.get(f"/v1/models/{model.replace(chr(0), '%00')}").status_code == 404
+
+
+def test_a_file_is_sent_whole_whatever_ranges_are_asked() -> None:
+    # Class: a header of thousands of overlapping ranges, each merged with all others or sent.
+    ranges = "bytes=" + ",".join(f"{n}-" for n in range(4000))
+    with serving(FakeService(), watch=FakeWatch()) as url:
+        whole = httpx2.get(f"{url}/page/chat.js")
+        asked = httpx2.get(f"{url}/page/chat.js", headers={"range": ranges})
+    assert (asked.status_code, asked.content) == (200, whole.content)
 
 
 def test_a_bug_tells_the_log_and_not_the_client(caplog: pytest.LogCaptureFixture) -> None:

@@ -232,7 +232,7 @@ def test_every_item_that_answers_have_can_be_sent_back() -> None:
 
 
 def test_input_of_a_coding_agent_is_understood(client: openai.OpenAI, service: FakeService) -> None:
-    """The shape of what codex sends: parts, developer messages, what only OpenAI's models need."""
+    """As codex 0.169 sends it: parts, developer messages, ids of its own, nulls."""
     text = {"type": "input_text", "text": "List the files."}
     client.responses.create(
         model="demo",
@@ -240,7 +240,13 @@ def test_input_of_a_coding_agent_is_understood(client: openai.OpenAI, service: F
         input=[
             {"type": "message", "role": "developer", "content": [{**text, "text": "No root."}]},  # type: ignore[list-item]
             {"type": "message", "role": "user", "content": [text]},  # type: ignore[list-item]
-            {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "?"}]},
+            {
+                "type": "reasoning",
+                "id": "rs_1",
+                "summary": [{"type": "summary_text", "text": "?"}],
+                "content": None,  # type: ignore[typeddict-item]
+                "encrypted_content": None,
+            },
             {
                 "type": "function_call",
                 "name": "shell",
@@ -262,6 +268,7 @@ def test_input_of_a_coding_agent_is_understood(client: openai.OpenAI, service: F
         include=["reasoning.encrypted_content"],
         prompt_cache_key="k",
         text={"verbosity": "medium"},
+        extra_body={"client_metadata": {"session_id": "s"}},
     )
     ask = service.asks[-1]
     assert ask.tool_choice == ToolChoice(parallel=False)
@@ -275,6 +282,22 @@ def test_input_of_a_coding_agent_is_understood(client: openai.OpenAI, service: F
         ),
         Message(role="tool", content="a", call_id="c1", name="shell"),
         Message(role="assistant", content="One: a"),
+    )
+
+
+def test_functions_of_a_namespace_are_called_by_their_names_there() -> None:
+    space = {"type": "namespace", "name": "files", "description": "Of files.", "tools": [ADD]}
+    service = FakeService([calling(("files__add", "{}")), saying("Done")])
+    with openai_client(service) as client:
+        made: Any = client.responses.create(model="demo", input="Hi", tools=[space, ADD])  # type: ignore[list-item]
+        (call,) = made.output
+        assert (call.namespace, call.name) == ("files", "add")
+        result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "3"}
+        client.responses.create(model="demo", input=[call, result], tools=[space])  # type: ignore[list-item]
+    assert [tool.name for tool in service.asks[0].tools] == ["files__add", "add"]
+    assert service.asks[1].prompt == (
+        Message(role="assistant", calls=(ToolCall(id="call_0", name="files__add", arguments={}),)),
+        Message(role="tool", content="3", call_id="call_0", name="files__add"),
     )
 
 

@@ -55,7 +55,7 @@ class CallSections(Style):
     def lark(self, grammar: GrammarWriter, tools: Sequence[Tool], *, many: bool) -> str:
         calls = [
             f"{literal(f'functions.{tool.name}:')} /[0-9]{{1,3}}/ {grammar.tag(ARGUMENTS)} "
-            f"{grammar.json(tool.parameters)}"
+            f"{grammar.arguments(tool)}"
             for tool in tools
         ]
         one = grammar.rule(f"{grammar.tag(OPEN)} {any_of(calls)} {grammar.tag(CLOSE)}")

@@ -55,7 +55,7 @@ class Harmony(Style):
             # The name stands before the channel or after it; models do both.
             head = f'{to} {tag(CHANNEL)} "commentary" | {tag(CHANNEL)} "commentary" {to}'
             body = f'(" "? {tag(CONSTRAIN)} "json" | " json")? {tag(MESSAGE)}'
-            calls.append(f"({head}) {body} {grammar.json(tool.parameters)}")
+            calls.append(f"({head}) {body} {grammar.arguments(tool)}")
         thought = f'{tag(CHANNEL)} "analysis" {tag(MESSAGE)} {ANY_TEXT} {tag(END)}'
         start = f'{tag(START)} "assistant"'
         return f"({thought})? ({start})? {any_of(calls)}"

@@ -4,8 +4,8 @@ Knows:        what a turn of which role holds.
 Ignorant of:  sampling, tools' descriptions, chat templates.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
@@ -108,9 +108,34 @@ class TurnFields(Fields):
 TurnsField: TypeAlias = Annotated[list[TurnFields], Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
-def joined(texts: Iterable[TextBlock]) -> str:
-    """All of them as one."""
-    return BETWEEN.join(block.text for block in texts)
+@dataclass(slots=True)
+class _Turn:
+    """A turn while its blocks are read; joined once, as a client may send a hundred thousand."""
+
+    role: Literal["user", "assistant", "system"]
+    texts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+
+    def message(self) -> Message:
+        """The turn as one message."""
+        return Message(
+            role=self.role,
+            content=BETWEEN.join(filter(None, self.texts)),
+            thinking=BETWEEN.join(filter(None, self.thoughts)),
+            calls=tuple(self.calls),
+        )
+
+    def take(self, block: TextBlock | ThinkingBlock | ToolUseBlock) -> None:
+        """Add the next block."""
+        match block:
+            case TextBlock():
+                self.texts.append(block.text)
+            case ThinkingBlock():
+                self.thoughts.append(block.thinking)
+            case ToolUseBlock():
+                call = ToolCall(id=block.id, name=block.name, arguments=block.input)
+                self.calls.append(call)
 
 
 def read_turns(system: Sequence[TextBlock], turns: Sequence[TurnFields]) -> tuple[Message, ...]:
@@ -118,46 +143,39 @@ def read_turns(system: Sequence[TextBlock], turns: Sequence[TurnFields]) -> tupl
 
     Raises FieldError for blocks where they do not belong.
     """
-    messages = [Message(role="system", content=joined(system))] if system else []
-    called: dict[str, str] = {}
+    read: list[_Turn | Message] = []
+    if system:
+        read.append(_Turn("system", [block.text for block in system]))
+    called: dict[str, str] = {}  # names of the calls so far, by their ids
     for number, turn in enumerate(turns):
-        for message in _messages(turn, called, f"messages.{number}.content"):
-            called |= {call.id: call.name for call in message.calls}
-            if messages and messages[-1].role == message.role != "tool":
-                message = _both(messages.pop(), message)
-            messages.append(message)
-    if messages[-1].role == "assistant":
+        for index, block in enumerate(turn.content):
+            place = f"messages.{number}.content.{index}"
+            _require_place(turn.role, block, place)
+            if isinstance(block, ToolResultBlock):
+                read.append(_result(block, called, place))
+                continue
+            last = read[-1] if read else None
+            if not isinstance(last, _Turn) or last.role != turn.role:
+                last = _Turn(turn.role)
+                read.append(last)
+            last.take(block)
+            if isinstance(block, ToolUseBlock):
+                called[block.id] = block.name
+    if isinstance(read[-1], _Turn) and read[-1].role == "assistant":
         raise FieldError(
             "messages", "the last is the assistant's, which is not gone on with. End with a user's."
         )
-    return tuple(messages)
+    return tuple(one.message() if isinstance(one, _Turn) else one for one in read)
 
 
-def _both(first: Message, second: Message) -> Message:
-    return replace(
-        first,
-        content=BETWEEN.join(filter(None, (first.content, second.content))),
-        thinking=BETWEEN.join(filter(None, (first.thinking, second.thinking))),
-        calls=(*first.calls, *second.calls),
-    )
-
-
-def _messages(turn: TurnFields, called: Mapping[str, str], place: str) -> Iterator[Message]:
-    """One for each block.  called: names of the calls so far, by their ids."""
-    for number, block in enumerate(turn.content):
-        match turn.role, block:
-            case _, TextBlock():
-                yield Message(role=turn.role, content=block.text)
-            case "assistant", ThinkingBlock():
-                yield Message(role="assistant", thinking=block.thinking)
-            case "assistant", ToolUseBlock():
-                call = ToolCall(id=block.id, name=block.name, arguments=block.input)
-                yield Message(role="assistant", calls=(call,))
-            case "user", ToolResultBlock():
-                yield _result(block, called, f"{place}.{number}")
-            case _:
-                found = f"a {block.type} block does not belong in a turn of the {turn.role}."
-                raise FieldError(f"{place}.{number}", f"{found} Leave it out.")
+def _require_place(role: str, block: _Block, place: str) -> None:
+    """Return if such a block may be in a turn of this role.  Raises FieldError."""
+    owner = {"tool_result": "user", "tool_use": "assistant", "thinking": "assistant"}
+    if owner.get(block.type, role) != role:
+        raise FieldError(
+            place,
+            f"a {block.type} block does not belong in a turn of the {role}. Leave it out.",
+        )
 
 
 def _result(block: ToolResultBlock, called: Mapping[str, str], place: str) -> Message:
@@ -167,7 +185,7 @@ def _result(block: ToolResultBlock, called: Mapping[str, str], place: str) -> Me
             f"{place}.tool_use_id",
             f"no earlier turn calls a tool as {block.tool_use_id[:100]}. Send it too.",
         )
-    text = joined(block.content)
+    text = BETWEEN.join(part.text for part in block.content)
     # Chat templates know of results, not of failures; nor would a model see a flag.
     content = f"Error: {text}" if block.is_error else text
     return Message(role="tool", content=content, call_id=block.tool_use_id, name=name)

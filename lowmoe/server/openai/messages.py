@@ -4,6 +4,7 @@ Knows:        what a message of which role holds, what clients send back of earl
 Ignorant of:  sampling, tools' descriptions, chat templates.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal, TypeAlias
@@ -105,10 +106,12 @@ def result(
 
 def with_one_system(turns: Iterable[Message]) -> tuple[Message, ...]:
     """The same with one system message where several begin it: chat templates know only one."""
-    first, *rest = turns
-    while first.role == "system" and rest and rest[0].role == "system":
-        first = replace(first, content=f"{first.content}\n\n{rest.pop(0).content}")
-    return (first, *rest)
+    turns = tuple(turns)
+    begin = list(itertools.takewhile(lambda turn: turn.role == "system", turns))
+    if len(begin) < 2:
+        return turns
+    content = "\n\n".join(turn.content for turn in begin)
+    return (replace(begin[0], content=content), *turns[len(begin) :])
 
 
 def thinks(effort: str | None, kwargs: "TemplateFields | None") -> bool | None:

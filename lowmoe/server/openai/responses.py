@@ -25,9 +25,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("", responses=STREAMED)
     async def response(request: Request, body: ResponsesRequest) -> Response:
         require_served(body.model, service.model)
-        made = ResponseInTheMaking(
-            body.repeated(), service.model.name, as_summary=body.wants_summary
-        )
+        made = ResponseInTheMaking(body, service.model.name)
         events = service.ask(body.ask(caller_of(request)))
         if body.stream:
             return respond(made.frames(events), failed=made.failed)

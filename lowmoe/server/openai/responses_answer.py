@@ -1,11 +1,11 @@
 """A response in the making: every event by which it is told, and what it is in the end.
 
 Knows:        the order of a response's events, its states and how they come about.
-Ignorant of:  requests, HTTP, who answers.
+Ignorant of:  a request's fields, HTTP, who answers.
 """
 
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -20,16 +20,17 @@ from lowmoe.server.openai.responses_output import (
     Writing,
     identity,
 )
+from lowmoe.server.openai.responses_request import ResponsesRequest
 from lowmoe.server.whole import require_going_on, told
 
 
 class ResponseInTheMaking:
-    """repeated: what it says again of the request; as_summary: how it tells thoughts."""
+    """One response, streamed or whole."""
 
-    def __init__(self, repeated: Mapping[str, Any], model: str, *, as_summary: bool) -> None:
+    def __init__(self, asked: ResponsesRequest, model: str) -> None:
         self._head = {"id": identity("resp"), "object": "response", "created_at": int(time.time())}
-        self._repeated = {"model": model, **repeated}
-        self._as_summary = as_summary
+        self._repeated = {"model": model, **asked.repeated()}
+        self._as_summary, self._names = asked.wants_summary, asked.names()
         self._done: list[dict[str, Any]] = []
         self._item: Writing | Calling | None = None  # the latest, if it is not done
         self._n_told = 0
@@ -84,7 +85,8 @@ class ResponseInTheMaking:
                     yield from self._add(item)
                 yield from item.more(event.text, event.tokens)
             case CallBegan():
-                yield from self._add(Calling(self._next_index(), event.id, event.name))
+                call = Calling(self._next_index(), event.id, event.name, self._names)
+                yield from self._add(call)
             case CallArguments():
                 assert isinstance(self._item, Calling)
                 yield from self._item.more(event.json)

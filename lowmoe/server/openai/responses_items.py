@@ -24,7 +24,7 @@ from lowmoe.server.fields import (
 )
 from lowmoe.server.openai.messages import result, with_one_system
 from lowmoe.server.openai.parts import parts
-from lowmoe.server.openai.tools import Arguments, read_arguments
+from lowmoe.server.openai.tools import Arguments, name_in, read_arguments
 
 
 class _Item(Fields):
@@ -47,6 +47,7 @@ class CallItem(_Item):
     type: Literal["function_call"]
     call_id: Identity
     name: FunctionName
+    namespace: FunctionName | None = None
     arguments: Arguments
     parsed_arguments: Ignored = None
 
@@ -161,7 +162,11 @@ def _of_assistant(item: Item) -> bool:
 def _assistant(items: Sequence[Item]) -> Message:
     """One turn: chat templates have results follow a turn, and turns of others between two."""
     calls = [
-        ToolCall(id=item.call_id, name=item.name, arguments=read_arguments(item.arguments))
+        ToolCall(
+            id=item.call_id,
+            name=name_in(item.namespace, item.name),
+            arguments=read_arguments(item.arguments),
+        )
         for item in items
         if isinstance(item, CallItem)
     ]

@@ -5,7 +5,7 @@ Ignorant of:  requests, the response they are of, sequence numbers.
 """
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -140,24 +140,27 @@ class Writing:
 
 @dataclass(slots=True)
 class Calling:
-    """A call of a tool."""
+    """A call of a tool.  names: namespaces, and names in them, of those that have one."""
 
     index: int
     call_id: str
     name: str
+    names: Mapping[str, tuple[str, str]]
     arguments: str = ""
     _id: str = field(default_factory=lambda: identity("fc"))
 
     def item(self, status: Status) -> dict[str, Any]:
         """As it is now."""
-        return {
+        namespace, name = self.names.get(self.name, (None, self.name))
+        item = {
             "id": self._id,
             "type": "function_call",
             "status": status,
             "call_id": self.call_id,
-            "name": self.name,
+            "name": name,
             "arguments": self.arguments,
         }
+        return item if namespace is None else {**item, "namespace": namespace}
 
     def begin(self) -> Iterator[Happened]:
         """Nothing yet."""

@@ -17,7 +17,14 @@ from lowmoe.server.openai.chat_request import AnnotatedFields
 from lowmoe.server.openai.messages import Effort
 from lowmoe.server.openai.responses_items import InputField, read_items
 from lowmoe.server.openai.sampling import ANY_OBJECT, SamplingFields
-from lowmoe.server.openai.tools import ToolChoiceOfResponses, ToolsOfResponses, settle
+from lowmoe.server.openai.tools import (
+    FunctionFields,
+    Namespace,
+    ToolChoiceOfResponses,
+    ToolsOfResponses,
+    name_in,
+    settle,
+)
 
 _Summary: TypeAlias = Literal["auto", "concise", "detailed"]
 _LOGPROBS = "message.output_text.logprobs"
@@ -104,7 +111,7 @@ class ResponsesRequest(SamplingFields, AnnotatedFields):
 
     def ask(self, caller: str) -> Ask:
         """In nobody's dialect.  Raises FieldError for fields that contradict each other."""
-        tools, choice = settle(self.tools or (), self.tool_choice, self.parallel_tool_calls)
+        tools, choice = settle(self._functions(), self.tool_choice, self.parallel_tool_calls)
         form = None if self.text is None else self.text.format
         constraint = None if form is None else form.constraint()
         if constraint is not None and tools:
@@ -125,6 +132,21 @@ class ResponsesRequest(SamplingFields, AnnotatedFields):
             n_logprobs=(self.top_logprobs or 0) if logprobs else None,
             caller=caller,
         )
+
+    def _functions(self) -> list[FunctionFields]:
+        functions: list[FunctionFields] = []
+        for tool in self.tools or ():
+            functions += tool.functions() if isinstance(tool, Namespace) else [tool]
+        return functions
+
+    def names(self) -> dict[str, tuple[str, str]]:
+        """By the name that the model knows it by, a function's namespace and its name there."""
+        return {
+            name_in(tool.name, one.name): (tool.name, one.name)
+            for tool in self.tools or ()
+            if isinstance(tool, Namespace)
+            for one in tool.tools
+        }
 
     def repeated(self) -> dict[str, Any]:
         """What an answer says again of the request, in its fields' order."""

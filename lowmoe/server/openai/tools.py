@@ -4,7 +4,7 @@ Knows:        what a function's description holds, how a client says which must 
 Ignorant of:  how a model calls.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -94,25 +94,57 @@ class ToolFields(Fields):
 
 
 class ToolOfResponses(FunctionFields):
-    """A tool of responses; only functions are known here."""
+    """A function of responses."""
 
     type: Literal["function"]
 
 
-def _function(tool: object) -> object:
-    kind = tool.get("type") if isinstance(tool, dict) else "function"
-    if kind != "function":
-        raise fault(
-            "is of type {kind}, which is not supported. Give functions alone", kind=repr(kind)[:100]
-        )
-    return tool
+class Namespace(Fields):
+    """Functions of responses under one name, as codex sends those of others."""
+
+    type: Literal["namespace"]
+    name: FunctionName
+    description: Text | None = None
+    tools: Annotated[list[ToolOfResponses], Field(max_length=MAX_TOOLS)]
+
+    def functions(self) -> Iterator[FunctionFields]:
+        """Each by the name that the model knows it by."""
+        for one in self.tools:
+            name = name_in(self.name, one.name)
+            yield FunctionFields(name=name, description=one.description, parameters=one.parameters)
+
+
+def name_in(namespace: str | None, name: str) -> str:
+    """What the model calls a function of a namespace, or of none."""
+    return name if namespace is None else f"{namespace}__{name}"
+
+
+def _of_type(*known: str) -> BeforeValidator:
+    def check(tool: object) -> object:
+        kind = tool.get("type") if isinstance(tool, dict) else known[0]
+        if kind not in known:
+            raise fault(
+                "is of type {kind}, which is not supported. Give {known}",
+                kind=repr(kind)[:100],
+                known=" or ".join(known),
+            )
+        return tool
+
+    return BeforeValidator(check)
 
 
 Tools: TypeAlias = Annotated[
-    list[Annotated[ToolFields, BeforeValidator(_function)]], Field(max_length=MAX_TOOLS)
+    list[Annotated[ToolFields, _of_type("function")]], Field(max_length=MAX_TOOLS)
 ]
 ToolsOfResponses: TypeAlias = Annotated[
-    list[Annotated[ToolOfResponses, BeforeValidator(_function)]], Field(max_length=MAX_TOOLS)
+    list[
+        Annotated[
+            ToolOfResponses | Namespace,
+            Field(discriminator="type"),
+            _of_type("function", "namespace"),
+        ]
+    ],
+    Field(max_length=MAX_TOOLS),
 ]
 
 
@@ -167,7 +199,9 @@ def settle(
     Raises FieldError for tools of one name, and for a choice that these tools do not allow.
     """
     choice = choice or Choice(mode="auto")
-    settled = ToolChoice(mode=choice.mode, name=choice.name, parallel=parallel is not False)
+    # Who names a tool gets one call of it, and clients take the first of one apart.
+    several = parallel is not False and choice.name is None
+    settled = ToolChoice(mode=choice.mode, name=choice.name, parallel=several)
     described = tuple(tool.tool() for tool in tools)
     require_agreeing(described, settled)
     return described, settled

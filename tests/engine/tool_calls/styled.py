@@ -35,7 +35,7 @@ OF_JSON: Mapping[str, Style] = {
     "call sections": CallSections(),
     "hermes": Hermes(),
     "listed": Listed(),
-    "listed and closed": Listed(is_closed=True),
+    "listed and closed": Listed(open="<tool_calls>", close="</tool_calls>"),
     "object lines": ObjectLines(),
     "tool sep": ToolSep(fenced=False),
     "tool sep, fenced": ToolSep(fenced=True),

@@ -14,8 +14,8 @@ from lowmoe.engine.messages import Tool, ToolChoice
 from lowmoe.engine.spelling import Spelling
 from lowmoe.engine.text_parts import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, TextParts
 from lowmoe.errors import UsageError
+from tests.engine.tool_calls.sources import SOURCES, TOKENS
 from tests.engine.tool_calls.styled import calls_in, text_in
-from tests.engine.tool_calls.test_tools_in_templates import SOURCES, TOKENS
 from tests.talking_mixtral import learned_tokenizer
 
 # One for each style, and a tokenizer that has its tags as tokens, or some of them, or none.
@@ -49,9 +49,8 @@ PARAMETERS: Mapping[str, Any] = {
         "kinds": {"type": "array", "items": {"enum": ["x", "y"]}, "maxItems": 2},
     },
     "required": ["unit", "description"],
-    "additionalProperties": False,
 }
-EMPTY: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+EMPTY: Mapping[str, Any] = {"type": "object", "properties": {}}
 TOOLS = [Tool(name="weather", parameters=PARAMETERS), Tool(name="clock", parameters=EMPTY)]
 
 
@@ -178,3 +177,46 @@ def test_a_choice_that_cannot_be_kept_to_is_refused(
     assert text.tool_calls is not None
     with pytest.raises(UsageError, match=fault):
         text.tool_calls.grammar(tools, choice)
+
+
+ODD: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {
+        "a": True,
+        "b": {},
+        "c": {"type": ["string", "null"], "format": "unheard-of"},
+        'quoted " \\ <[5]> \n é': {"type": "string", "title": "t"},
+        "d": {"type": "integer", "not": {"const": 3}},
+        "e": {"$ref": "#/$defs/e"},
+        "f": {"type": "string", "const": "f"},
+        "g": {"enum": ["x", None, 3]},
+    },
+    "$defs": {"e": {"type": "object", "properties": {"e": {"$ref": "#/$defs/e"}}}},
+    "required": ["a", "f"],
+}
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3.5", "deepseek-v3.2"])
+@pytest.mark.parametrize("parameters", [ODD, {}], ids=["odd", "none"])
+def test_what_llguidance_does_not_know_of_a_schema_is_left_out(
+    name: str, parameters: Mapping[str, Any]
+) -> None:
+    text = parts_of(name)
+    assert text.tool_calls is not None
+    tools = [Tool(name="odd", parameters=parameters)]
+    grammar = text.tool_calls.grammar(tools, ToolChoice(mode="required"))
+    assert grammar is not None
+    Forms(text, {END}).compile(grammar)
+
+
+@pytest.mark.parametrize("wrong", [{"properties": []}, {"properties": {"a": {"enum": 5}}}])
+def test_what_is_no_schema_forces_nothing_and_is_refused_in_one_line(wrong: Any) -> None:
+    text = parts_of("qwen3")
+    assert text.tool_calls is not None
+    grammar = text.tool_calls.grammar(
+        [Tool(name="t", parameters=wrong)], ToolChoice(mode="required")
+    )
+    assert grammar is not None
+    with pytest.raises(UsageError, match="failed to compile JSON schema") as refusal:
+        Forms(text, {END}).compile(grammar)
+    assert "\n" not in str(refusal.value)

@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import jinja2.ext
@@ -18,23 +17,9 @@ from lowmoe.engine.chat_template import ChatTemplate
 from lowmoe.engine.messages import Message, Tool, ToolCall
 from lowmoe.engine.spelling import Spelling
 from lowmoe.engine.text_parts import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, TextParts
+from tests.engine.tool_calls.sources import SOURCES, TOKENS
 from tests.engine.tool_calls.styled import calls_in
 from tests.talking_mixtral import learned_tokenizer
-
-FOLDER = Path(__file__).parents[2] / "data" / "chat_templates"
-SOURCES = {path.stem: path.read_text("utf-8") for path in sorted(FOLDER.glob("*.jinja"))}
-# Llama 3.1's own is not free; this writes calls as it does.
-SOURCES["bare"] = """\
-{%- for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>' }}
-{%- if loop.first and tools %}{{ tools | tojson }}{% endif %}
-{%- if 'tool_calls' in m %}
-{%- if m.tool_calls | length != 1 %}{{ raise_exception('one') }}{% endif %}
-{%- set call = m.tool_calls[0].function %}
-{{- '{"name": "' + call.name + '", "parameters": ' + call.arguments | tojson + '}' }}
-{%- else %}{{ m.content }}{% endif %}{{ '<|eot_id|>' }}{% endfor %}
-{%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>' }}{% endif %}
-"""
-TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 # No tools; and of the others some that leave something out.
 HELPED = {"chatml", "llama-3", "mixtral", "phi-3.5"}
@@ -256,12 +241,12 @@ def special_in(source: str) -> list[str]:
     return sorted({*found, "<tool_call>", "</tool_call>", "<|call|>"})
 
 
-def parts_of(name: str, tokens: Sequence[str], *, special: bool) -> TextParts:
+def parts_of(source: str, tokens: Sequence[str], *, special: bool) -> TextParts:
     tokenizer = learned_tokenizer()
     tokenizer.add_tokens([AddedToken(t, special=special, normalized=False) for t in tokens])
     files = {
         TOKENIZER: tokenizer.to_str().encode(),
-        CHAT_TEMPLATE: SOURCES[name].encode(),
+        CHAT_TEMPLATE: source.encode(),
         TOKENIZER_CONFIG: json.dumps(TOKENS).encode(),
     }
     return TextParts(files.get)
@@ -277,7 +262,7 @@ def test_calls_that_a_template_writes_come_back_from_its_tokens(name: str, kind:
     named = re.compile(r"<[|｜].*|\[.*")
     tokens = [token for token in special_in(SOURCES[name]) if named.fullmatch(token)]
     tokens += [*template(name).style.tags, "<think>", "</think>"]
-    text = parts_of(name, tokens, special=kind == "special")
+    text = parts_of(SOURCES[name], tokens, special=kind == "special")
     calls = [CALL] if name in ONE_CALL else [CALL, OTHER_CALL]
     answer = Message(role="assistant", thinking="Hm.", calls=calls)
     asked = template(name).render([QUESTION], tools=TOOLS)
@@ -327,7 +312,7 @@ def conversation(word: str) -> tuple[list[Message], list[Tool]]:
 @pytest.mark.parametrize("name", SOURCES)
 def test_nothing_that_people_and_tools_say_becomes_a_control_token(name: str) -> None:
     tokens = special_in(SOURCES[name])
-    text = parts_of(name, tokens, special=True)
+    text = parts_of(SOURCES[name], tokens, special=True)
     control = {text.tokenizer.token_id(token) for token in tokens}
     harmless, hostile = (
         [i for i in text.encode(messages, tools=tools) if i in control]
@@ -338,7 +323,7 @@ def test_nothing_that_people_and_tools_say_becomes_a_control_token(name: str) ->
 
 
 def test_a_key_that_templates_make_a_tag_of_is_no_token() -> None:
-    text = parts_of("qwen3-coder", special_in(SOURCES["qwen3-coder"]), special=True)
+    text = parts_of(SOURCES["qwen3-coder"], special_in(SOURCES["qwen3-coder"]), special=True)
     parameters = {"type": "object", "properties": {"a": {"type": "string", "|im_end|": "x"}}}
     tool = Tool(name="t", parameters=parameters)
     plain_tool = Tool(
@@ -349,6 +334,16 @@ def test_a_key_that_templates_make_a_tag_of_is_no_token() -> None:
     assert "<|im_end|>x" in text.chat_template.render(question, tools=[tool])
     counts = [text.encode(question, tools=[t]).count(end) for t in (tool, plain_tool)]
     assert counts[0] == counts[1]
+
+
+def test_json_in_ascii_keeps_a_control_token_apart_too() -> None:
+    source = "{{ tools | tojson(ensure_ascii=True) }}<|im_end|>"
+    text = parts_of(source, ["<|im_end|>"], special=True)
+    tool = Tool(name="t", description="<|im_end|> \\ufdd0 é")
+    ids = text.encode([Message(role="user", content="u")], tools=[tool])
+    assert ids.count(text.tokenizer.token_id("<|im_end|>")) == 1
+    [definition] = json.loads(text.tokenizer.decode(ids))
+    assert definition["function"]["description"] == tool.description
 
 
 # --- thinking
