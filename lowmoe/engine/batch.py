@@ -19,6 +19,10 @@ from lowmoe.engine.run_clock import Tally
 from lowmoe.engine.runtime import Runtime
 from lowmoe.errors import UsageError
 
+# What copying a token from another cache costs of reading it: bytes beside arithmetic. A token's
+# 128 KiB in Mixtral-8x7B take some 20 us at the speed of memory, reading it a millisecond or more.
+COPY_COST = 1 / 64
+
 
 class Batch:
     """Up to n_sequences answers at once; they join and leave between any two steps.
@@ -51,6 +55,7 @@ class Batch:
         conversation = self.take(answer.context, answer.reuse)
         try:
             with self.computing():
+                self._copy_what_helps(conversation, answer)
                 answer.begin(conversation)
         except BaseException:
             conversation.taken = False
@@ -71,9 +76,9 @@ class Batch:
     def take(self, ids: Sequence[int], reuse: Reuse = "any") -> Conversation:
         """A cache that nobody uses, the one where ids cost the least; set its `taken` back.
 
-        They cost the tokens that are to be read now, and those that are lost with what the cache
-        has beyond, which count the less the longer nobody came back to it: a short question
-        between the turns of a long conversation is read where a short one was.
+        They cost what is to be copied, and the tokens that are lost with what the cache has beyond,
+        which count the less the longer nobody came back to it: a short question between the turns
+        of a long conversation is read where a short one was.
         """
         free = [c for c in self._conversations if not c.taken]
         if not free:
@@ -83,13 +88,25 @@ class Batch:
             )
         turn = next(self._turns)
 
+        n_most = max(c.n_common(ids, reuse) for c in self._conversations)
+
         def cost(c: Conversation) -> float:
             n_kept = c.n_common(ids, reuse)
-            return len(ids) - n_kept + (c.n_tokens - n_kept) / (turn - c.last_taken)
+            copied = n_most * COPY_COST if n_kept < n_most else 0.0
+            lost = 0 if c.is_continued_by(ids) else c.n_tokens - n_kept
+            return copied + lost / (turn - c.last_taken)
 
         conversation = min(free, key=lambda c: (cost(c), c.last_taken))
         conversation.taken, conversation.last_taken = True, turn
         return conversation
+
+    def _copy_what_helps(self, conversation: Conversation, answer: Answer) -> None:
+        """The beginning of its prompt, where another cache has more of it."""
+        ids, reuse = answer.context[:-1], answer.reuse
+        donor = max(self._conversations, key=lambda c: c.n_common(ids, reuse))
+        n_common = donor.n_common(ids, reuse)
+        if n_common - conversation.n_common(ids, reuse) > n_common * COPY_COST:
+            conversation.copy_from(donor, n_common)
 
     def step(self) -> list[Answer]:
         """A chunk of a prompt, then one token of every answer whose prompt is read.

@@ -218,6 +218,7 @@ def test_several_answers_are_told_of_one_prompt(model_folder: Path) -> None:
     first_text = next(i for i, e in enumerate(events) if isinstance(e, Text))
     assert not any(isinstance(e, Reading) for e in events[first_text:])
     assert sorted(e.answer for e in events if isinstance(e, Ended)) == [0, 1, 2]
+    assert [end_of(events, i).n_reused for i in range(3)] == [0, 8, 8]  # copied
 
 
 # --- whose turn it is
@@ -470,8 +471,10 @@ def test_at_the_end_those_under_way_have_their_time_and_others_are_refused(
             held = Held(worker, monkeypatch)
             first, waiting = worker.ask(to(1)), worker.ask(to(2))
             await held.take(2)
+            assert not worker.numbers().is_closing
             closing = asyncio.ensure_future(worker.close(grace_s=20))
             await asyncio.sleep(0)
+            assert worker.numbers().is_closing
             with pytest.raises(Overloaded, match="shutting down"):
                 worker.ask(to(3))
             held.let_go()
