@@ -125,6 +125,7 @@ _IGNORED: Mapping[str, tuple[str, ...]] = {
 
 # Where some roles are in checkpoints that another program wrote.
 _OTHER_NAMES: Mapping[str, Mapping[str, str | Stored]] = {
+    "mixtral": mixtral.OTHER_NAMES,
     "qwen3_5_moe": qwen3_5_moe.OTHER_NAMES,
     "qwen3_5_moe_text": qwen3_5_moe_text.OTHER_NAMES,
 }
