@@ -104,7 +104,9 @@ def _describe_latent(writer: Writer, config: Config) -> None:
     writer.add_key_length_mla(config["qk_nope_head_dim"] + turning)
     writer.add_value_length_mla(config["v_head_dim"])
     writer.add_rope_dimension_count(turning)
-    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    softmax = config["model_type"] == "deepseek_v2"  # whose older files do not say so
+    if not softmax:
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
 
 
 def _describe_grouped(writer: Writer, config: Config) -> None:
@@ -236,6 +238,7 @@ _WHOLE: Mapping[str, Callable[[Writer, Config], None]] = {
     "gpt2": _describe_gpt2,
 }
 _OF_FAMILIES: Mapping[str, Callable[[Writer, Config], None]] = {
+    "deepseek_v2": _describe_latent,
     "deepseek_v3": _describe_latent,
     "deepseek_v32": _describe_indexer,
     "dots1": _describe_grouped,

@@ -23,6 +23,7 @@ Type = gguf.GGMLQuantizationType
 
 ARCHITECTURES = {
     "dbrx": "dbrx",
+    "deepseek_v2": "deepseek2",
     "deepseek_v3": "deepseek2",
     "deepseek_v32": "deepseek32",
     "dots1": "dots1",

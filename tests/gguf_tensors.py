@@ -180,6 +180,7 @@ def _without_decays(name: str, tensor: Tensor, config: Config) -> Iterator[tuple
 
 _SPLIT: Mapping[str, Callable[[str, Tensor, Config], Iterator[tuple[str, Tensor]]]] = {
     "dbrx": _split_dbrx,
+    "deepseek_v2": _split_latent,
     "deepseek_v3": _split_latent,
     "glm4_moe_lite": _split_latent,
     "kimi_k2": _split_latent,

@@ -234,10 +234,15 @@ def _require_weights(folder: Path) -> None:
     others = sorted(
         p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf")
     )
-    found = f"found {', '.join(others[:3])}, which cannot be read" if others else "found none"
+    found = "found none. Is this the folder of a checkpoint?"
+    if others:
+        found = (
+            f"found {', '.join(others[:3])}, which cannot be read, as pickles can run code. Look "
+            "for the model as safetensors or GGUF."
+        )
     if gguf := [name for name in others if name.endswith(".gguf")]:
         found = f"found {gguf[0]}; to read that, give the file itself: {folder / gguf[0]}"
-    raise CheckpointError(f"{folder}: needs {SINGLE} or {INDEX}, {found}.")
+    raise CheckpointError(f"{folder}: needs {SINGLE} or {INDEX}, {found}")
 
 
 def read_json(path: Path) -> Mapping[str, Any]:

@@ -80,6 +80,9 @@ _OF_FEED_FORWARDS: Mapping[str, Callable[[ExpertsFeedForward], bool]] = {
     "routers of a given spread": lambda f: (
         isinstance(f.router, SoftmaxRouter) and f.router.spread is not None
     ),
+    "softmax routers with groups or a scale": lambda f: (
+        isinstance(f.router, SoftmaxRouter) and (f.router.n_groups > 1 or f.router.scale != 1)
+    ),
     "biases of the choice": lambda f: (
         isinstance(f.router, SoftmaxRouter | SigmoidRouter) and f.router.choice_bias
     ),

@@ -74,6 +74,7 @@ ABLE = frozenset(
         "scaled layers",
         "scaled logits",
         "shared experts",
+        "softmax routers with groups or a scale",
         "sparse mixers",
         "temperatures of queries",
         "weights on what experts are given",

@@ -218,18 +218,18 @@ def _router(
     weights: LayerWeights, kind: Router, no_choice: Tensor, preference: Tensor | None
 ) -> cpu.Router:
     # One expert that every token uses is chosen by any router; one of zeros serves.
-    sigmoid = kind if isinstance(kind, SigmoidRouter) else None
+    chosen = kind if isinstance(kind, SoftmaxRouter | SigmoidRouter) else None
     scores = weights.optional("router")
     return cpu.Router(
         weights=address(no_choice if scores is None else scores),
         bias=address(weights.optional("router_bias")),
         choice_bias=address(weights.optional("choice_bias")),
-        sigmoid=sigmoid is not None,
-        renormalize=isinstance(kind, SoftmaxRouter | SigmoidRouter) and kind.renormalize,
+        sigmoid=isinstance(kind, SigmoidRouter),
+        renormalize=chosen is not None and chosen.renormalize,
         n_active=kind.n_active,
-        n_groups=1 if sigmoid is None else sigmoid.n_groups,
-        n_groups_active=1 if sigmoid is None else sigmoid.n_groups_active,
-        scale=1.0 if sigmoid is None else sigmoid.scale,
+        n_groups=1 if chosen is None else chosen.n_groups,
+        n_groups_active=1 if chosen is None else chosen.n_groups_active,
+        scale=1.0 if chosen is None else chosen.scale,
         spread=(kind.spread or 0.0) if isinstance(kind, SoftmaxRouter) else 0.0,
         jitter=kind.jitter if isinstance(kind, SparseMixerRouter) else 0.0,
         preference=address(preference),

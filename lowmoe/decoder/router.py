@@ -53,11 +53,13 @@ def route_softmax(
         scores = scores / (scores.std(-1, keepdim=True) / router.spread)
     probabilities = torch.softmax(scores, -1)
     choice = _counted(probabilities, choice_bias, preference)
+    if router.n_groups > router.n_groups_active:
+        choice = _within_groups(choice, router, n_counted=1)
     expert_ids = choice.topk(router.n_active, dim=-1).indices
     weights = probabilities.gather(1, expert_ids)
     if router.renormalize:
         weights = weights / weights.sum(-1, keepdim=True).clamp_min(LEAST_SUM)
-    return weights, expert_ids
+    return weights * router.scale, expert_ids
 
 
 def route_sigmoid(
@@ -70,7 +72,7 @@ def route_sigmoid(
     likely = torch.sigmoid(logits.float())
     scores = _counted(likely, choice_bias, preference)
     if router.n_groups > router.n_groups_active:
-        scores = _within_groups(scores, router)
+        scores = _within_groups(scores, router, n_counted=2)
     expert_ids = scores.topk(router.n_active, dim=-1).indices
     weights = likely.gather(1, expert_ids)
     if router.renormalize:
@@ -84,10 +86,15 @@ def _counted(likely: Tensor, choice_bias: Tensor | None, preference: Tensor | No
     return preferred if choice_bias is None else preferred + choice_bias
 
 
-def _within_groups(scores: Tensor, router: SigmoidRouter) -> Tensor:
-    """Scores with -inf for experts of groups that are not chosen."""
+def _within_groups(
+    scores: Tensor, router: SoftmaxRouter | SigmoidRouter, *, n_counted: int
+) -> Tensor:
+    """Scores with -inf for experts of groups that are not chosen.
+
+    n_counted: how many of a group's highest are added up for it.
+    """
     groups = scores.view(scores.shape[0], router.n_groups, -1)
-    best = groups.topk(min(2, groups.shape[2]), dim=-1).values.sum(-1)
+    best = groups.topk(min(n_counted, groups.shape[2]), dim=-1).values.sum(-1)
     chosen = best.topk(router.n_groups_active, dim=-1).indices
     closed = torch.ones_like(best, dtype=torch.bool).scatter(1, chosen, False)
     return groups.masked_fill(closed[:, :, None], -torch.inf).view(scores.shape)

@@ -12,6 +12,7 @@ from typing import Any
 from lowmoe.errors import CheckpointError, UnsupportedModelError
 from lowmoe.families import (
     dbrx,
+    deepseek_v2,
     deepseek_v3,
     deepseek_v32,
     ernie4_5_moe,
@@ -52,6 +53,7 @@ from lowmoe.spec import (
 
 FAMILIES: Mapping[str, ModuleType] = {
     "dbrx": dbrx,
+    "deepseek_v2": deepseek_v2,
     "deepseek_v3": deepseek_v3,
     "deepseek_v32": deepseek_v32,
     "dots1": grouped_sigmoid,
@@ -88,6 +90,7 @@ FAMILIES: Mapping[str, ModuleType] = {
 
 # Classes of checkpoints' own code that compute what a family here does; ours runs instead.
 _KNOWN_CODE: Mapping[str, str] = {
+    "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
     "dots1": "Dots1ForCausalLM",
     "ernie4_5_moe": "Ernie4_5_MoeForCausalLM",
@@ -122,6 +125,7 @@ _IGNORED: Mapping[str, tuple[str, ...]] = {
 
 # Where some roles are in checkpoints that another program wrote.
 _OTHER_NAMES: Mapping[str, Mapping[str, str | Stored]] = {
+    "mixtral": mixtral.OTHER_NAMES,
     "qwen3_5_moe": qwen3_5_moe.OTHER_NAMES,
     "qwen3_5_moe_text": qwen3_5_moe_text.OTHER_NAMES,
 }

@@ -4,11 +4,20 @@ Source: arXiv 2412.19437; transformers' DeepseekV3ForCausalLM and Glm4MoeLiteFor
 published in 8-bit floats, which are read as the tensors named here.
 """
 
+from collections.abc import Sequence
+
 from lowmoe.families import grouped_sigmoid
 from lowmoe.families.names import decoder_names, expert_names
 from lowmoe.families.reading import epsilon, read_model, require_plain
 from lowmoe.families.rope import magnitude, read_rope, rope_values
-from lowmoe.spec import HfConfig, LatentAttention, ModelSpec, Stored, YarnScaling
+from lowmoe.spec import (
+    ExpertsFeedForward,
+    HfConfig,
+    LatentAttention,
+    ModelSpec,
+    Stored,
+    YarnScaling,
+)
 
 _ATTENTION = "model.layers.{layer}.self_attn."
 
@@ -27,13 +36,17 @@ NAMES = {
 
 def spec(hf: HfConfig) -> ModelSpec:
     """The model that a config.json of this kind describes."""
+    hf.require("scoring_func", "sigmoid", None)
+    hf.require("topk_method", "noaux_tc", None)
+    return with_latents(hf, grouped_sigmoid.feed_forwards(hf, renormalize=True))
+
+
+def with_latents(hf: HfConfig, feed_forwards: Sequence[ExpertsFeedForward]) -> ModelSpec:
+    """A model of latent attention."""
     require_plain(hf)
     hf.require("attention_bias", False, None)
     hf.require("rope_interleave", True, None)
-    hf.require("scoring_func", "sigmoid", None)
-    hf.require("topk_method", "noaux_tc", None)
     eps = epsilon(hf, default=1e-6)
-    feed_forwards = grouped_sigmoid.feed_forwards(hf, renormalize=True)
     return read_model(hf, _attention(hf), feed_forwards, norm_epsilon=eps)
 
 

@@ -6,6 +6,7 @@ Source: arXiv 2412.19437; transformers' Glm4MoeForCausalLM and Dots1ForCausalLM.
 
 from dataclasses import replace
 
+from lowmoe.errors import CheckpointError
 from lowmoe.families.names import decoder_names, expert_names
 from lowmoe.families.reading import (
     epsilon,
@@ -24,6 +25,7 @@ from lowmoe.spec import (
     ModelSpec,
     SharedExpert,
     SigmoidRouter,
+    SoftmaxRouter,
 )
 
 NAMES = {**decoder_names(), **expert_names(shared="shared_experts")}
@@ -68,20 +70,44 @@ def feed_forwards(hf: HfConfig, *, renormalize: bool) -> list[ExpertsFeedForward
 
     renormalize: where the config does not say.
     """
-    n_experts = hf.integer("n_routed_experts", default=hf.optional_integer("num_experts"))
-    n_inner = hf.integer("moe_intermediate_size")
+    n_experts = routed(hf)
+    n_groups, n_groups_active = groups(hf)
+    router = SigmoidRouter(
+        n_active=hf.integer("num_experts_per_tok", maximum=n_experts),
+        renormalize=hf.boolean("norm_topk_prob", default=renormalize),
+        choice_bias=True,
+        n_groups=n_groups,
+        n_groups_active=n_groups_active,
+        scale=hf.number("routed_scaling_factor", default=1.0),
+    )
+    return beside_shared(hf, router)
+
+
+def routed(hf: HfConfig) -> int:
+    """How many experts there are to choose from."""
+    return hf.integer("n_routed_experts", default=hf.optional_integer("num_experts"))
+
+
+def groups(hf: HfConfig) -> tuple[int, int]:
+    """Into how many groups experts are divided, and among how many of them the choice is."""
+    n_experts, n_active = routed(hf), hf.integer("num_experts_per_tok")
     n_groups = hf.integer("n_group", default=1, maximum=n_experts)
+    n_groups_active = hf.integer("topk_group", default=1, maximum=n_groups)
+    if n_experts % n_groups or n_active > n_experts // n_groups * n_groups_active:
+        raise CheckpointError(
+            f"config.json: {n_active} of {n_experts} experts in {n_groups_active} of {n_groups} "
+            "groups, but groups must be alike and hold as many. The file is damaged."
+        )
+    return n_groups, n_groups_active
+
+
+def beside_shared(hf: HfConfig, router: SoftmaxRouter | SigmoidRouter) -> list[ExpertsFeedForward]:
+    """A few plain ones first, then experts that a router chooses beside shared ones."""
+    n_inner = hf.integer("moe_intermediate_size")
     experts = ExpertsFeedForward(
-        n_experts=n_experts,
+        n_experts=routed(hf),
         n_inner=n_inner,
-        router=SigmoidRouter(
-            n_active=hf.integer("num_experts_per_tok", maximum=n_experts),
-            renormalize=hf.boolean("norm_topk_prob", default=renormalize),
-            choice_bias=True,
-            n_groups=n_groups,
-            n_groups_active=hf.integer("topk_group", default=1, maximum=n_groups),
-            scale=hf.number("routed_scaling_factor", default=1.0),
-        ),
+        router=router,
         shared=SharedExpert(n_inner=n_inner * hf.integer("n_shared_experts", default=1)),
     )
     plain = without_experts(experts, hf.integer("intermediate_size"))

@@ -282,25 +282,25 @@ _SCOUT = _llama4(experts=16, step=1, normed=True, context=10485760)
 _MAVERICK = _llama4(experts=128, step=2, normed=False, context=1048576)
 
 
-def _latent(model_type: str, *, ranks: tuple[int, int], head: tuple[int, int, int], heads: int,
-    **keys: Any,
+def _latent(model_type: str, *, ranks: tuple[int | None, int], head: tuple[int, int, int],
+    heads: int, shared: int = 1, **keys: Any,
 ) -> Config:  # fmt: skip
     """ranks: of queries and of keys and values; head: channels that stay, that turn, of values."""
     return _decoder(
         model_type, heads=(heads, heads, head[1]), q_lora_rank=ranks[0], kv_lora_rank=ranks[1],
         qk_nope_head_dim=head[0], qk_rope_head_dim=head[1], v_head_dim=head[2],
-        n_shared_experts=1, norm_topk_prob=True, **keys,
+        n_shared_experts=shared, norm_topk_prob=model_type != "deepseek_v2", **keys,
     )  # fmt: skip
 
 
-def _yarn(factor: float, fast: float) -> Config:
+def _yarn(factor: float, fast: float, share: float = 1.0) -> Config:
     return {
         "type": "yarn",
         "factor": factor,
         "beta_fast": fast,
         "beta_slow": 1,
-        "mscale": 1.0,
-        "mscale_all_dim": 1.0,
+        "mscale": share,
+        "mscale_all_dim": share,
         "original_max_position_embeddings": 4096,
     }
 
@@ -310,6 +310,20 @@ _DEEPSEEK = _latent(
     head=(128, 64, 128), vocab=129280, context=163840, theta=1e4, epsilon=1e-6,
     moe_intermediate_size=2048, n_routed_experts=256, num_experts_per_tok=8, n_group=8,
     topk_group=4, first_k_dense_replace=3, routed_scaling_factor=2.5, rope_scaling=_yarn(40, 32),
+)  # fmt: skip
+_DEEPSEEK_V2 = _latent(
+    "deepseek_v2", layers=60, hidden=5120, inner=12288, heads=128, ranks=(1536, 512),
+    head=(128, 64, 128), vocab=102400, context=163840, theta=1e4, epsilon=1e-6, shared=2,
+    moe_intermediate_size=1536, n_routed_experts=160, num_experts_per_tok=6, n_group=8,
+    topk_group=3, first_k_dense_replace=1, routed_scaling_factor=16.0,
+    topk_method="group_limited_greedy", rope_scaling=_yarn(40, 32),
+)  # fmt: skip
+_DEEPSEEK_V2_LITE = _latent(
+    "deepseek_v2", layers=27, hidden=2048, inner=10944, heads=16, ranks=(None, 512),
+    head=(128, 64, 128), vocab=102400, context=163840, theta=1e4, epsilon=1e-6, shared=2,
+    moe_intermediate_size=1408, n_routed_experts=64, num_experts_per_tok=6, n_group=1,
+    topk_group=1, first_k_dense_replace=1, routed_scaling_factor=1.0, topk_method="greedy",
+    rope_scaling=_yarn(40, 32, 0.707),
 )  # fmt: skip
 _DEEPSEEK_V32: Config = {**_DEEPSEEK, "model_type": "deepseek_v32", "index_topk": 2048}
 _KIMI = _latent(
@@ -357,6 +371,8 @@ HUB_MODELS: Mapping[str, tuple[str, Config]] = {
     "apus-xdan-4.0-gguf": ("xDAN-AI/APUS-xDAN-4.0-MOE", _APUS),
     "dbrx": ("databricks/dbrx-instruct", _DBRX),
     "deepseek-r1": ("deepseek-ai/DeepSeek-R1", _DEEPSEEK),
+    "deepseek-v2-lite": ("deepseek-ai/DeepSeek-V2-Lite-Chat", _DEEPSEEK_V2_LITE),
+    "deepseek-v2.5": ("deepseek-ai/DeepSeek-V2.5", _DEEPSEEK_V2),
     "deepseek-v3": ("deepseek-ai/DeepSeek-V3-0324", _DEEPSEEK),
     "deepseek-v3.2": ("deepseek-ai/DeepSeek-V3.2", _DEEPSEEK_V32),
     "dots.llm1": ("rednote-hilab/dots.llm1.inst", _DOTS),

@@ -32,6 +32,7 @@ _BY_LICENCE: Mapping[str, tuple[str, ...]] = {
         "openai/gpt-oss-20b",
     ),
     "databricks-open-model-license": ("databricks/dbrx-instruct",),
+    "deepseek": ("deepseek-ai/DeepSeek-V2-Lite-Chat", "deepseek-ai/DeepSeek-V2.5"),
     "llama2": ("meta-llama/Llama-2-70b-chat-hf",),
     "llama3.1": ("meta-llama/Llama-3.1-405B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"),
     "llama4": (

@@ -3,11 +3,13 @@
 Source: arXiv 2401.04088; transformers' MixtralForCausalLM, to which tests hold it.
 """
 
-from lowmoe.families.names import decoder_names, numbered_names
+from lowmoe.families.names import decoder_names, expert_names, numbered_names
 from lowmoe.families.reading import epsilon, read_attention, read_model, require_plain
 from lowmoe.spec import ExpertsFeedForward, HfConfig, ModelSpec, SoftmaxRouter
 
 NAMES = {**decoder_names(), **numbered_names()}
+# As gptqmodel from version 7 on calls them, after the modules of transformers 5 in memory.
+OTHER_NAMES = {role: expert_names()[role] for role in ("router", "gate", "up", "down")}
 
 
 def spec(hf: HfConfig) -> ModelSpec:

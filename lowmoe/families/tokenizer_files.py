@@ -19,6 +19,7 @@ from lowmoe.errors import TextError
 SENTENCEPIECE = "tokenizer.model"
 _JSON, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 _NORMAL, _CONTROL, _OWN = 1, 3, 4  # kinds of tokens, as in GGUF files
+_BYTE_PAIRS, _OTHER_KINDS = 2, {1: "unigram", 3: "words", 4: "characters"}
 
 Read = Callable[[str], bytes | None]
 
@@ -69,10 +70,10 @@ def _of_pieces(data: bytes, own: Mapping[int, tuple[str, int]], config: Mapping[
     tokens = [piece.piece for piece in model.pieces]
     kinds = [piece.type for piece in model.pieces]
     scores = [piece.score for piece in model.pieces]
-    if (kind := model.trainer_spec.model_type) != 2:
+    if (kind := model.trainer_spec.model_type) != _BYTE_PAIRS:
         raise TextError(
-            f"{SENTENCEPIECE}: is of SentencePiece's kind {kind}, but only 2 (byte pairs) is "
-            "implemented. Put a tokenizer.json beside it."
+            f"{SENTENCEPIECE}: is of SentencePiece's kind {kind} ({_OTHER_KINDS.get(kind, '?')}), "
+            f"but only {_BYTE_PAIRS} (byte pairs) is implemented. Put a tokenizer.json beside it."
         )
     for token_id, (token, kind) in _in_order(own, len(tokens)):
         if token_id == len(tokens):

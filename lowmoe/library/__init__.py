@@ -4,7 +4,7 @@
     LOWMOE_HOME/work/NAME        what a pull has under way
 
 `names` finds, lists, checks and removes; `making` makes, by `options`, what fits by `budgets`, on
-the text of `calibration`.
+the text of `calibration`, of GGUF files that `gguf_pulls` fetches too.
 """
 
 from lowmoe.library.calibration import section_tokens

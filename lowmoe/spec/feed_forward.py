@@ -12,7 +12,9 @@ class SoftmaxRouter:
     renormalize: whether their weights are made to add up to 1, which is a softmax over them alone;
     bias: whether scores have one; choice_bias: one that is added to what the softmax gives, for the
     choice only; spread: the standard deviation, of E - 1 degrees of freedom, that a token's scores
-    are brought to before, None to leave them as they are, arXiv 2406.06563.
+    are brought to before, None to leave them as they are, arXiv 2406.06563; scale: of the weights.
+    Of n_groups groups of experts, the choice is among those n_groups_active whose likeliest is
+    likeliest, arXiv 2405.04434, section 2.2.2.
     """
 
     n_active: int
@@ -20,6 +22,9 @@ class SoftmaxRouter:
     bias: bool = False
     choice_bias: bool = False
     spread: float | None = None
+    n_groups: int = 1
+    n_groups_active: int = 1
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from lowmoe.checkpoint.packings.quantization_config import read_packings
 from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.checkpoint.safetensors_file import DTYPES
 from lowmoe.errors import LowMoeError
+from tests.checkpoint.mutations import mutated_bytes
 from tests.checkpoint.packed_weights import (
     GROUP,
     NAME,
@@ -82,17 +83,6 @@ def mutated_config(config: Any, pick: random.Random) -> Any:
     if isinstance(config, list) and config and pick.random() < 0.5:
         return [mutated_config(config[0], pick), *config[1:]]
     return pick.choice(ODD)
-
-
-def mutated_bytes(data: bytes, pick: random.Random) -> bytes:
-    """Other bytes in the header, rarely further on; sometimes fewer or more of them."""
-    n_header = 8 + int.from_bytes(data[:8], "little")
-    end = n_header if pick.random() < 0.8 else len(data)
-    for _ in range(pick.choice([1, 1, 1, 2, 5])):
-        place = pick.randrange(end)
-        new = pick.choice([b"", b"0", b"9", b"-", b'"', b"[", b",", pick.randbytes(1)])
-        data = data[:place] + new + data[place + pick.choice([0, 1, 1, 1, 3]) :]
-    return data[: pick.randrange(len(data))] if pick.random() < 0.05 else data
 
 
 def mutated_tensors(tensors: Mapping[str, Tensor], pick: random.Random) -> dict[str, Tensor]:

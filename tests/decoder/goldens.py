@@ -88,6 +88,12 @@ _ODD = {
     "num_attention_heads": 5,
     "num_key_value_heads": 5,
 }
+GROUPS_OF_V2 = {
+    "topk_method": "group_limited_greedy",
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 4.0,
+}
 _LIGHTNING, _WHOLE = "linear_attention", "full_attention"
 
 GOLDENS: Mapping[str, Mapping[str, TinyModel]] = {
@@ -100,6 +106,17 @@ GOLDENS: Mapping[str, Mapping[str, TinyModel]] = {
             config={
                 "ffn_config": {"ffn_hidden_size": 33, "moe_num_experts": 4, "moe_top_k": 1},
                 "attn_config": {"kv_n_heads": 4, "clip_qkv": 0.4, "rope_theta": 5e4},
+            },
+            shard_size="30KB",
+        ),
+    },
+    "deepseek_v2": {
+        "lite": TinyModel(config={"q_lora_rank": None}),
+        "groups, scaled": TinyModel(config=GROUPS_OF_V2),
+        "yarn, all layers of experts, shards": TinyModel(
+            config={
+                "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.7},
+                "first_k_dense_replace": 0,
             },
             shard_size="30KB",
         ),

@@ -9,7 +9,7 @@ import torch
 import xxhash
 from packed_models import write_bitsandbytes, write_fp8, write_mxfp4, write_words
 from safetensors.torch import load_file, save_file
-from tiny_models import VOCABULARY, decoder_over, in_chunks, reference, reference_logits
+from tiny_models import VOCABULARY, TinyModel, decoder_over, in_chunks, reference, reference_logits
 
 from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.decoder.weights import CheckpointTensors
@@ -110,6 +110,30 @@ def test_logits_of_gptqmodels_files_are_transformers(kind: str) -> None:
 
 
 # Paged
+
+
+OF_GPTQMODEL_7 = {
+    "block_sparse_moe": "mlp",
+    ".w1.": ".gate_proj.",
+    ".w2.": ".down_proj.",
+    ".w3.": ".up_proj.",
+}
+
+
+def test_a_mixtral_of_the_names_of_gptqmodel_7_is_read(tmp_path: Path) -> None:
+    """Source: gptqmodel 7.7.0, models/definitions/mixtral.py: the first of each pair of names."""
+    TinyModel(config={}).save(tmp_path, "mixtral")
+    wanted = our_logits(tmp_path)
+
+    def renamed(name: str) -> str:
+        for theirs, new in OF_GPTQMODEL_7.items():
+            name = name.replace(theirs, new)
+        return name
+
+    path = tmp_path / "model.safetensors"
+    save_file({renamed(n): t for n, t in load_file(path).items()}, path)
+    assert "model.layers.0.mlp.experts.3.down_proj.weight" in load_file(path)
+    assert torch.equal(our_logits(tmp_path), wanted)
 
 
 def test_an_expert_takes_as_many_bytes_of_the_disk_as_it_is_stored_in() -> None:

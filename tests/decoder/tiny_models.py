@@ -126,6 +126,7 @@ FAMILY_CONFIGS: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 1.5, "rope_theta": 5e4},
         "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 6, "moe_top_k": 3},
     },
+    "deepseek_v2": {**USUAL, **ROUTED, **LATENT, "norm_topk_prob": False, "n_shared_experts": 2},
     "deepseek_v3": {**USUAL, **ROUTED, **LATENT, "n_group": 4, "topk_group": 2},
     "dots1": {
         **USUAL,

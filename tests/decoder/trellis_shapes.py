@@ -206,6 +206,23 @@ DEMANDING_SHAPES = {
         },
         recipe=planes(3),
     ),
+    "latents, softmax in groups, scaled, shared": Shape(
+        config={
+            "model_type": "deepseek_v2",
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            **LATENTS,
+            "moe_intermediate_size": 48,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 3,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 1,
+            "topk_method": "group_limited_greedy",
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 4.0,
+        }
+    ),
     "latents, sigmoids in groups, shared, lengthening rope": Shape(
         config={
             "model_type": "deepseek_v3",

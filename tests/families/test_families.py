@@ -101,6 +101,8 @@ def test_every_family_has_a_place_for_every_tensor_and_no_two_alike(model_type: 
 # that are not weights of the decoder (vision, layers that guess further tokens) are not ours.
 SIZES = {
     "dbrx": (132, 36),
+    "deepseek-v2-lite": (15.7, 2.4),
+    "deepseek-v2.5": (236, 21),
     "deepseek-v3": (671, 37),
     "deepseek-v3.2": (671, 37),
     "dots.llm1": (142, 14),

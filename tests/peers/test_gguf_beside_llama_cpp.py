@@ -72,6 +72,8 @@ ONE_FACTOR = {
 }
 ALIKE = {
     "dbrx": GOLDENS["dbrx"]["top 3 of 6"],
+    # V2's layers are counted there to know the small one, whose queries have no latent.
+    "deepseek_v2": GOLDENS["deepseek_v2"]["yarn, all layers of experts, shards"],
     "deepseek_v3": GOLDENS["deepseek_v3"]["yarn"],
     "deepseek_v32": TinyModel(config={"index_head_dim": 64}),
     "dots1": TinyModel(config={"head_dim": 12, **OWN_HEADS}),

@@ -1,6 +1,7 @@
 """Models as GGUF files describe them: what a config.json would say, and who is called what.
 
-`model` reads the header's values, `config` and `rope` put them in config.json's words, `names` says
+`model` reads the header's values, `config` puts them in config.json's words, with what many have in
+`usual`, kinds of their own in `grouped`, `recurrent` and `rope`; `names` and `names_of_states` say
 where roles lie, `tokenizer` and `splits` make a tokenizer.json.
 
 Knows:        llama.cpp's names of families, values and tensors.

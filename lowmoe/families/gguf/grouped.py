@@ -18,6 +18,9 @@ from lowmoe.families.gguf.usual import (
     usual,
 )
 
+# The one model that limits a softmax to groups; files older than the key leave them out.
+_EXPERTS_OF_V2 = 160
+
 
 def _grouped(m: GgufModel) -> dict[str, Any]:
     found = experts(m, "n_routed_experts") | of_own_size(m)
@@ -44,11 +47,16 @@ def glm4_moe(m: GgufModel) -> dict[str, Any]:
 
 
 def deepseek2(m: GgufModel) -> dict[str, Any]:
-    """V3, R1, Kimi-K2 and GLM-4.7-Flash, all one model here; V2 chooses its experts by softmax."""
+    """V3, R1, Kimi-K2 and GLM-4.7-Flash, all one model here, and V2, which chooses by softmax."""
     # Files older than the key: of V2, or of GLM-4.7-Flash, which has a bias for the choice.
     biased = any(name.endswith(".exp_probs_b.bias") for name in m.shapes)
     gating = m.integer("expert_gating_func", SIGMOID if biased else SOFTMAX)
-    return _latent(m, "deepseek_v2" if gating == SOFTMAX else "deepseek_v3")
+    if gating != SOFTMAX:
+        return _latent(m, "deepseek_v3")
+    found = _latent(m, "deepseek_v2")
+    if not m.has("expert_group_count") and found["n_routed_experts"] == _EXPERTS_OF_V2:
+        found |= {"n_group": 8, "topk_group": 3}
+    return found | {"topk_method": ("greedy", "group_limited_greedy")[found["n_group"] > 1]}
 
 
 def deepseek32(m: GgufModel) -> dict[str, Any]:

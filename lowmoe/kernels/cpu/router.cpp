@@ -60,17 +60,19 @@ void make_likely(const Router& router, size_t n_experts, float* logits) {
   for (size_t e = 0; e < n_experts; e++) logits[e] /= total;
 }
 
-// Experts of groups that are not among the best get -infinity.  sums: [n_groups]
+// Experts of groups that are not among the best get -infinity: by their two highest, or after a
+// softmax by their highest.  sums: [n_groups]
 void close_groups(const Router& router, size_t n_experts, float* choice, float* sums) {
   constexpr float kClosed = -std::numeric_limits<float>::infinity();
   const size_t size = n_experts / router.n_groups;
   for (size_t g = 0; g < router.n_groups; g++) {
-    float best = kClosed, second = size > 1 ? kClosed : 0.0f;
+    const bool is_pair = router.sigmoid && size > 1;
+    float best = kClosed, second = is_pair ? kClosed : 0.0f;
     for (size_t e = g * size; e < (g + 1) * size; e++) {
       if (choice[e] > best) {
-        second = size > 1 ? best : second;
+        second = is_pair ? best : second;
         best = choice[e];
-      } else if (choice[e] > second) {
+      } else if (is_pair && choice[e] > second) {
         second = choice[e];
       }
     }

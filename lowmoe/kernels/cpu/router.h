@@ -23,7 +23,7 @@ struct Router {
   bool sigmoid;              // of each logit by itself, else a softmax over all
   bool renormalize;          // whether the weights are made to add up to 1
   int n_active;
-  size_t n_groups, n_groups_active;  // see SigmoidRouter in lowmoe/spec/feed_forward.py
+  size_t n_groups, n_groups_active;  // see both routers in lowmoe/spec/feed_forward.py
   float scale;                       // of the weights
   // How many times as likely as it is an expert counts for the choice, [n_experts], or null. Its
   // owner may change it between calls.
@@ -31,7 +31,10 @@ struct Router {
   float spread;  // the deviation that logits are brought to before a softmax; 0 to leave them
   float jitter;  // above 0 for a sparse mixer of two, see SparseMixerRouter in that file
 
-  bool is_plain() const { return !sigmoid && !bias && !choice_bias && !preference && jitter == 0; }
+  bool is_plain() const {
+    return !sigmoid && !bias && !choice_bias && !preference && jitter == 0 &&
+           n_groups_active == n_groups;
+  }
 };
 
 // The same by any router. Experts come in the order they are chosen in, which with a choice_bias or
