@@ -53,14 +53,17 @@ class Launch:
 Client = Callable[[Server, Path], Launch]
 
 
-def _openai(title: str, install: str, **environment: str) -> Client:
-    """A library that reads these and is told the model's name in the program."""
+def _openai(title: str, install: str, **others: str) -> Client:
+    """A library that reads these variables; a program of one's own names the model.
+
+    OPENAI_API_BASE is the older name of the address, which some read alone.
+    """
 
     def launch(server: Server, folder: Path) -> Launch:
-        own = {name: getattr(server, value) for name, value in environment.items()}
+        addresses = dict.fromkeys(("OPENAI_BASE_URL", "OPENAI_API_BASE"), server.v1)
         return Launch(
             title=title,
-            environment={"OPENAI_BASE_URL": server.v1, "OPENAI_API_KEY": server.token, **own},
+            environment={**addresses, "OPENAI_API_KEY": server.token, **others},
             install=install,
         )
 
@@ -243,7 +246,12 @@ def _zed(server: Server, folder: Path) -> Launch:
 
 
 def _ai_sdk(server: Server, folder: Path) -> Launch:
-    options = {"name": "lowmoe", "baseURL": server.v1, "apiKey": server.token}
+    options = {
+        "name": "lowmoe",
+        "baseURL": server.v1,
+        "apiKey": server.token,
+        "supportsStructuredOutputs": True,
+    }
     lines = [
         'import { createOpenAICompatible } from "@ai-sdk/openai-compatible";',
         f"export const lowmoe = createOpenAICompatible({json.dumps(options)});",
@@ -269,8 +277,13 @@ CLIENTS: Mapping[str, Client] = {
     "claude-code": _claude_code,
     "codex": _codex,
     "continue": _continue,
-    "langchain": _openai("LangChain", "pip install langchain-openai", OPENAI_API_BASE="v1"),
-    "litellm": _openai("LiteLLM", "pip install litellm", OPENAI_API_BASE="v1"),
+    "langchain": _openai("LangChain", "pip install langchain-openai"),
+    "litellm": _openai(
+        # Else it fetches what clouds' models cost.
+        "LiteLLM",
+        "pip install litellm",
+        LITELLM_LOCAL_MODEL_COST_MAP="True",
+    ),
     "llm": _llm,
     "open-webui": _open_webui,
     "openai-node": _openai("OpenAI's library for Node", "npm install openai"),

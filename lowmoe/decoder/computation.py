@@ -31,6 +31,11 @@ class Cache(Protocol):
         is fewer where something in it can only be set back so far.
         """
 
+    def copy_from(self, other: "Cache", n_tokens: int) -> int:
+        """Have what another of the same model has of its first n_tokens, and nothing else; returns
+        how many these are, which is fewer where something can only be copied so far.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Together:

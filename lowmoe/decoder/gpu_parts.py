@@ -270,6 +270,13 @@ def cache_bytes(spec: ModelSpec, n_tokens: int, kv: cpu.KvFormat) -> int:
     return sum(2 * dtype.itemsize * math.prod(shape) for shape in shapes)
 
 
+@torch.inference_mode()
+def copy_rows(rows: Sequence[Tensor], to: Sequence[Tensor], n_tokens: int) -> None:
+    """Of each layer the first n_tokens of keys or values, [1, B, capacity, row]."""
+    for source, target in zip(rows, to, strict=True):
+        target[:, :, :n_tokens].copy_(source[:, :, :n_tokens])
+
+
 def _cache_shapes(
     spec: ModelSpec, capacity: int, dtype: torch.dtype
 ) -> list[tuple[int, int, int, int]]:

@@ -30,7 +30,7 @@ from cuda_ext.ops import MOST_DECODED
 from lowmoe.decoder.computation import Cache, Together
 from lowmoe.decoder.cpu_share import CpuShare, HostTokens
 from lowmoe.decoder.gpu_buffers import Buffers
-from lowmoe.decoder.gpu_parts import GpuParts, cache_bytes
+from lowmoe.decoder.gpu_parts import GpuParts, cache_bytes, copy_rows
 from lowmoe.decoder.misses import MissingExperts
 from lowmoe.decoder.weights import DenseWeights
 from lowmoe.experts.hybrid import HybridExperts
@@ -71,6 +71,13 @@ class HybridCache:
 
     def keep(self, n_tokens: int) -> int:
         """Forget all but the first n_tokens."""
+        self.n_tokens = n_tokens
+        return n_tokens
+
+    def copy_from(self, other: Cache, n_tokens: int) -> int:
+        """Have what another has of its first n_tokens."""
+        assert isinstance(other, HybridCache)
+        copy_rows(other.keys + other.values, self.keys + self.values, n_tokens)
         self.n_tokens = n_tokens
         return n_tokens
 

@@ -7,6 +7,7 @@ Ignorant of:  what attention does with them.
 import torch
 from torch import Tensor
 
+from lowmoe.decoder.computation import Cache
 from lowmoe.decoder.state_cache import StateCache, StatefulCache, states_bytes
 from lowmoe.spec import (
     Attention,
@@ -49,6 +50,11 @@ class LayerCache:
         self._keys[first:end], self._values[first:end] = keys, values
         return self._keys[:end], self._values[:end]
 
+    @torch.inference_mode()
+    def copy_from(self, other: "LayerCache", n_tokens: int) -> None:
+        """Have what another has of the first n_tokens."""
+        self.append(other._keys[:n_tokens], other._values[:n_tokens], 0)
+
     def _grow(self, end: int) -> None:
         room = min(self.capacity, max(end, FIRST_ROOM, 2 * self._keys.shape[0]))
         self._keys, self._values = self._moved(self._keys, room), self._moved(self._values, room)
@@ -75,6 +81,12 @@ class KvCache(StatefulCache):
             self.states.get(i) or layer_cache(layer.attention, capacity, dtype)
             for i, layer in enumerate(spec.layers)
         ]
+
+    def _copy_rows(self, other: Cache, n_tokens: int) -> None:
+        assert isinstance(other, KvCache)
+        for layer, of_other in zip(self.layers, other.layers, strict=True):
+            if isinstance(layer, LayerCache) and isinstance(of_other, LayerCache):
+                layer.copy_from(of_other, n_tokens)
 
 
 def cache_bytes(spec: ModelSpec, n_tokens: int, dtype: torch.dtype) -> int:

@@ -89,6 +89,10 @@ class NativeCache(StatefulCache):
         super().__init__(spec, capacity)
         self.pages = pages
 
+    def _copy_rows(self, other: Cache, n_tokens: int) -> None:
+        assert isinstance(other, NativeCache)
+        self.pages.copy_from(other.pages, n_tokens)
+
 
 class NativeComputation:
     """Operations bound to a model's dense weights, which it keeps alive."""

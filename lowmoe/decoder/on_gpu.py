@@ -15,7 +15,7 @@ from torch import Tensor
 from lowmoe.decoder.abilities import lacking
 from lowmoe.decoder.computation import Cache, Together
 from lowmoe.decoder.gpu_buffers import ABLE, Buffers
-from lowmoe.decoder.gpu_parts import GpuParts, cache_bytes
+from lowmoe.decoder.gpu_parts import GpuParts, cache_bytes, copy_rows
 from lowmoe.decoder.weights import DenseWeights
 from lowmoe.experts.resident import ResidentExperts
 from lowmoe.kernels import cpu
@@ -39,6 +39,13 @@ class GpuCache:
 
     def keep(self, n_tokens: int) -> int:
         """Forget all but the first n_tokens."""
+        self.n_tokens = n_tokens
+        return n_tokens
+
+    def copy_from(self, other: Cache, n_tokens: int) -> int:
+        """Have what another has of its first n_tokens."""
+        assert isinstance(other, GpuCache)
+        copy_rows(other.keys + other.values, self.keys + self.values, n_tokens)
         self.n_tokens = n_tokens
         return n_tokens
 

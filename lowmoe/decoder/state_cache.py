@@ -5,11 +5,13 @@ Ignorant of:  what is in a state.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
+from lowmoe.decoder.computation import Cache
 from lowmoe.spec import GatedDeltaNet, LightningAttention, ModelSpec, Recurrent
 
 # A prompt that goes on from the last one often differs from it by how the answer begins, such as a
@@ -43,6 +45,10 @@ class StateCache:
         """Keep a state, which nobody changes any more."""
         assert tuple(tuple(t.shape) for t in state) == self._shapes
         self._states[position] = state
+
+    def share(self, other: "StateCache", positions: Iterable[int]) -> None:
+        """Have another's states of these positions, of those that it kept, and no others."""
+        self._states = {p: s for p in positions if (s := other._states.get(p)) is not None}
 
     def keep_only(self, positions: Iterable[int]) -> None:
         """Forget the states of all others."""
@@ -83,6 +89,11 @@ class Marks:
         while len(self.positions) > self._most:
             self._drop_one()
 
+    def copy_from(self, other: "Marks", position: int) -> None:
+        """Have another's up to a position."""
+        self.positions = [p for p in other.positions if p <= position]
+        self._of_prompt = [p for p in other._of_prompt if p <= position]
+
     def at_most(self, position: int) -> int:
         """Go back to the last that is not after this; returns it."""
         self.positions = [p for p in self.positions if p <= position]
@@ -102,7 +113,7 @@ class Marks:
         self.positions.remove(min(gaps, key=gaps.__getitem__))
 
 
-class StatefulCache:
+class StatefulCache(ABC):
     """A conversation some of whose layers may keep states; how far it can be taken back.
 
     n_tokens: positions filled. A pass that is interrupted leaves it as it was; what it left in some
@@ -144,6 +155,25 @@ class StatefulCache:
         self._n_tokens = n_tokens
         self._forget_others()
         return n_tokens
+
+    def copy_from(self, other: Cache, n_tokens: int) -> int:
+        """Have what another has of its first n_tokens, up to the last position of them that states
+        were kept at; returns how many.
+        """
+        assert isinstance(other, type(self))
+        assert n_tokens <= other._n_tokens, (n_tokens, other._n_tokens)
+        if self.states and n_tokens < other._n_tokens:
+            n_tokens = max((p for p in other._marks.positions if p <= n_tokens), default=0)
+        self._copy_rows(other, n_tokens)
+        self._marks.copy_from(other._marks, n_tokens)
+        for layer_id, layer in self.states.items():
+            layer.share(other.states[layer_id], {*self._marks.positions, n_tokens})
+        self._n_tokens = n_tokens
+        return n_tokens
+
+    @abstractmethod
+    def _copy_rows(self, other: Cache, n_tokens: int) -> None:
+        """What layers without states keep of tokens.  other: of the same class."""
 
     def _forget_others(self) -> None:
         for layer in self.states.values():

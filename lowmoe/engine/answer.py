@@ -145,7 +145,7 @@ class Answer:
         # and alone, since many tokens at once round otherwise than one. So the same prompt has the
         # same answer whether or not it was in the cache.
         self.n_reused = conversation.keep(self.context[:-1], self.reuse)
-        self._conversation = conversation
+        self._conversation, conversation.n_prompt = conversation, self.n_prompt
         self.clock.begin(self.n_prompt - self.n_reused)
 
     def settle(self) -> None:

@@ -19,6 +19,10 @@ from lowmoe.engine.run_clock import Tally
 from lowmoe.engine.runtime import Runtime
 from lowmoe.errors import UsageError
 
+# What copying a token from another cache costs of reading it: bytes beside arithmetic. A Mixtral's
+# token takes 128 KiB of cache, some 20 us at the speed of memory, and a millisecond or more to read.
+COPY_COST = 1 / 64
+
 
 class Batch:
     """Up to n_sequences answers at once; they join and leave between any two steps.
@@ -33,7 +37,7 @@ class Batch:
         self.tally = Tally(whole=runtime.store.traffic())
         self._answers: list[Answer] = []
         self._conversations = [Conversation(runtime) for _ in range(runtime.n_sequences)]
-        self._turns = itertools.count(1)
+        self._turns, self._chunks = itertools.count(1), itertools.count()
         self._one_call = threading.Lock()
 
     @property
@@ -51,6 +55,7 @@ class Batch:
         conversation = self.take(answer.context, answer.reuse)
         try:
             with self.computing():
+                self._copy_what_helps(conversation, answer)
                 answer.begin(conversation)
         except BaseException:
             conversation.taken = False
@@ -71,9 +76,9 @@ class Batch:
     def take(self, ids: Sequence[int], reuse: Reuse = "any") -> Conversation:
         """A cache that nobody uses, the one where ids cost the least; set its `taken` back.
 
-        They cost the tokens that are to be read now, and those that are lost with what the cache
-        has beyond, which count the less the longer nobody came back to it: a short question
-        between the turns of a long conversation is read where a short one was.
+        They cost what is to be copied, and the tokens that are lost with what the cache has beyond,
+        which count the less the longer nobody came back to it: a short question between the turns
+        of a long conversation is read where a short one was.
         """
         free = [c for c in self._conversations if not c.taken]
         if not free:
@@ -83,16 +88,28 @@ class Batch:
             )
         turn = next(self._turns)
 
+        n_most = max(c.n_common(ids, reuse) for c in self._conversations)
+
         def cost(c: Conversation) -> float:
             n_kept = c.n_common(ids, reuse)
-            return len(ids) - n_kept + (c.n_tokens - n_kept) / (turn - c.last_taken)
+            copied = n_most * COPY_COST if n_kept < n_most else 0.0
+            lost = 0 if c.is_continued_by(ids) else c.n_tokens - n_kept
+            return copied + lost / (turn - c.last_taken)
 
         conversation = min(free, key=lambda c: (cost(c), c.last_taken))
         conversation.taken, conversation.last_taken = True, turn
         return conversation
 
+    def _copy_what_helps(self, conversation: Conversation, answer: Answer) -> None:
+        """The beginning of its prompt, where another cache has more of it."""
+        ids, reuse = answer.context[:-1], answer.reuse
+        donor = max(self._conversations, key=lambda c: c.n_common(ids, reuse))
+        n_common = donor.n_common(ids, reuse)
+        if n_common - conversation.n_common(ids, reuse) > n_common * COPY_COST:
+            conversation.copy_from(donor, n_common)
+
     def step(self) -> list[Answer]:
-        """A chunk of the prompt that has waited longest, then one token of every other answer.
+        """A chunk of a prompt, then one token of every answer whose prompt is read.
 
         Returns the answers that have something to `take` or have ended; the latter have left.
         Raises what reading raises; another step tries the same again.
@@ -100,7 +117,7 @@ class Batch:
         ended = self._leave_cancelled()
         for answer in self._answers:
             answer.settle()
-        joining = next((answer for answer in self._answers if not answer.is_read), None)
+        joining = self._next_to_read()
         if joining is not None:
             self.run(joining.conversation, joining.missing[: self.chunk_tokens])
             ended += self._leave_cancelled()
@@ -108,6 +125,15 @@ class Batch:
         if running:
             self._decode(running)
         return ended + running
+
+    def _next_to_read(self) -> Answer | None:
+        """The prompt that has waited longest and the one that has the least left take turns, so
+        that a short question passes a long text, and none waits for ever.
+        """
+        unread = [answer for answer in self._answers if not answer.is_read]
+        if len(unread) > 1 and next(self._chunks) % 2:
+            return min(unread, key=lambda answer: len(answer.missing))
+        return unread[0] if unread else None
 
     def run(self, conversation: Conversation, ids: Sequence[int]) -> Tensor:
         """Tokens of a prompt, chunk_tokens at most.  Returns the last hidden state, [T, H]."""

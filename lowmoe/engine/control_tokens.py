@@ -42,7 +42,9 @@ class ControlTokens:
         self._tokenizer = tokenizer
         self._of_assistant = _any_of(special)
         self._of_others = _any_of(special + mentioned)
-        self._cores = {core for text in special + mentioned if (core := _core(text))}
+        # Without their brackets, which templates put around keys.
+        inner = {text[1:-1] for text in special + mentioned if len(text) > 2}
+        self._bracketed = inner | {text.removeprefix("/") for text in inner}
 
     def text(self, text: str, *, by_assistant: bool = False) -> str:
         """Put each control token that this text must not write between the marks."""
@@ -60,8 +62,7 @@ class ControlTokens:
     def _key(self, key: str) -> str:
         # `<` + "|im_end|" + `>`, as templates write that make tags of keys.
         marked = self.text(key)
-        is_part = marked == key and _core(key) in self._cores
-        return f"{_START}{key}{_END}" if is_part else marked
+        return f"{_START}{marked}{_END}" if key in self._bracketed else marked
 
     def encode(self, text: str) -> list[int]:
         """Encode a rendered text: between the marks without control tokens, elsewhere with them.
@@ -96,11 +97,6 @@ class Unmarked:
 def unescaped(json: str) -> str:
     """JSON in ASCII, its marks as they were."""
     return _ESCAPED.sub(lambda found: found[1] + chr(int(found[2], 16)), json)
-
-
-def _core(text: str) -> str:
-    """What is left without brackets, bars and the like."""
-    return "".join(char for char in text if char.isalnum())
 
 
 def _any_of(tokens: Sequence[str]) -> str:

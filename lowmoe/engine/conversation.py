@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lowmoe.decoder.computation import Cache
+from lowmoe.decoder.state_cache import TAIL_TOKENS
 from lowmoe.engine.gpu import gpu_failures
 from lowmoe.engine.runtime import AnyDecoder, Runtime
 
@@ -24,7 +25,8 @@ Reuse: TypeAlias = Literal["any", "exact", "none"]
 class Conversation:
     """A cache and the tokens whose keys and values it has.
 
-    taken: whether an answer goes on in it; last_taken: the larger, the later it was.
+    taken: whether an answer goes on in it; last_taken: the larger, the later it was; n_prompt:
+    tokens of the prompt that was answered in it last.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -32,7 +34,7 @@ class Conversation:
         self._tokens: list[int] = []
         self._whole_chunks: list[int] = []  # where those end that follow each other from the start
         self.taken = False
-        self.last_taken = 0
+        self.last_taken = self.n_prompt = 0
 
     @functools.cached_property
     def _cache(self) -> Cache:
@@ -52,6 +54,13 @@ class Conversation:
         n_common = next(differing, n_most)
         return self._last_chunk_end(n_common) if reuse == "exact" else n_common
 
+    def is_continued_by(self, ids: Sequence[int]) -> bool:
+        """Whether a prompt goes on from the last one, so that what else is here is of no more use:
+        an answer that is asked for again, or comes back without what the model thought.
+        """
+        # A prompt's end may differ by how the answer begins, such as a mark for thoughts.
+        return self.n_common(ids) >= max(self.n_prompt - TAIL_TOKENS, self.n_prompt // 2)
+
     def keep(self, ids: Sequence[int], reuse: Reuse = "any") -> int:
         """Forget all but what the cache and ids have in common at the start, as far as the cache
         can be set back to that; returns how many tokens are kept.
@@ -61,6 +70,12 @@ class Conversation:
             while self.n_tokens not in (0, *self._whole_chunks):  # it was set back further
                 self.forget_beyond(self._last_chunk_end(self.n_tokens))
         return self.n_tokens
+
+    def copy_from(self, other: "Conversation", n_tokens: int) -> None:
+        """Have the first n_tokens of another, as far as its cache can be copied, and no others."""
+        n_copied = self._cache.copy_from(other._cache, n_tokens)
+        self._tokens = other._tokens[:n_copied]
+        self._whole_chunks = [end for end in other._whole_chunks if end <= n_copied]
 
     def forward(self, ids: Sequence[int], *, whole_chunk: bool) -> Tensor:
         """Run ids through the layers after what is there.  Returns the last hidden state [T, H].

@@ -246,12 +246,12 @@ def _json_style() -> "JsonCompileOptions":
     return {
         "lenient": False,  # refuse keywords that are not implemented
         "coerce_one_of": False,
-        # A space, or a line break and what is indented. A model that may write as much of it as it
-        # likes, and does not know how to go on, never ends.
-        "whitespace_flexible": True,
-        "whitespace_pattern": r" |\n {0,20}",
-        "item_separator": ",",
-        "key_separator": ":",
+        # On one line, with a space after what divides, or none. Of white space anywhere and as much
+        # as it likes, a model that does not know how to go on makes no end.
+        "whitespace_flexible": False,
+        "whitespace_pattern": None,
+        "item_separator": ", ?",
+        "key_separator": ": ?",
     }
 
 

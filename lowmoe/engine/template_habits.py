@@ -29,8 +29,9 @@ class Habits:
     knows the role of a tool's result.
 
     calls: whether it writes those of earlier answers, with arguments given as a mapping or as JSON.
-    one_call: only one in each answer; text_beside: an answer's text too, if it makes calls;
-    short_ids: they must have nine letters or digits.
+    one_call: only one in each answer; text: that of an answer with calls is written beside them, or
+    may be written as an answer of its own before, or has no place; short_ids: they must have nine
+    letters or digits.
     """
 
     takes_system: bool
@@ -38,7 +39,7 @@ class Habits:
     takes_results: bool
     calls: Literal["mapping", "json"] | None
     one_call: bool
-    text_beside: bool
+    text: Literal["beside", "before", "lost"]
     short_ids: bool
 
     @staticmethod
@@ -61,7 +62,7 @@ class Habits:
             and _RESULT in _written(writes, *with_result),
             calls=calls,
             one_call=_NAME not in both or _OTHER_NAME not in both,
-            text_beside=_has(_written(writes, _answer(one, text=_RESULT)), _NAME, _RESULT),
+            text=_text(writes, one, result),
             short_ids=not _written(writes, _answer({**one, "id": _LONG_ID})),
         )
 
@@ -72,6 +73,15 @@ def _calls(writes: Writes) -> Literal["mapping", "json"] | None:
     if _has(_written(writes, _answer(_call(_NAME, json=True))), _NAME, _VALUE_JSON):
         return "json"
     return None
+
+
+def _text(
+    writes: Writes, call: Mapping[str, Any], result: Mapping[str, Any]
+) -> Literal["beside", "before", "lost"]:
+    if _has(_written(writes, _answer(call, text=_RESULT)), _NAME, _RESULT):
+        return "beside"
+    text = {"role": "assistant", "content": _TEXT}
+    return "before" if _written(writes, text, _answer(call), result, text, _USER) else "lost"
 
 
 def _written(

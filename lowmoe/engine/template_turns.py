@@ -9,6 +9,7 @@ messages gets them at the head of the first user's turn, as its later versions d
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ You may call these functions to answer, each given as JSON with the schema of it
 To call a function, write its name and its arguments like this, and end your answer there:
 {example}"""
 _EXAMPLE = ToolCall(id="", name="function-name", arguments={"argument-name": "value"})
+_SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 _RESULT = "<tool_response>\n{}\n</tool_response>"
 
 
@@ -56,35 +58,48 @@ class Turns:
     ) -> None:
         self._habits, self._style, self._marks = habits, style, marks
         self._thinking_key = thinking_key
-        definitions = [marks.value(definition(tool)) for tool in tools]
+        definitions = [definition(self._marked(tool)) for tool in tools]
         self.tools = definitions if definitions and habits.takes_tools else None
-        self.messages = [
-            turn for message in _in_order(conversation, habits) for turn in self._turns(message)
-        ]
+        self.messages = self._joined(_in_order(conversation, habits))
         if definitions and not habits.takes_tools:
             lines = "\n".join(to_json(one) for one in definitions)
             example = style.write([_EXAMPLE])
             self._add_to_system(_DEFINITIONS.format(tools=lines, example=example))
         if not habits.takes_system:
             self._fold_system()
-        if not habits.takes_results:
-            self._join_users()
 
-    def _turns(self, message: Message | Mapping[str, str]) -> Iterable[dict[str, Any]]:
-        """What one message becomes."""
+    def _joined(self, messages: Iterable[Message | Mapping[str, str]]) -> list[dict[str, Any]]:
+        """A turn of each message; but of results that become the user's, one with each other and
+        with what the user says next, for turns must alternate.
+        """
+        turns: list[dict[str, Any]] = []
+        is_open = False  # for more results
+        for message in messages:
+            turn = self._turn(message)
+            if is_open and turn["role"] == "user":
+                turns[-1] = turns[-1] | {"content": f"{turns[-1]['content']}\n{turn['content']}"}
+            else:
+                turns.append(turn)
+            is_open = _role(message) == "tool" and turn["role"] == "user"
+        return turns
+
+    def _turn(self, message: Message | Mapping[str, str]) -> dict[str, Any]:
         if not isinstance(message, Message):
             is_assistant = message["role"] == "assistant"
-            yield {k: self._marks.text(v, by_assistant=is_assistant) for k, v in message.items()}
-        elif message.role == "tool":
-            yield self._result(message)
-        elif message.calls and self._habits.calls is None:
+            return {k: self._marks.text(v, by_assistant=is_assistant) for k, v in message.items()}
+        if message.role == "tool":
+            return self._result(message)
+        if message.calls and self._habits.calls is None:
             # Marked apart from each other: the tags are the model's, what they hold is not.
             calls = [replace(c, arguments=self._marks.value(c.arguments)) for c in message.calls]
             turn = self._plain(replace(message, calls=()))
             text = turn["content"]
-            yield turn | {"content": f"{text}\n" * bool(text) + self._style.write(calls)}
-        else:
-            yield self._plain(message)
+            return turn | {"content": f"{text}\n" * bool(text) + self._style.write(calls)}
+        return self._plain(message)
+
+    def _marked(self, tool: Tool) -> Tool:
+        description = self._marks.text(tool.description)
+        return replace(tool, description=description, parameters=self._marks.value(tool.parameters))
 
     def _plain(self, message: Message) -> dict[str, Any]:
         is_assistant = message.role == "assistant"
@@ -119,7 +134,7 @@ class Turns:
         return turn | ({} if message.name is None else {"name": self._marks.text(message.name)})
 
     def _id(self, call_id: str) -> str:
-        if self._habits.short_ids:
+        if self._habits.short_ids and not _SHORT_ID.fullmatch(call_id):
             return hashlib.sha256(call_id.encode()).hexdigest()[:9]
         return self._marks.text(call_id)
 
@@ -138,16 +153,9 @@ class Turns:
             text = "\n\n".join([*texts, first["content"]])
             self.messages[: n_system + 1] = [first | {"content": text}]
 
-    def _join_users(self) -> None:
-        """Results that became a user's turn, with each other and with what the user says next."""
-        joined = self.messages[:1]
-        for before, turn in zip(self.messages, self.messages[1:], strict=False):
-            is_result = before["content"].startswith(_RESULT[:15])
-            if before["role"] == turn["role"] == "user" and is_result:
-                joined[-1] = joined[-1] | {"content": f"{joined[-1]['content']}\n{turn['content']}"}
-            else:
-                joined.append(turn)
-        self.messages = joined
+
+def _role(message: Message | Mapping[str, str]) -> str:
+    return message.role if isinstance(message, Message) else message["role"]
 
 
 def _in_order(
@@ -172,7 +180,7 @@ def _in_order(
         if not isinstance(message, Message) or not message.calls or habits.calls is None:
             ordered.append(message)
             continue
-        if message.content and not habits.text_beside:
+        if message.content and habits.text == "before":
             ordered.append(replace(message, calls=()))
             message = replace(message, content="", thinking="")
         if len(message.calls) > 1 and habits.one_call:

@@ -102,6 +102,11 @@ class ExpertStore:
         return len(self._tier.residents) == self._n_experts_total
 
     @property
+    def has_room_for_all(self) -> bool:
+        """Whether the budget holds every expert, read yet or not."""
+        return self._tier.n_slots >= self._n_experts_total
+
+    @property
     def is_complete(self) -> bool:
         """Whether every expert is in RAM, where each then has a slot of its own for good."""
         if not self._is_complete:

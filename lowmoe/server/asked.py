@@ -231,8 +231,12 @@ class AskedEvents:
     async def __anext__(self) -> Event:
         if self._preparing is not None:
             # Shielded: who stops waiting closes the events, which is no reason to break off here.
-            await asyncio.shield(self._preparing)
-            self._preparing = None
+            preparing, self._preparing = self._preparing, None
+            try:
+                await asyncio.shield(preparing)
+            except LowMoeError:
+                self._n_left = 0
+                raise
         if not self._n_left:
             raise StopAsyncIteration
         if not self._here:

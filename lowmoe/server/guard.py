@@ -19,9 +19,9 @@ from lowmoe.server.hosts import Hosts
 
 MAX_BODY_BYTES = 8 << 20
 MAX_HEAD_BYTES = 32 << 10
-# Characters that open an object or a list, in texts too: 8 MiB of source code have fewer.  Making a
-# million of them takes Python a second, in which nobody else is answered.
-MAX_BRACKETS = 500_000
+# Characters that open an object or a list, in texts too: a million tokens of source code have about
+# so many.  Making so many objects takes Python a quarter of a second, in which nobody is answered.
+MAX_BRACKETS = 250_000
 BODY_S = 60.0  # for a whole body to arrive
 
 # What tells nothing of the model: whether it is there, and the page, which asks for the key.
@@ -39,8 +39,9 @@ _SECURITY_HEADERS = {
 
 
 class _Refused(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        self.problem = Problem(status=status, message=message)
+    def __init__(self, status: int, message: str, **headers: str) -> None:
+        told = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.problem = Problem(status=status, message=message, headers=told)
 
 
 class _Gone(Exception):
@@ -129,7 +130,9 @@ class Guard:
         right = [hmac.compare_digest(one.encode("latin-1"), self._key) for one in given]
         if not any(right):
             raise _Refused(
-                401, "No key, or not the right one. Send it as Authorization: Bearer or x-api-key."
+                401,
+                "No key, or not the right one. Send it as Authorization: Bearer or x-api-key.",
+                www_authenticate="Bearer",
             )
 
 

@@ -209,6 +209,19 @@ def test_prompts_are_read_in_the_order_they_came(runtime: Runtime) -> None:
     ]
 
 
+def test_a_short_prompt_passes_a_long_one_that_goes_on_all_the_same(runtime: Runtime) -> None:
+    batch = Batch(runtime)
+    batch.chunk_tokens = 10
+    long, other, short = (answer_to(runtime, prompt(i, n)) for i, n in enumerate((101, 71, 11)))
+    for answer in (long, other, short):
+        batch.join(answer)
+    left = []
+    for _ in range(4):
+        batch.step()
+        left.append((len(long.missing), len(other.missing), short.n_new > 0))
+    assert left == [(90, 70, False), (90, 70, True), (80, 70, True), (80, 60, True)]
+
+
 def test_there_is_room_for_so_many_and_no_more(runtime: Runtime, batch: Batch) -> None:
     answers = [answer_to(runtime, prompt(i, 3)) for i in range(5)]
     for answer in answers[:4]:
@@ -253,7 +266,8 @@ def test_a_prompt_that_shares_little_takes_the_place_used_longest_ago(
         all_of(batch, answer_to(runtime, ids))
     other = answer_to(runtime, [*talks[3][:5], *prompt(9, 20)])
     all_of(batch, other)
-    assert other.n_reused == 0  # nor is the first talk still there
+    assert other.n_reused == 5  # copied; the first talk is no longer there
+    assert max(c.n_common(talks[0]) for c in batch._conversations) == 0
     kept = [batch.take(ids).n_common(ids) for ids in talks[1:]]
     assert kept == [30, 30, 30]
 
@@ -294,6 +308,32 @@ def test_a_question_about_the_beginning_leaves_the_end_of_a_long_conversation(
     again = answer_to(runtime, [*long, 1, 2])
     all_of(batch, again)
     assert again.n_reused == 200
+
+
+def test_what_several_prompts_begin_with_is_read_once_and_copied(
+    runtime: Runtime, batch: Batch
+) -> None:
+    common = prompt(1, 120)
+    first, *others = (answer_to(runtime, [*common, *prompt(10 + i, 9)]) for i in range(4))
+    batch.join(first)
+    batch.step()
+    for other in others:  # while the first is under way
+        batch.join(other)
+    found = all_of(batch)
+    assert found == []
+    assert [answer.n_reused for answer in others] == [120, 120, 120]
+    alone = [answer_to(runtime, [*common, *prompt(10 + i, 9)]) for i in range(4)]
+    for answer in alone:
+        all_of(Batch(runtime), answer)
+    assert [a.context for a in (first, *others)] == [a.context for a in alone]
+
+
+def test_who_asks_the_same_again_goes_on_in_the_same_cache(runtime: Runtime, batch: Batch) -> None:
+    for n_reused in (0, 19, 19):
+        answer = answer_to(runtime, prompt(1, 20))
+        all_of(batch, answer)
+        assert answer.n_reused == n_reused
+    assert sorted(c.n_tokens for c in batch._conversations) == [0, 0, 0, 31]
 
 
 def test_a_conversation_that_nobody_comes_back_to_gives_way_in_the_end(

@@ -18,6 +18,7 @@ class Line:
         self._loop, self._to_port = loop, to_port
         self._server: asyncio.Server | None = None
         self._writers: list[asyncio.StreamWriter] = []
+        self._copying: list[asyncio.Future[None]] = []
         self.port = 0
         self.mend()
 
@@ -42,11 +43,13 @@ class Line:
         for writer in self._writers:
             writer.transport.abort()
         self._writers.clear()
+        await asyncio.gather(*self._copying, return_exceptions=True)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there_reader, there = await asyncio.open_connection("127.0.0.1", self._to_port)
         self._writers += [writer, there]
-        await asyncio.gather(_copy(reader, there), _copy(there_reader, writer))
+        both = [_copy(reader, there), _copy(there_reader, writer)]
+        self._copying += [asyncio.ensure_future(copy) for copy in both]
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -60,15 +63,18 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 @contextlib.contextmanager
 def line_to(port: int) -> Iterator[Line]:
     """One that is cut at the end."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
+    loop, end = asyncio.new_event_loop(), asyncio.Event()
+
+    def run() -> None:
+        with contextlib.closing(loop):
+            loop.run_until_complete(end.wait())
+
+    thread = threading.Thread(target=run)
     thread.start()
     try:
         line = Line(loop, port)
         yield line
         line.cut()
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        loop.call_soon_threadsafe(end.set)
         thread.join()
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()

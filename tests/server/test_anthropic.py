@@ -228,7 +228,10 @@ def test_thinking_is_asked_for(thinking: dict[str, Any], think: bool | None) -> 
     [
         ({"type": "auto"}, ToolChoice()),
         ({"type": "any"}, ToolChoice(mode="required")),
-        ({"type": "tool", "name": "clock"}, ToolChoice(mode="required", name="clock")),
+        (
+            {"type": "tool", "name": "clock"},
+            ToolChoice(mode="required", name="clock", parallel=False),
+        ),
         ({"type": "none"}, ToolChoice(mode="none")),
         ({"type": "auto", "disable_parallel_tool_use": True}, ToolChoice(parallel=False)),
         (

@@ -56,7 +56,7 @@ def test_tools_reach_the_model_as_they_are_described(
         ({"tool_choice": "required"}, ToolChoice(mode="required")),
         (
             {"tool_choice": {"type": "function", "function": {"name": "now"}}},
-            ToolChoice(mode="required", name="now"),
+            ToolChoice(mode="required", name="now", parallel=False),
         ),
         ({"parallel_tool_calls": False}, ToolChoice(parallel=False)),
     ],

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -44,6 +45,18 @@ HOSTILE = """Before <script>window.broken = 1</script> and <img src=x onerror="w
 <svg><g/onload=window.broken=6></svg> <form action=/v1/models><button name=app>press</button></form>
 
 `<b onclick=alert()>` is code. <div style="position:fixed;inset:0" id="app">over everything</div>
+"""
+RICH = """# Title
+
+A `word`, [a link](https://example.org).
+
+```py
+x = 1
+```
+
+|a|b|
+|-|-|
+|1|2|
 """
 
 
@@ -171,19 +184,19 @@ def test_a_whole_conversation(visit: Open) -> None:
 
 def test_an_answer_can_be_stopped_and_what_came_is_kept(visit: Open) -> None:
     gate = Gate()
-    v = visit([*saying("Once", " upon")[:2], gate, *saying(" a time")])
+    v = visit([*saying("Far", " away")[:2], gate, *saying(" a time")])
     v.say("Tell me a story")
-    v.wait_for("Once upon")
+    v.wait_for("Far away")
     v.page.get_by_label("Stop the answer").click()
     v.wait_for("Stopped.")
     assert v.service.cancelled.get(timeout=5).ask.prompt
-    assert v.answers() == ["Once upon"]
+    assert v.answers() == ["Far away"]
 
 
 def test_escape_stops_too(visit: Open) -> None:
-    v = visit([*saying("Once", " upon")[:2], Gate()])
+    v = visit([*saying("Far", " away")[:2], Gate()])
     v.say("Tell me a story")
-    v.wait_for("Once upon")
+    v.wait_for("Far away")
     v.page.keyboard.press("Escape")
     v.wait_for("Stopped.")
     assert v.service.cancelled.get(timeout=5)
@@ -202,12 +215,12 @@ def test_a_conversation_and_what_one_was_writing_outlive_a_reload(visit: Open) -
 
 
 def test_an_answer_under_way_when_the_page_is_left_says_so(visit: Open) -> None:
-    v = visit([*saying("Once", " upon")[:2], Gate()])
+    v = visit([*saying("Far", " away")[:2], Gate()])
     v.say("Tell me a story")
-    v.wait_for("Once upon")
+    v.wait_for("Far away")
     v.page.reload()
     v.wait_for("The page was left while this was being written.")
-    assert v.answers() == ["Once upon"]
+    assert v.answers() == ["Far away"]
 
 
 def test_an_earlier_message_is_edited_and_asked_again_and_that_undone(visit: Open) -> None:
@@ -224,6 +237,7 @@ def test_an_earlier_message_is_edited_and_asked_again_and_that_undone(visit: Ope
     assert (v.said(), v.answers()) == (["first, but better"], ["Three."])
     assert [m.content for m in v.service.asks[2].prompt] == ["first, but better"]
     v.page.get_by_role("button", name="Undo").click()
+    v.wait_for("Two.")
     assert (v.said(), v.answers()) == (["first", "second"], ["One.", "Two."])
 
 
@@ -246,6 +260,7 @@ def test_a_new_conversation_begins_with_nothing_and_can_be_undone(visit: Open) -
     v.wait_for("Ask the experts.")
     assert v.said() == []
     v.page.get_by_role("button", name="Undo").click()
+    v.wait_for("Hello world")
     assert v.said() == ["Hi"]
 
 
@@ -275,7 +290,6 @@ def test_nothing_that_a_model_writes_runs_or_reaches_out(visit: Open) -> None:
     v.page.on("request", lambda request: asked.append(request.url))
     v.page.on("dialog", lambda dialog: asked.append(dialog.message))
     v.say("Hi")
-    v.wait_for("over everything")
     v.wait_for_end()
     v.page.locator(".thinking summary").click()
     for link in v.page.locator(".markdown a").all():
@@ -288,15 +302,15 @@ def test_nothing_that_a_model_writes_runs_or_reaches_out(visit: Open) -> None:
 
 
 def test_a_connection_that_breaks_in_mid_answer_leaves_what_came_and_a_way_on(visit: Open) -> None:
-    v = visit([*saying("Once", " upon")[:2], Gate()], saying("Whole."))
+    v = visit([*saying("Far", " away")[:2], Gate()], saying("Whole."))
     with line_to(int(v.address.rpartition(":")[2])) as line:
         v.page.goto(f"http://127.0.0.1:{line.port}")
         v.say("Tell me a story")
-        v.wait_for("Once upon")
+        v.wait_for("Far away")
         line.cut()
         v.wait_for("The connection broke in mid-answer. What came is kept.")
         v.wait_for("no connection")
-        assert v.answers() == ["Once upon"]
+        assert v.answers() == ["Far away"]
         v.page.get_by_role("button", name="Try again").click()
         v.wait_for("The server cannot be reached. Is lowmoe serve still running?")
         line.mend()
@@ -307,11 +321,11 @@ def test_a_connection_that_breaks_in_mid_answer_leaves_what_came_and_a_way_on(vi
 
 
 def test_an_error_in_mid_answer_is_said_in_words_and_can_be_tried_again(visit: Open) -> None:
-    failing: Script = [*saying("Once", " upon")[:2], Failed(LowMoeError("the disk is gone"))]
+    failing: Script = [*saying("Far", " away")[:2], Failed(LowMoeError("the disk is gone"))]
     v = visit(failing, saying("Whole."))
     v.say("Tell me a story")
     v.page.get_by_role("alert").wait_for()
-    assert v.answers() == ["Once upon"]
+    assert v.answers() == ["Far away"]
     v.page.get_by_role("button", name="Try again").click()
     v.wait_for("Whole.")
     assert v.answers() == ["Whole."]
@@ -341,8 +355,7 @@ def test_a_key_is_asked_for_once_and_a_wrong_one_again(visit: Open) -> None:
 def test_nothing_keeps_anybody_out(
     visit: Open, axe: str, scheme: str, size: tuple[int, int]
 ) -> None:
-    text = "# Title\n\nA `word`, [a link](https://example.org).\n\n```py\nx = 1\n```\n\n|a|b|\n|-|-|\n|1|2|\n"
-    v = visit(saying(text, thinking=["Hm"]), size=size, color_scheme=scheme)
+    v = visit(saying(RICH, thinking=["Hm"]), size=size, color_scheme=scheme)
     states = [lambda: v.wait_for("Ask the experts.")]
     states.append(lambda: (v.say("Hi"), v.wait_for("Title"), v.wait_for_end()))
     states.append(lambda: v.page.locator(".user").get_by_role("button", name="Edit").click())
@@ -406,7 +419,8 @@ def test_an_expert_is_told_by_pointer_and_by_keys_and_in_a_table(visit: Open) ->
     v.page.keyboard.press("ArrowDown")
     assert "Layer 3, expert 3" in v.page.locator(".tip").inner_text()
     v.page.get_by_text("as a table").click()
-    rows = v.page.locator(".panel table tbody tr").all_inner_texts()
+    v.page.locator(".panel tbody").wait_for()
+    rows = v.page.locator(".panel tbody tr").all_inner_texts()
     assert [row.split("\t")[:4] for row in rows] == [
         ["1", "2", "1", "1"],
         ["2", "1", "2", "1"],
@@ -476,7 +490,16 @@ def test_with_reduced_motion_nothing_fades(visit: Open) -> None:
 
 def test_the_demo_model_answers_in_a_browser(chromium: Any, tmp_path: Path) -> None:
     environment = {**os.environ, "LOWMOE_HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "lowmoe", "serve", "--port", "0", "--gpu", "none"]
+    command = [
+        sys.executable,
+        "-c",
+        "from lowmoe.cli.app import main; main()",
+        "serve",
+        "--port",
+        "0",
+        "--gpu",
+        "none",
+    ]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
     ) as server:
@@ -490,7 +513,7 @@ def test_the_demo_model_answers_in_a_browser(chromium: Any, tmp_path: Path) -> N
             v.say("Once upon a time")
             v.wait_for_end()
             assert len(v.answers()[0]) > 20
-            v.page.locator(".headline strong", has_text="–").wait_for(state="detached")
+            v.page.locator(".headline strong", has_text=re.compile("[0-9]")).wait_for()
             assert "64" in v.page.locator(".legend").inner_text()
             assert not v.complaints
             context.close()

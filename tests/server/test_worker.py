@@ -20,6 +20,7 @@ from lowmoe.engine.sampling import Sampler
 from lowmoe.engine.text_parts import TextParts
 from lowmoe.engine.thinking import thinking_of
 from lowmoe.errors import FolderError, LowMoeError, MemoryBudgetError, PromptError, UsageError
+from lowmoe.experts.store import ExpertStore
 from lowmoe.server.asked import AskedEvents
 from lowmoe.server.asking import (
     Ask,
@@ -33,7 +34,7 @@ from lowmoe.server.asking import (
     Sampling,
     Text,
 )
-from lowmoe.server.worker import Worker
+from lowmoe.server.worker import Worker, chunk_tokens
 from tests.engine.test_batch import prompt
 from tests.talking_mixtral import CHAT_TEMPLATE, copy_of, learned_tokenizer
 
@@ -75,10 +76,9 @@ async def working(
     folder: Path, *, sequences: int = 4, n_waiting: int = 64, chunk: int | None = None
 ) -> AsyncIterator[Worker]:
     model = lowmoe.load(folder, sequences=sequences, threads=1)
-    if chunk is not None:
-        assert model.session is not None
-        model.session.batch.chunk_tokens = chunk
     worker = Worker(model, name="tiny", n_waiting=n_waiting)
+    if chunk is not None:
+        worker._batch.chunk_tokens = chunk
     try:
         yield worker
     finally:
@@ -218,6 +218,7 @@ def test_several_answers_are_told_of_one_prompt(model_folder: Path) -> None:
     first_text = next(i for i, e in enumerate(events) if isinstance(e, Text))
     assert not any(isinstance(e, Reading) for e in events[first_text:])
     assert sorted(e.answer for e in events if isinstance(e, Ended)) == [0, 1, 2]
+    assert [end_of(events, i).n_reused for i in range(3)] == [0, 8, 8]  # copied
 
 
 # --- whose turn it is
@@ -308,6 +309,15 @@ def test_what_takes_long_to_prepare_is_refused_with_the_first_event(model_folder
             assert end_of(await answer(worker, to(1))).n_new == 12
 
     run(test)
+
+
+@pytest.mark.parametrize(("fits", "wanted"), [(True, 256), (False, 384)])
+def test_prompts_are_read_in_short_chunks_where_that_reads_nothing_twice(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, fits: bool, wanted: int
+) -> None:
+    monkeypatch.setattr(ExpertStore, "has_room_for_all", fits)
+    with lowmoe.load(model_folder) as model:
+        assert chunk_tokens(model.runtime) == wanted
 
 
 # --- what ends an answer early
@@ -461,8 +471,10 @@ def test_at_the_end_those_under_way_have_their_time_and_others_are_refused(
             held = Held(worker, monkeypatch)
             first, waiting = worker.ask(to(1)), worker.ask(to(2))
             await held.take(2)
+            assert not worker.numbers().is_closing
             closing = asyncio.ensure_future(worker.close(grace_s=20))
             await asyncio.sleep(0)
+            assert worker.numbers().is_closing
             with pytest.raises(Overloaded, match="shutting down"):
                 worker.ask(to(3))
             held.let_go()

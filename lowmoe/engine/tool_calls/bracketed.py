@@ -55,7 +55,7 @@ class Bracketed(Style):
         if self.in_list:
             return f"{grammar.tag(OPEN)} {grammar.call_list(tools, many=many)}"
         calls = [
-            f"{literal(tool.name)} {grammar.tag(ARGUMENTS)} {grammar.json(tool.parameters)}"
+            f"{literal(tool.name)} {grammar.tag(ARGUMENTS)} {grammar.arguments(tool)}"
             for tool in tools
         ]
         one = grammar.rule(f"{grammar.tag(OPEN)} {any_of(calls)}")

@@ -30,6 +30,8 @@ class CallSections(Style):
         def calls(tag: str) -> Reading[bool]:
             yield from reader.blanks()
             follows = yield from reader.expect(OPEN)
+            if not follows:
+                return False
             while follows == OPEN:
                 head = yield from reader.until(ARGUMENTS, most=MAX_HEAD)
                 name = _ID.fullmatch(head[0]) if head else None
@@ -53,7 +55,7 @@ class CallSections(Style):
     def lark(self, grammar: GrammarWriter, tools: Sequence[Tool], *, many: bool) -> str:
         calls = [
             f"{literal(f'functions.{tool.name}:')} /[0-9]{{1,3}}/ {grammar.tag(ARGUMENTS)} "
-            f"{grammar.json(tool.parameters)}"
+            f"{grammar.arguments(tool)}"
             for tool in tools
         ]
         one = grammar.rule(f"{grammar.tag(OPEN)} {any_of(calls)} {grammar.tag(CLOSE)}")

@@ -6,7 +6,7 @@ Ignorant of:  how a model or a client spells a tool.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lowmoe.engine.messages import Message, Tool, ToolChoice
@@ -89,12 +89,12 @@ def _require_definition(what: str, tool: Tool) -> int:
     if not isinstance(tool.description, str):
         raise UsageError(f"{what}: its description must be a string")
     _require_text(what, tool.description)
+    n_chars = _require_json(f"{what}: its parameters", tool.parameters, MAX_TOOL_CHARS)
     if tool.parameters.get("type", "object") != "object":
         raise UsageError(
             f"{what}: its parameters are of type {str(tool.parameters['type'])[:40]!r}, but must "
             "be a JSON schema of type 'object'"
         )
-    n_chars = _require_json(f"{what}: its parameters", tool.parameters, MAX_TOOL_CHARS)
     if n_chars + len(tool.description) > MAX_TOOL_CHARS:
         raise UsageError(
             f"{what} has {n_chars + len(tool.description)} characters, but at most "
@@ -122,18 +122,22 @@ def _require_json(what: str, value: object, most_chars: int) -> int:
 
 
 def _depth(value: object) -> int:
-    """Counts no further than one beyond MAX_DEPTH, so that it comes to an end."""
-    level, depth = [value], 0
-    while level and depth <= MAX_DEPTH:
-        level = [child for item in level for child in _children(item)]
+    """How deep objects and lists lie in each other, counted to one beyond MAX_DEPTH."""
+    level, depth = [value], 1
+    while depth <= MAX_DEPTH:
+        children = (child for item in level for child in _children(item))
+        # Each once: what holds itself would have no end.
+        level = list({id(child): child for child in children if _children(child)}.values())
+        if not level:
+            return depth
         depth += 1
     return depth
 
 
-def _children(value: object) -> list[object]:
+def _children(value: object) -> Collection[object]:
     if isinstance(value, Mapping):
-        return list(value.values())
-    return list(value) if isinstance(value, list | tuple) else []
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _require_text(what: str, text: str) -> None:

@@ -25,6 +25,9 @@ _FOR_PEOPLE = frozenset({"$comment", "default", "description", "examples", "titl
 _OF_SCHEMAS = frozenset({"$defs", "definitions", "patternProperties", "properties"})  # by names
 _VALUES = frozenset({"const", "enum"})
 
+# What else in an object's schema may let properties in.
+_OPENING = frozenset({"$ref", "allOf", "anyOf", "if", "oneOf", "patternProperties"})
+
 ANY_TEXT = "/(?s:.*)/"
 
 
@@ -61,10 +64,16 @@ class GrammarWriter:
         """JSON that the schema accepts."""
         return self.rule("%json " + json.dumps({**_bare(schema), "x-guidance": _SPELLING}))
 
+    def arguments(self, tool: Tool) -> str:
+        """The JSON of its arguments: only those it names, unless its schema speaks of others."""
+        schema = tool.parameters
+        is_closed = "properties" in schema and not _OPENING & schema.keys()
+        return self.json({"additionalProperties": False, **schema} if is_closed else schema)
+
     def call_object(self, tool: Tool, *, key: str = "arguments") -> str:
         """{"name": ..., "arguments": {...}}"""
         head = literal(f'{{"name": "{tool.name}", "{key}": ')
-        return self.rule(f'{head} {self.json(tool.parameters)} "}}"')
+        return self.rule(f'{head} {self.arguments(tool)} "}}"')
 
     def call_list(self, tools: Sequence[Tool], *, many: bool) -> str:
         """A JSON list of such calls."""

@@ -27,7 +27,7 @@ class Harmony(Style):
     """A message to a tool ends the answer, so there is one call in each."""
 
     from_start = True  # a call is told by the head of its message
-    tags = (TO_TOOL, CALL, START, CHANNEL, MESSAGE, END, CONSTRAIN)
+    tags = (CALL, START, CHANNEL, MESSAGE, END, CONSTRAIN)
 
     def read(self, reader: Reader, tools: Tools) -> Reading[None]:
         def call(tag: str) -> Reading[bool]:
@@ -55,7 +55,7 @@ class Harmony(Style):
             # The name stands before the channel or after it; models do both.
             head = f'{to} {tag(CHANNEL)} "commentary" | {tag(CHANNEL)} "commentary" {to}'
             body = f'(" "? {tag(CONSTRAIN)} "json" | " json")? {tag(MESSAGE)}'
-            calls.append(f"({head}) {body} {grammar.json(tool.parameters)}")
+            calls.append(f"({head}) {body} {grammar.arguments(tool)}")
         thought = f'{tag(CHANNEL)} "analysis" {tag(MESSAGE)} {ANY_TEXT} {tag(END)}'
         start = f'{tag(START)} "assistant"'
         return f"({thought})? ({start})? {any_of(calls)}"

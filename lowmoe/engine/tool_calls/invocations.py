@@ -37,6 +37,8 @@ class Invocations(Style):
         def calls(tag: str) -> Reading[bool]:
             yield from reader.blanks()
             follows = yield from reader.expect(self.invoke)
+            if not follows:
+                return False
             while follows == self.invoke:
                 named = yield from reader.until(self.after_name.rstrip(), most=MAX_HEAD)
                 tool = tools.get(named[0]) if named else None
@@ -44,7 +46,7 @@ class Invocations(Style):
                     return False
                 yield from reader.blanks()
                 follows = yield from reader.expect(self.invoke, self.close)
-            return follows == self.close or (bool(tools) and reader.is_at_end)
+            return follows == self.close or reader.is_at_end
 
         yield from reader.calls(self.open, read=calls)
 

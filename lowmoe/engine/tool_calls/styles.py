@@ -33,9 +33,12 @@ _STYLES: tuple[tuple[tuple[str, ...], Callable[[str], Style]], ...] = (
     (("<arg_key>", "<arg_value>"), lambda template: ArgKeys()),
     (("<tool_call>", "<function=", "<parameter="), lambda template: Functions()),
     (("[TOOL_CALLS]",), lambda template: Bracketed(in_list="[ARGS]" not in template)),
+    (("<tool_calls>[{",), lambda template: Listed(open="<tool_calls>", close="</tool_calls>")),
     (("<tool_calls>",), lambda template: ObjectLines()),
-    (("<|tool_call|>",), lambda template: Listed(is_closed="<|/tool_call|>" in template)),
+    (("<|/tool_call|>",), lambda template: Listed(close="<|/tool_call|>")),
+    (("<|tool_call|>",), lambda template: Listed()),
     (("<|start_header_id|>", '"parameters": '), lambda template: BareObject()),
+    (("<|header_start|>", '"parameters": '), lambda template: BareObject()),
 )
 
 

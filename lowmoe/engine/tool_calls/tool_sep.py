@@ -39,6 +39,8 @@ class ToolSep(Style):
         def calls(tag: str) -> Reading[bool]:
             yield from reader.blanks()
             follows = yield from reader.expect(OPEN)
+            if not follows:
+                return False
             while follows == OPEN:
                 if not (yield from self._call(reader, tools)):
                     return False
@@ -80,7 +82,7 @@ class ToolSep(Style):
         for tool in tools:
             kind, before, after = self._around(tool.name)
             parts = [literal(kind), grammar.tag(SEPARATOR), *([literal(before)] if before else [])]
-            parts += [grammar.json(tool.parameters), *([literal(after)] if after else [])]
+            parts += [grammar.arguments(tool), *([literal(after)] if after else [])]
             calls.append(" ".join(parts))
         one = grammar.rule(f"{grammar.tag(OPEN)} {any_of(calls)} {grammar.tag(CLOSE)}")
         between = literal(self._between) if self._between else ""

@@ -124,6 +124,14 @@ void bind_engine(nb::module_& m) {
           },
           "n_layers"_a, "n_kv_heads"_a, "head_size"_a, "format"_a, "keys_only"_a = false)
       .def("reserve", &KvPages::reserve, "n_tokens"_a, release())
+      .def(
+          "copy_from",
+          [](KvPages& self, const KvPages& other, size_t n_tokens) {
+            require(&self != &other && self.is_like(other), "the cache is another model's");
+            require(n_tokens <= other.n_reserved(), "there are not so many tokens to copy");
+            self.copy_from(other, n_tokens);
+          },
+          "other"_a, "n_tokens"_a, release())
       .def_prop_ro("n_reserved", &KvPages::n_reserved);
 
   nb::class_<Norm>(m, "Norm", "engine.h")

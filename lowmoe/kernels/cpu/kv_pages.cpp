@@ -1,5 +1,7 @@
 #include "lowmoe/kernels/cpu/kv_pages.h"
 
+#include <algorithm>
+
 #include "lowmoe/kernels/cpu/kv_cache.h"
 
 namespace lowmoe {
@@ -19,6 +21,15 @@ void KvPages::reserve(size_t n_tokens) {
       page.emplace_back((keys_only_ ? 1 : 2) * n_kv_heads_ * head_page_bytes_);
     }
     for (Buffer<uint8_t>& buffer : page) pages_.push_back(std::move(buffer));
+  }
+}
+
+void KvPages::copy_from(const KvPages& other, size_t n_tokens) {
+  reserve(n_tokens);
+  const size_t n_pages = (n_tokens + kPageTokens - 1) / kPageTokens;
+  for (size_t i = 0; i < n_pages * n_layers_; i++) {
+    const Buffer<uint8_t>& page = other.pages_[i];
+    std::copy_n(page.data(), page.size(), pages_[i].data());
   }
 }
 

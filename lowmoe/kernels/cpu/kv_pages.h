@@ -27,6 +27,10 @@ class KvPages {
   // Makes room for positions below n_tokens in all layers.  Throws std::bad_alloc.
   void reserve(size_t n_tokens);
 
+  // Takes over what another of the same shape has of positions below n_tokens, which it has room
+  // for.  Throws std::bad_alloc.
+  void copy_from(const KvPages& other, size_t n_tokens);
+
   // Where the keys of positions page * kPageTokens on lie, head_bytes apart; values likewise.
   uint8_t* keys(size_t layer, size_t head, size_t page) const {
     return pages_[page * n_layers_ + layer].data() + head * head_page_bytes_;
@@ -37,6 +41,11 @@ class KvPages {
   bool fits(size_t n_layers, size_t n_kv_heads, size_t head_size, bool keys_only) const {
     return n_layers == n_layers_ && n_kv_heads == n_kv_heads_ && keys_only == keys_only_ &&
            head_page_bytes_ == lowmoe::head_bytes(format_, head_size) * kPageTokens;
+  }
+  bool is_like(const KvPages& other) const {
+    return n_layers_ == other.n_layers_ && n_kv_heads_ == other.n_kv_heads_ &&
+           keys_only_ == other.keys_only_ && format_ == other.format_ &&
+           head_page_bytes_ == other.head_page_bytes_;
   }
   size_t head_bytes() const { return head_page_bytes_ / kPageTokens; }
   KvFormat format() const { return format_; }

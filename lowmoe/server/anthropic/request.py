@@ -90,11 +90,10 @@ _MODES: dict[str, Literal["none", "auto", "required"]] = {
 def _choice(fields: _Choice | None) -> ToolChoice:
     if fields is None:
         return ToolChoice()
-    return ToolChoice(
-        mode=_MODES[fields.type],
-        name=fields.name if isinstance(fields, NamedChoice) else None,
-        parallel=isinstance(fields, NoChoice) or not fields.disable_parallel_tool_use,
-    )
+    if isinstance(fields, NamedChoice):  # one call of it, as clients expect
+        return ToolChoice(mode=_MODES[fields.type], name=fields.name, parallel=False)
+    parallel = isinstance(fields, NoChoice) or not fields.disable_parallel_tool_use
+    return ToolChoice(mode=_MODES[fields.type], parallel=parallel)
 
 
 class Adaptive(Fields):

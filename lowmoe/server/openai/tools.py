@@ -199,7 +199,9 @@ def settle(
     Raises FieldError for tools of one name, and for a choice that these tools do not allow.
     """
     choice = choice or Choice(mode="auto")
-    settled = ToolChoice(mode=choice.mode, name=choice.name, parallel=parallel is not False)
+    # Who names a tool gets one call of it, and clients take the first of one apart.
+    several = parallel is not False and choice.name is None
+    settled = ToolChoice(mode=choice.mode, name=choice.name, parallel=several)
     described = tuple(tool.tool() for tool in tools)
     require_agreeing(described, settled)
     return described, settled

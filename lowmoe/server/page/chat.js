@@ -18,7 +18,7 @@ function Beginning({ machine, onSay }) {
   const depth = machine?.layers.filter((n) => n > 0).length;
   return html`
     <div class="beginning">
-      <h1>Ask the experts.</h1>
+      <h2>Ask the experts.</h2>
       <p>
         ${machine
           ? html`<b>${machine.model}</b> has ${count(total, "expert")} in ${count(depth, "layer")} and asks
@@ -132,7 +132,8 @@ export class Chat extends Component {
             onAgain=${() => this.again(n)}
           />`;
     return html`
-      <main class="chat" aria-label="Conversation">
+      <section class="chat" aria-label="Conversation">
+        ${messages.length > 0 && html`<h2 class="sr-only">Conversation</h2>`}
         <div class="messages" tabindex="0" role="log" aria-live="off" aria-label="Messages" ref=${(list) => (this.list = list ?? this.list)} onScroll=${this.scrolled}>
           <div class="column">
             ${messages.length ? messages.map(row) : html`<${Beginning} machine=${machine} onSay=${this.say} />`}
@@ -148,7 +149,7 @@ export class Chat extends Component {
           ${!conversation.isKept && html`<p class="note">This browser does not let the conversation be kept over a reload.</p>`}
           <${Composer} isWriting=${isWriting} onSay=${this.say} onStop=${() => conversation.stop()} />
         </div>
-      </main>
+      </section>
     `;
   }
 }

@@ -38,7 +38,12 @@ export class Conversation {
     this.isKept = true;
     this.undone = null; // messages before the latest change that threw some away
     this.writing = null; // an AbortController while an answer comes
-    addEventListener("pagehide", () => this.keep());
+    // Whoever leaves aborts what is under way; it is to be found as it was.
+    addEventListener("pagehide", () => {
+      this.isLeft = true;
+      this.keep();
+    });
+    addEventListener("pageshow", (event) => event.persisted && location.reload());
   }
 
   get isWriting() {
@@ -102,6 +107,7 @@ export class Conversation {
       }
       message.state = "done";
     } catch (error) {
+      if (this.isLeft) return;
       this.breakOff(message, error);
     }
     if (this.writing === writing) this.writing = null;

@@ -53,20 +53,20 @@ class App extends Component {
     }
   }
 
-  /** Asks once, whoever needs it; resolves when there is one. */
+  /** Asks for a key, whoever needs it; resolves when there is one. */
   needKey(words) {
-    this.asking ??= new Promise((then) => {
-      this.setState({ dialog: "key", words: key.get() ? words : "" });
-      this.gotKey = then;
-    });
+    this.setState({ dialog: "key", words: key.get() ? words : "" });
+    this.asking ??= new Promise((then) => (this.gotKey = then));
     return this.asking;
   }
 
-  closeDialog = () => {
-    this.setState({ dialog: undefined });
+  takeKey = (given) => {
+    key.set(given);
     this.gotKey?.();
     this.asking = this.gotKey = undefined;
   };
+
+  closeDialog = () => this.setState({ dialog: undefined });
 
   nextScheme = () => {
     const scheme = SCHEMES[(SCHEMES.indexOf(this.state.scheme) + 1) % SCHEMES.length];
@@ -85,9 +85,9 @@ class App extends Component {
     const { conversation, machine } = this;
     return html`
       <header class="top">
-        <a class="brand" href="/"><img src="/page/icon.svg" alt="" width="24" height="24" />lowmoe</a>
+        <h1 class="brand"><a href="/"><img src="/page/icon.svg" alt="" width="24" height="24" />lowmoe</a></h1>
         <span class=${`state ${machine.isConnected ? "on" : "off"}`} role="status">
-          ${machine.isConnected ? machine.about.model : "no connection"}
+          ${machine.isConnected ? machine.about.model : this.asking ? "a key is needed" : "no connection"}
         </span>
         <nav aria-label="Page">
           <${iconButton} name="add" label="New conversation" disabled=${!conversation.messages.length} onClick=${() => conversation.begin()} />
@@ -96,12 +96,12 @@ class App extends Component {
           <${iconButton} name="machine" class="icon-button only-narrow" label="The machine" aria-expanded=${Boolean(isOpen)} onClick=${() => this.setState({ isOpen: !isOpen })} />
         </nav>
       </header>
-      <div class=${`both ${isOpen ? "machine-open" : ""}`}>
+      <main class=${`both ${isOpen ? "machine-open" : ""}`}>
         <${Chat} conversation=${conversation} machine=${machine.about} />
         <${Panel} machine=${machine} onGrid=${(grid) => (this.grid = grid)} />
-      </div>
+      </main>
       ${dialog === "settings" && html`<${Settings} settings=${conversation.settings} thinks=${machine.about?.thinks} onSave=${(s) => conversation.setSettings(s)} onClose=${this.closeDialog} />`}
-      ${dialog === "key" && html`<${KeyPrompt} words=${words} onKey=${key.set} onClose=${this.closeDialog} />`}
+      ${dialog === "key" && html`<${KeyPrompt} words=${words} onKey=${this.takeKey} onClose=${this.closeDialog} />`}
     `;
   }
 }

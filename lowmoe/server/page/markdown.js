@@ -7,12 +7,17 @@ import { Marked } from "/page/vendor/marked.mjs";
 import DOMPurify from "/page/vendor/dompurify.mjs";
 
 const TAGS = (
-  "p br hr strong em del b i u s sub sup kbd code pre ul ol li blockquote h1 h2 h3 h4 h5 h6 " +
+  "p br hr strong em del b i u s sub sup kbd code pre ul ol li blockquote h3 h4 h5 h6 " +
   "table thead tbody tr th td a"
 ).split(" ");
 const marked = new Marked({
   gfm: true,
   renderer: {
+    // Below the headings of the page.
+    heading({ tokens, depth }) {
+      const level = Math.min(depth + 2, 6);
+      return `<h${level}>${this.parser.parseInline(tokens)}</h${level}>`;
+    },
     // An image's address would tell its server that the answer was read: it becomes a link.
     image: ({ href, text }) => `<a href="${escaped(href)}">${escaped(text || href)}</a>`,
     checkbox: ({ checked }) => (checked ? "☑ " : "☐ "),

@@ -235,7 +235,7 @@ export class Panel extends Component {
   render({ machine, onGrid }) {
     const { about, rates } = machine;
     return html`
-      <aside class="panel" aria-label="The machine">
+      <section class="panel" aria-label="The machine">
         <${Experts} machine=${machine} onGrid=${onGrid} />
         ${about && rates
           ? html`
@@ -263,10 +263,11 @@ export class Panel extends Component {
                 />
               </div>
               <${Table} machine=${machine} />
+              <p class="away">Experts of ${about.bits} bits, ${bytes(about.expert_bytes)} each, computed by ${about.isa}.</p>
               <p class="sr-only" role="status">${this.summary(machine)}</p>
             `
           : html`<p class="away">${machine.isConnected ? "" : "Waiting for the server …"}</p>`}
-      </aside>
+      </section>
     `;
   }
 }

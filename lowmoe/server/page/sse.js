@@ -3,7 +3,14 @@
 // Knows:        the lines of the format.
 // Ignorant of:  what they say.
 
-/** Events as {event, data}; ends when the connection does, a half event is dropped. */
+// The server breaks every silence of 5 s. A connection that is silent for so long is gone, though
+// nobody may have said so: a machine that was put to sleep, a network that was changed.
+const GONE_AFTER_MS = 30000;
+
+/**
+ * Events as {event, data}; ends when the connection does, a half event is dropped.
+ * Throws what reading throws, and an error for a connection that has gone silent.
+ */
 export async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -11,7 +18,7 @@ export async function* events(body) {
   let data = [];
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await inTime(reader.read());
       if (done) return;
       const lines = (rest + value).split(/\r\n|\n/);
       rest = lines.pop();
@@ -28,5 +35,17 @@ export async function* events(body) {
     }
   } finally {
     reader.cancel().catch(() => {});
+  }
+}
+
+async function inTime(reading) {
+  let timer;
+  const silence = new Promise((_, fail) => {
+    timer = setTimeout(() => fail(new Error("silent")), GONE_AFTER_MS);
+  });
+  try {
+    return await Promise.race([reading, silence]);
+  } finally {
+    clearTimeout(timer);
   }
 }
