@@ -90,6 +90,7 @@ def _claude_code(server: Server, folder: Path) -> Launch:
             "ANTHROPIC_AUTH_TOKEN": server.token,
             **dict.fromkeys(roles, server.model),
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            "CLAUDE_CODE_DISABLE_EXPERIMENTAL_BETAS": "1",  # fields that only its makers know
             "CLAUDE_CONFIG_DIR": str(folder),  # a login in the usual place would be used instead
         },
         command=("claude",),
@@ -111,6 +112,10 @@ def _codex(server: Server, folder: Path) -> Launch:
         f"model = {json.dumps(server.model)}",
         'model_provider = "lowmoe"',
         f"model_context_window = {server.n_context}",
+        'web_search = "disabled"',  # which OpenAI's servers do
+        "",
+        "[features]",
+        "multi_agent = false",  # tools in a form that no other server knows
         "",
         "[model_providers.lowmoe]",
         *(f"{key} = {json.dumps(value)}" for key, value in provider.items()),

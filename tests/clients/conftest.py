@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -32,6 +33,13 @@ def served(model: str, *options: str) -> Iterator[str]:
         finally:
             server.send_signal(signal.SIGINT)
         assert server.wait(30) in (0, 130)
+
+
+def metric(server: str, name: str) -> float:
+    with urllib.request.urlopen(f"{server}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    (found,) = (line for line in lines if line.startswith(f"{name} "))
+    return float(found.split()[1])
 
 
 @pytest.fixture(scope="session")

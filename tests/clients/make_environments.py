@@ -29,6 +29,11 @@ NODE = {
         "@ai-sdk/openai-compatible": "2.0.87",
         "zod": "4.6.7",
     },
+    "agents": {
+        "@anthropic-ai/claude-code": "2.1.197",
+        "@openai/codex": "0.169.0",
+        "opencode-ai": "1.18.33",
+    },
 }
 
 

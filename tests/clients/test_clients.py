@@ -6,24 +6,17 @@ installed them: pytest -m clients tests/clients.
 
 import json
 import time
-import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
 import jsonschema
 import pytest
 
+from tests.clients.conftest import metric
 from tests.clients.driven import CLIENTS, DRIVERS, Client, drive, is_installed
 
 QUESTIONS = json.loads((DRIVERS / "questions.json").read_text())
 IDLE_S = 1.0  # within which a server stops for a client that has gone
-
-
-def metric(server: str, name: str) -> float:
-    with urllib.request.urlopen(f"{server}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
-    (found,) = (line for line in lines if line.startswith(f"{name} "))
-    return float(found.split()[1])
 
 
 GONE = 'lowmoe_requests_unanswered_total{reason="client_gone"}'

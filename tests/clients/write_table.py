@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from tests.clients.driven import CLIENTS, version_of  # noqa: E402
+from tests.clients.test_agents import AGENTS, CONTEXT, agent_version  # noqa: E402
 
 WORDS = {"passed": "yes", "failed": "NO", "skipped": "-"}
 HEAD = """# Clients
@@ -33,6 +34,15 @@ Written by `python tests/clients/write_table.py` on {date}, with the demo model 
 
 | client | version | {columns} |
 |---|---|{rules}|
+"""
+
+AGENTS_HEAD = """
+Coding agents send 9,000 to 30,000 tokens before the first word. Here they send them to the demo
+model, told that its context is {context} tokens long: its words are nonsense then, and what counts
+is that the agent shows them.
+
+| agent | version | one turn |
+|---|---|---|
 """
 
 
@@ -52,10 +62,9 @@ class Reports:
 
 def main() -> int:
     reports = Reports()
-    files = [str(REPOSITORY / "tests" / "clients" / "test_clients.py")]
-    arguments = ["-q", "-m", "clients or not clients", *files]
+    arguments = ["-q", "-m", "clients or not clients", str(REPOSITORY / "tests" / "clients")]
     status = pytest.main(arguments, plugins=[reports])
-    behaviours = list(next(iter(reports.found.values())))
+    behaviours = list(reports.found[CLIENTS[0].title])
     columns = [behaviour.replace("_", " ") for behaviour in behaviours]
     text = HEAD.format(
         date=datetime.datetime.now(tz=datetime.timezone.utc).date(),
@@ -66,6 +75,11 @@ def main() -> int:
         found = reports.found.get(client.title, {})
         cells = [WORDS[found[behaviour]] if behaviour in found else "?" for behaviour in behaviours]
         text += f"| {client.title} | {version_of(client)} | {' | '.join(cells)} |\n"
+    text += AGENTS_HEAD.format(context=CONTEXT)
+    for agent in AGENTS:
+        found = reports.found.get(agent.title, {})
+        told = WORDS[found["one_turn"]] if found else "?"
+        text += f"| {agent.title} | {agent_version(agent)} | {told} |\n"
     (REPOSITORY / "docs" / "clients.md").write_text(text)
     return int(status)
 

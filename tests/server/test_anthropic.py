@@ -194,6 +194,14 @@ def test_a_stream_tells_of_blocks_in_the_order_of_the_api() -> None:
     assert told[-2]["delta"]["stop_reason"] == "tool_use"
 
 
+def test_a_context_of_which_all_is_kept_may_be_asked_for() -> None:
+    keep = {"type": "clear_thinking_20251015", "keep": "all"}  # as Claude Code does
+    assert asked(extra_body={"context_management": {"edits": [keep]}}) == asked()
+    for edit in ({**keep, "keep": {"type": "thinking_turns", "value": 1}}, {"type": "compact"}):
+        error = refusal(extra_body={"context_management": {"edits": [edit]}})
+        assert "context_management: is not supported. Leave it out" in str(error)
+
+
 def test_what_a_client_wants_of_an_answer_is_asked_so() -> None:
     ask = asked(
         max_tokens=17,

@@ -79,6 +79,7 @@ class NoChoice(Fields):
 _Choice: TypeAlias = Annotated[
     AutoChoice | AnyChoice | NamedChoice | NoChoice, Field(discriminator="type")
 ]
+_KEEPS_ALL = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
 _MODES: dict[str, Literal["none", "auto", "required"]] = {
     "auto": "auto",
     "any": "required",
@@ -203,7 +204,7 @@ class MessagesRequest(CountRequest):
     diagnostics: Refused = None
     inference_geo: Refused = None
     mcp_servers: Annotated[Any, only([])] = None
-    context_management: Refused = None
+    context_management: Annotated[Any, only({"edits": []}, _KEEPS_ALL)] = None
 
     def ask(self, caller: str) -> Ask:
         """In nobody's dialect.  Raises FieldError for fields that contradict each other."""
