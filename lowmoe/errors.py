@@ -3,7 +3,8 @@
 LowMoeError                    exit code 1: the world was wrong
 ├── UsageError                 exit code 2: the command or the call was wrong
 │   ├── UnknownModelError      no alias, no folder and no hub repository of that name
-│   └── PromptError            empty, or longer than the context
+│   └── PromptError            empty, or not of this vocabulary
+│       └── ContextError       longer than the context
 ├── CheckpointError            a checkpoint's files contradict themselves or each other
 │   └── UnsupportedModelError  the files are fine, nobody here implemented that model
 ├── FolderError                a model folder is damaged, unfinished or too new
@@ -35,7 +36,11 @@ class UnknownModelError(UsageError):
 
 
 class PromptError(UsageError):
-    """A prompt that is empty or does not fit the context."""
+    """A prompt that is empty or that nothing can follow."""
+
+
+class ContextError(PromptError):
+    """A prompt that does not fit the context; a shorter one might."""
 
 
 class CheckpointError(LowMoeError):

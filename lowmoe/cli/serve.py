@@ -5,6 +5,8 @@ Ignorant of:  requests, how they are answered.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,8 +62,8 @@ def serve_command(name: str, asked: Asked, load: LoadOptions) -> None:
         with traced(load, asked.timeline) as traced_load, load_model(name, traced_load) as model:
             worker = Worker(model, name=_served_name(name), n_waiting=asked.n_waiting)
             watching = Watching(model, worker)
-            _log_to_stderr()
-            serve(worker, watching, options, bound, announce=lambda: _announce(worker, options))
+            with _log_on_stderr():
+                serve(worker, watching, options, bound, announce=lambda: _announce(worker, options))
 
 
 def _advised(name: str, load: LoadOptions) -> int:
@@ -93,9 +95,14 @@ def _announce(worker: Worker, options: ServerOptions) -> None:
     )
 
 
-def _log_to_stderr() -> None:
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log = logging.getLogger("lowmoe")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)

@@ -22,7 +22,7 @@ from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.sampling import Sampler
 from lowmoe.engine.spelling import Kind, Said, Spelling
 from lowmoe.engine.tool_calls.splitter import CallSplitter
-from lowmoe.errors import LowMoeError, PromptError, UsageError
+from lowmoe.errors import ContextError, LowMoeError, PromptError, UsageError
 
 # An end token, a stop text, max_new_tokens or the context, `cancel`, a LowMoeError, another answer
 # that took its place.
@@ -229,7 +229,7 @@ def check_prompt(runtime: Runtime, prompt_ids: Sequence[int]) -> None:
         raise PromptError("the prompt is empty. Give at least one word.")
     n_context = runtime.n_context
     if len(prompt_ids) >= n_context:
-        raise PromptError(
+        raise ContextError(
             f"the prompt has {len(prompt_ids)} tokens, but the context holds {n_context} and "
             "must leave room for an answer. Shorten it, or give a larger --context."
         )

@@ -19,8 +19,8 @@ from lowmoe.engine.run_clock import Tally
 from lowmoe.engine.runtime import Runtime
 from lowmoe.errors import UsageError
 
-# What copying a token from another cache costs of reading it: bytes beside arithmetic. Mixtral-8x7B
-# keeps 128 KiB of a token, some 20 us at the speed of memory, and reads it in a millisecond or more.
+# What copying a token from another cache costs of reading it: bytes beside arithmetic. A token's
+# 128 KiB in Mixtral-8x7B take some 20 us at the speed of memory, reading it a millisecond or more.
 COPY_COST = 1 / 64
 
 

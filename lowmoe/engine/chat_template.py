@@ -1,6 +1,6 @@
 """Chat messages to the one text, or the token ids, that a model was trained to answer.
 
-Knows:        which of a model's files holds its chat template, what messages may be.
+Knows:        what messages may be, which switches of thinking templates have.
 Ignorant of:  how a template is run, what it is given for tools and calls, what the model answers.
 """
 
@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from lowmoe.engine.control_tokens import ControlTokens, Unmarked
 from lowmoe.engine.messages import Message, Role, Tool
+from lowmoe.engine.template_files import template_in_files
 from lowmoe.engine.template_habits import Habits
 from lowmoe.engine.template_program import TemplateProgram
 from lowmoe.engine.template_turns import Marks, Turns
@@ -19,7 +20,7 @@ from lowmoe.engine.text import Tokenizer, require_unicode
 from lowmoe.engine.tool_calls.definitions import require_calls, require_tools
 from lowmoe.engine.tool_calls.style import Style
 from lowmoe.engine.tool_calls.styles import style_of
-from lowmoe.errors import PromptError, TextError, UsageError
+from lowmoe.errors import PromptError, UsageError
 
 ROLES = get_args(Role)
 
@@ -37,15 +38,21 @@ _KNOWS_NO_EFFORT = re.compile(r"""reasoning_effort[^%}]*['"]none['"]""")
 class ChatTemplate:
     """A model's own way to write a conversation down.
 
-    bos_token, eos_token: how the model spells them; None if it has none.
+    bos_token, eos_token: how the model spells them; None if it has none.  for_tools: another that
+    writes conversations with tools down; None where this one does.
 
     Raises TextError if source is not a template.
     """
 
     def __init__(
-        self, source: str, *, bos_token: str | None = None, eos_token: str | None = None
+        self,
+        source: str,
+        *,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        for_tools: "ChatTemplate | None" = None,
     ) -> None:
-        self.source = source
+        self.source, self._for_tools = source, for_tools
         self._program = TemplateProgram(source)
         # An absent token is an undefined variable, which prints as nothing, as in transformers.
         self._tokens = {
@@ -60,32 +67,21 @@ class ChatTemplate:
     ) -> "ChatTemplate":
         """Find the template in a model's files, None for a file that is not there.
 
-        chat_template.jinja goes before tokenizer_config.json's "chat_template", which is a
-        template or a list of named ones, of which "default" is taken.
-
         Raises TextError if there is no template, or none that can be used.
         """
-        config = _json_object(tokenizer_config_json)
-        if chat_template_jinja is not None:
-            source = _utf8(chat_template_jinja)
-        else:
-            source = _template_in(config)
-        for name in ("bos_token", "eos_token"):
-            if tokenizer_config_json is None and re.search(rf"\b{name}\b", source):
-                raise TextError(
-                    f"the chat template writes {name}, but there is no tokenizer_config.json that "
-                    "spells it; download that file beside chat_template.jinja"
-                )
-        return ChatTemplate(
-            source,
-            bos_token=_token_in(config, "bos_token"),
-            eos_token=_token_in(config, "eos_token"),
+        found = template_in_files(chat_template_jinja, tokenizer_config_json)
+        bos, eos = found.bos_token, found.eos_token
+        for_tools = (
+            None
+            if found.tool_use is None
+            else ChatTemplate(found.tool_use, bos_token=bos, eos_token=eos)
         )
+        return ChatTemplate(found.source, bos_token=bos, eos_token=eos, for_tools=for_tools)
 
     @functools.cached_property
     def style(self) -> Style:
         """How the model writes calls of tools."""
-        return style_of(self.source)
+        return style_of(self.source) if self._for_tools is None else self._for_tools.style
 
     @property
     def has_think_switch(self) -> bool:
@@ -111,7 +107,8 @@ class ChatTemplate:
         Raises UsageError if a message or tool is malformed, TextError if the template refuses the
         messages, fails, or does not come to an end.
         """
-        return self._render(messages, tools, Unmarked(), think, add_generation_prompt)
+        chosen = self._chosen(messages, tools)
+        return chosen._render(messages, tools, Unmarked(), think, add_generation_prompt)
 
     def encode(
         self,
@@ -126,8 +123,19 @@ class ChatTemplate:
 
         Arguments and errors are render's; control_tokens.py says what control tokens are.
         """
-        control = ControlTokens(tokenizer, template=self.source)
-        return control.encode(self._render(messages, tools, control, think, add_generation_prompt))
+        chosen = self._chosen(messages, tools)
+        control = ControlTokens(tokenizer, template=chosen.source)
+        text = chosen._render(messages, tools, control, think, add_generation_prompt)
+        return control.encode(text)
+
+    def _chosen(
+        self, messages: Sequence[Message | Mapping[str, str]], tools: Sequence[Tool]
+    ) -> "ChatTemplate":
+        require_messages(messages)
+        require_tools(tools)
+        if self._for_tools is None or not (tools or any(map(_has_tools, messages))):
+            return self
+        return self._for_tools
 
     def _render(
         self,
@@ -137,8 +145,6 @@ class ChatTemplate:
         think: bool | None,
         add_generation_prompt: bool,
     ) -> str:
-        require_messages(messages)
-        require_tools(tools)
         turns = Turns(
             messages,
             tools,
@@ -192,6 +198,12 @@ class ChatTemplate:
         return switches
 
 
+def _has_tools(message: Message | Mapping[str, str]) -> bool:
+    if isinstance(message, Message):
+        return message.role == "tool" or bool(message.calls)
+    return message["role"] == "tool"
+
+
 def require_messages(messages: Sequence[Message | Mapping[str, str]]) -> None:
     """Raise UsageError unless messages are what ChatTemplate.render describes."""
     if not messages:
@@ -230,65 +242,3 @@ def _require_strings(number: int, message: Mapping[str, object]) -> None:
                 "but must be a string"
             )
         require_unicode(value)
-
-
-def _json_object(data: bytes | None) -> dict[str, object]:
-    if data is None:
-        return {}
-    try:
-        fields = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise TextError(
-            f"tokenizer_config.json is not JSON ({error}); download the file again"
-        ) from error
-    if not isinstance(fields, dict):
-        raise TextError(
-            f"tokenizer_config.json holds a {type(fields).__name__}, but must hold an object; "
-            "download the file again"
-        )
-    return fields
-
-
-def _utf8(data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise TextError(
-            f"chat_template.jinja is not UTF-8 ({error}); download the file again"
-        ) from error
-
-
-def _template_in(config: dict[str, object]) -> str:
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        entries = [entry for entry in found if isinstance(entry, dict)]
-        names = [entry.get("name") for entry in entries]
-        if "default" not in names:
-            raise TextError(
-                f"tokenizer_config.json names the chat templates {names}, but none of them "
-                '"default"; put the right one into chat_template.jinja'
-            )
-        found = entries[names.index("default")].get("template")
-    if found is None:
-        raise TextError(
-            "this model brings no chat template, which chat messages need; complete a plain text "
-            "instead, or put a template into chat_template.jinja in its folder"
-        )
-    if not isinstance(found, str):
-        raise TextError(
-            f"tokenizer_config.json: chat_template is of type {type(found).__name__}, but must be "
-            "a string or a list of named strings; download the file again"
-        )
-    return found
-
-
-def _token_in(config: dict[str, object], key: str) -> str | None:
-    found = config.get(key)
-    # Older files write the token with its matching rules.
-    token = found.get("content") if isinstance(found, dict) else found
-    if token is not None and not isinstance(token, str):
-        raise TextError(
-            f"tokenizer_config.json: {key} is {found!r}, but must be a string or null; "
-            "download the file again"
-        )
-    return token

@@ -67,8 +67,8 @@ def create_app(
     """The application.  Pages that describe it would fetch scripts from elsewhere: there are none,
     the description itself is at /openapi.json.
 
-    numbers: of who answers, for /metrics; called on the event loop.  watch: what the page at /
-    shows of the machine; None for no page.
+    numbers: of who answers, for /metrics and /health/ready; called on the event loop.  watch: what
+    the page at / shows of the machine; None for no page.
 
     Raises UsageError for a key that cannot be sent, and for none where other machines may ask.
     """
@@ -78,7 +78,7 @@ def create_app(
     measured = Measured(service, numbers)
     app.include_router(openai.routes(measured))
     app.include_router(anthropic.routes(measured))
-    app.include_router(health.routes(service))
+    app.include_router(health.routes(service, numbers))
     app.include_router(metrics.routes(measured))
     if watch is not None:
         app.include_router(page_routes.routes(watch))

@@ -237,10 +237,10 @@ class AskedEvents:
             except LowMoeError:
                 self._n_left = 0
                 raise
+        while self._n_left and not self._here:
+            self._here = await self._asked.outbox.take()
         if not self._n_left:
             raise StopAsyncIteration
-        if not self._here:
-            self._here = await self._asked.outbox.take()
         event = self._here.popleft()
         if isinstance(event, Failed):
             self._n_left = 0

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from lowmoe.errors import LowMoeError, TextError, UsageError
+from lowmoe.errors import ContextError, LowMoeError, TextError, UsageError
 from lowmoe.server.asking import Overloaded
 
 RETRY_AFTER_S = 2  # an answer's usual length, so that who comes back finds a place
@@ -29,7 +29,8 @@ log = logging.getLogger("lowmoe.server")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """Why there is no answer.  status: HTTP's, by which a dialect names its type of error;
-    field: of the request, with dots, that is at fault; id: by which the log knows it.
+    field: of the request, with dots, that is at fault; id: by which the log knows it; too_long:
+    the prompt is, so that clients who hear of it shorten it and ask again.
     """
 
     status: int
@@ -37,6 +38,7 @@ class Problem:
     field: str | None = None
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     id: str | None = None
+    too_long: bool = False
 
 
 class FieldError(UsageError):
@@ -82,7 +84,13 @@ def problem_of(error: Exception) -> Problem:
         )
     retry = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
     name = error.field if isinstance(error, FieldError) else None
-    return Problem(status=status, message=str(error), field=name, headers=retry)
+    return Problem(
+        status=status,
+        message=str(error),
+        field=name,
+        headers=retry,
+        too_long=isinstance(error, ContextError),
+    )
 
 
 def problem_of_body(error: RequestValidationError) -> Problem:

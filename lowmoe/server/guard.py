@@ -39,8 +39,9 @@ _SECURITY_HEADERS = {
 
 
 class _Refused(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        self.problem = Problem(status=status, message=message)
+    def __init__(self, status: int, message: str, **headers: str) -> None:
+        told = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.problem = Problem(status=status, message=message, headers=told)
 
 
 class _Gone(Exception):
@@ -129,7 +130,9 @@ class Guard:
         right = [hmac.compare_digest(one.encode("latin-1"), self._key) for one in given]
         if not any(right):
             raise _Refused(
-                401, "No key, or not the right one. Send it as Authorization: Bearer or x-api-key."
+                401,
+                "No key, or not the right one. Send it as Authorization: Bearer or x-api-key.",
+                www_authenticate="Bearer",
             )
 
 

@@ -4,14 +4,15 @@ Knows:        the service's model.
 Ignorant of:  who asks, and what they do with it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fastapi import APIRouter
 
-from lowmoe.server.asking import Service
+from lowmoe.server.asking import Overloaded, Service
+from lowmoe.server.numbers import Numbers
 
 
-def routes(service: Service) -> APIRouter:
+def routes(service: Service, numbers: Callable[[], Numbers] | None) -> APIRouter:
     """/health/live and /health/ready, which say nothing of the model, and /health, which does."""
     router = APIRouter(prefix="/health", tags=["machine"])
 
@@ -22,7 +23,9 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/ready")
     async def ready() -> Mapping[str, str]:
-        """It answers: there is a server only once its model is loaded."""
+        """It answers, from when it listens, which is with its model loaded, until it shuts down."""
+        if numbers is not None and numbers().is_closing:
+            raise Overloaded("the server shuts down. Ask again when it is back.")
         return {"status": "ready"}
 
     @router.get("")

@@ -20,7 +20,7 @@ class Numbers:
 
     n_open: asks that are not over; n_waiting: those of which an answer has yet to begin;
     n_under_way: answers that have a cache, n_reading of them with a prompt that is not read yet;
-    n_sequences: the most there may be.
+    n_sequences: the most there may be.  is_closing: no more asks are taken.
     Totals: asked, refused (Overloaded), failed, closed (by their client before their end): asks;
     ended: answers by what ended them; prompt_tokens: of answers that have begun, reused_tokens
     those of them that were in a cache; new_tokens; steps: passes of one token of each answer.
@@ -31,6 +31,7 @@ class Numbers:
     """
 
     n_sequences: int
+    is_closing: bool = False
     n_open: int = 0
     n_waiting: int = 0
     n_under_way: int = 0

@@ -91,7 +91,7 @@ class Outbox:
         self.put(event)
 
     async def take(self) -> deque[Event]:
-        """All that came since, as soon as anything did; never empty."""
+        """All that came since, as soon as anything did."""
         await self._arrived.wait()
         self._arrived.clear()
         if self._timer is not None:

@@ -82,7 +82,10 @@ class Worker:
         if _takes_long(ask):
             with self._changed:
                 self._open += 1
-            return AskedEvents(asked, self._close, asyncio.ensure_future(self._prepare(asked)))
+            preparing = asyncio.ensure_future(self._prepare(asked))
+            # Also if nobody waits for it: an error that nobody heard would be complained of.
+            preparing.add_done_callback(lambda task: task.cancelled() or task.exception())
+            return AskedEvents(asked, self._close, preparing)
         asked.prepared = self._prepared(ask)
         with self._changed:
             self._open += 1
@@ -103,6 +106,8 @@ class Worker:
                     self._open -= 1
                 else:
                     self._line_up(asked)
+                    if self._closing:  # and the thread has ended, maybe
+                        self._turn_away()
 
     def _line_up(self, asked: Asked) -> None:
         """With the lock."""
@@ -153,6 +158,13 @@ class Worker:
         self._open -= 1
         self._counts["closed"] += asked.cancelled
         self._counts["failed"] += asked.error is not None and not asked.cancelled
+
+    def _turn_away(self) -> None:
+        """All that wait.  With the lock."""
+        for asked in self._turns.remove_all():
+            asked.fail(_shutting_down())
+            self._let_go(asked)
+            asked.tell_end()
 
     # --- what is asked
 
@@ -226,13 +238,15 @@ class Worker:
     def numbers(self) -> Numbers:
         """Now; any thread may call it."""
         under_way, tally = list(self._under_way), self._batch.tally
-        counts = dict(self._counts)
+        with self._changed:
+            counts, n_open, n_waiting = dict(self._counts), self._open, len(self._turns)
         longest = max((len(told.answer.context) for _, told in under_way), default=None)
         predict = self._runtime.predict
         return Numbers(
             n_sequences=self._runtime.n_sequences,
-            n_open=self._open,
-            n_waiting=len(self._turns),
+            is_closing=self._closing or not self._thread.is_alive(),
+            n_open=n_open,
+            n_waiting=n_waiting,
             n_under_way=len(under_way),
             n_reading=sum(not told.is_read for _, told in under_way),
             asked=counts.get("asked", 0),
@@ -274,10 +288,7 @@ class Worker:
                 self._speed.rest()
                 self._changed.wait()
             if self._closing:
-                for asked in self._turns.remove_all():
-                    asked.fail(_shutting_down())
-                    self._let_go(asked)
-                    asked.tell_end()
+                self._turn_away()
             if self._cancelling:
                 for asked, _ in self._under_way:
                     asked.stop()
@@ -321,14 +332,16 @@ class Worker:
         self._batch.step()
         self._speed.at(self._batch.tally.tokens)
         for asked, told in list(self._under_way):
-            asked.tell(told)
+            try:
+                asked.tell(told)
+            except Exception as error:
+                asked.fail(_as_told(error))
             if told.has_ended:
                 self._leave(asked, told)
         for callback in self._callbacks:
             callback()
 
     def _leave(self, asked: Asked, told: Told) -> None:
-        self._batch.leave(told.answer)
         self._under_way.remove((asked, told))
         self._ended[told.answer.end or "cancelled"] += 1
         if told.answer.n_new:
@@ -348,16 +361,23 @@ class Worker:
         """What went wrong was nobody's own: the next asks begin anew."""
         for asked, told in list(self._under_way):
             asked.fail(error)
+            try:
+                self._batch.leave(told.answer)
+            except Exception as another:  # its place is free all the same
+                _as_told(another)
             self._leave(asked, told)
 
 
 def _takes_long(ask: Ask) -> bool:
-    """To prepare: a form is compiled in a process of its own, long texts are cut into tokens."""
-    if ask.constraint is not None or ask.tool_choice.mode == "required":
+    """To prepare: a form is compiled in a process of its own, tools and long texts are written down
+    and cut into tokens.
+    """
+    if ask.constraint is not None or ask.tools:
         return True
     if isinstance(ask.prompt, str):
         return len(ask.prompt) > LONG_CHARS
-    return sum(len(m.content) for m in ask.prompt if not isinstance(m, int)) > LONG_CHARS
+    messages = (m for m in ask.prompt if not isinstance(m, int))
+    return sum(len(m.content) + len(m.thinking) for m in messages) > LONG_CHARS
 
 
 def _shutting_down() -> Overloaded:

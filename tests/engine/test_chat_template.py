@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from lowmoe.engine.chat_template import ChatTemplate
+from lowmoe.engine.messages import Message, Tool, ToolCall
 from lowmoe.engine.template_program import MAX_TEMPLATE_CHARS
 from lowmoe.engine.text import Tokenizer
+from lowmoe.engine.tool_calls.bracketed import Bracketed
 from lowmoe.errors import PromptError, TextError, UsageError
 
 CHATML = """\
@@ -234,7 +236,7 @@ def from_config(**fields: object) -> ChatTemplate:
 def test_the_template_is_found_wherever_a_model_may_keep_it() -> None:
     messages = [{"role": "user", "content": "hi"}]
     source = "{{ bos_token }}{{ eos_token }}{{ messages[0].content }}"
-    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": source}]
+    named = [{"name": "rag", "template": "no"}, {"name": "default", "template": source}]
     tokens = {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}}
     assert from_config(chat_template=source, **tokens).render(messages) == "<s></s>hi"
     assert from_config(chat_template=named, **tokens).render(messages) == "<s></s>hi"
@@ -247,6 +249,21 @@ def test_the_template_is_found_wherever_a_model_may_keep_it() -> None:
     assert alone.render(messages) == "1"
 
 
+def test_a_template_for_tools_is_taken_where_there_are_tools() -> None:
+    both = from_config(
+        chat_template=[
+            {"name": "tool_use", "template": "tools: {{ tools | tojson }}[TOOL_CALLS]"},
+            {"name": "default", "template": "{{ messages[0].content }}"},
+        ]
+    )
+    question, call = Message(role="user", content="hi"), ToolCall(id="", name="t", arguments={})
+    assert both.render([question]) == "hi"
+    assert both.render([question], tools=[Tool(name="t")]).startswith("tools: ")
+    for turn in (Message(role="assistant", calls=[call]), Message(role="tool", content="1")):
+        assert both.render([question, turn]).startswith("tools: ")
+    assert both.style == Bracketed(in_list=True)
+
+
 @pytest.mark.parametrize(
     ("fields", "fault"),
     [
@@ -256,6 +273,10 @@ def test_the_template_is_found_wherever_a_model_may_keep_it() -> None:
         ({"chat_template": [{"name": "rag", "template": "x"}]}, r"\['rag'\].*\"default\""),
         ({"chat_template": [3, {"name": []}]}, '"default"'),
         ({"chat_template": [{"name": "default", "template": 1}]}, "of type int"),
+        (
+            {"chat_template": [{"name": "default", "template": "x"}, {"name": "tool_use"}]},
+            "of type NoneType",
+        ),
         ({"chat_template": "x", "bos_token": 1}, "bos_token is 1, but must be a string"),
     ],
 )

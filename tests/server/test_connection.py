@@ -14,7 +14,7 @@ from tests.server.raw_http import connected, head, status, until_closed
 from tests.server.serving import serving
 
 JSON = "content-type: application/json"
-WAIT_S = 0.2
+WAIT_S = 0.5
 
 
 def send_often(to: socket.socket, piece: bytes, times: int) -> None:

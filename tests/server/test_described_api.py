@@ -4,6 +4,7 @@ schemathesis makes requests from the description, many of them not quite as it s
 sends 20 000 to a model that answers.
 """
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -63,6 +64,7 @@ def whole_server() -> Iterator[str]:
     worker = Worker(model, name="demo")
     with serving(worker, numbers=worker.numbers) as url:
         yield url
+    asyncio.run(worker.close())
 
 
 def requests_of(operation: APIOperation[Any, Any, Any, Any]) -> st.SearchStrategy[Case]:

@@ -179,6 +179,12 @@ def test_the_key_is_taken_as_either_api_sends_it(
     assert client.get("/v1/models", headers=headers).status_code == 200
 
 
+def test_who_has_no_key_is_told_how_to_send_it(client: httpx2.Client) -> None:
+    answer = client.get("/v1/models")
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert "x-api-key" in answer.json()["error"]["message"]
+
+
 def test_a_link_from_elsewhere_leads_to_the_page_alone(client: httpx2.Client) -> None:
     link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
     assert client.get("/", headers=link).status_code == 200

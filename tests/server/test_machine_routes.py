@@ -1,6 +1,7 @@
 """Health and metrics, read as Prometheus reads them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
@@ -49,6 +50,14 @@ def test_whether_the_server_answers_is_told() -> None:
         assert httpx2.get(f"{url}/health/ready").json() == {"status": "ready"}
         told = {"status": "ready", "model": "demo", "context_tokens": 4096}
         assert httpx2.get(f"{url}/health").json() == told
+
+
+def test_a_server_that_shuts_down_is_not_ready() -> None:
+    with serving(FakeService(), numbers=lambda: replace(NUMBERS, is_closing=True)) as url:
+        answer = httpx2.get(f"{url}/health/ready")
+        assert httpx2.get(f"{url}/health/live").status_code == 200
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) > 0
 
 
 def test_the_workers_numbers_are_metrics() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from lowmoe.errors import LowMoeError, PromptError, TextError
+from lowmoe.errors import ContextError, LowMoeError, PromptError, TextError
 from lowmoe.server.asking import Ended, Failed, Overloaded, Text
 from lowmoe.server.fields import MAX_TOKENS
 from tests.server.fake_service import FakeService, Gate, Script, saying
@@ -152,6 +152,17 @@ def test_an_ask_that_is_refused_has_a_status_of_its_own(
             assert caught.value.status_code == status
             assert "0x7f" not in caught.value.message
             assert "/home" not in caught.value.message
+
+
+def test_a_prompt_that_is_too_long_is_known_by_its_code() -> None:
+    long = ContextError("the prompt has 9 tokens, but the context holds 8")
+    with openai_client(FakeService([[long]])) as client:
+        with pytest.raises(openai.BadRequestError, match="9 tokens") as caught:
+            client.chat.completions.create(model="demo", messages=HELLO)
+        with pytest.raises(openai.BadRequestError, match="9 tokens") as of_responses:
+            client.responses.create(model="demo", input="Hi", stream=True)
+    # Source: the code that OpenAI's own API answers with, and codex looks for.
+    assert caught.value.code == of_responses.value.code == "context_length_exceeded"
 
 
 def breaking_off(failure: Any) -> Script:

@@ -53,6 +53,12 @@ async def answered(worker: Worker, ask: Ask = ASK) -> None:
             pass
 
 
+async def answered_at_last(worker: Worker) -> None:
+    """Only when the thread has ended has what it does after an answer been done."""
+    await answered(worker)
+    await worker.close()
+
+
 def sum_of(frames: Sequence[Frame]) -> tuple[np.ndarray, np.ndarray]:
     """Places and uses, as a watcher adds them up."""
     n_experts = frames[0].moved_at.size
@@ -88,10 +94,12 @@ def test_a_watcher_is_told_where_every_expert_is_and_how_often_it_was_used() -> 
                     frames.append(frame)
 
             watcher = asyncio.ensure_future(watch())
-            await answered(worker)
+            store = model.runtime.store
+            while not store.is_complete:  # reading goes on a while, beside answers and after them
+                await answered(worker)
+            await answered_at_last(worker)
             watching.close()
             await watcher
-            store = model.runtime.store
             assert store.uses is not None
             places, uses = sum_of(frames)
             assert frames[0].whole
@@ -106,10 +114,10 @@ def test_a_watcher_is_told_where_every_expert_is_and_how_often_it_was_used() -> 
 def test_who_comes_late_is_told_the_whole_while_nothing_happens() -> None:
     async def test() -> None:
         async with watched_demo() as (model, worker, watching):
-            await answered(worker)
+            store = model.runtime.store
+            await answered_at_last(worker)
             async with aclosing(watching.frames()) as frames:
                 first = await anext(frames)
-            store = model.runtime.store
             assert store.uses is not None
             assert list(first.used_times) == list(store.uses.counts)
 
@@ -119,13 +127,14 @@ def test_who_comes_late_is_told_the_whole_while_nothing_happens() -> None:
 def test_what_stays_on_disk_is_said_to_be_there() -> None:
     async def test() -> None:
         async with watched_demo(ram="24MiB", bits=6) as (model, worker, watching):
-            await answered(worker)
+            store = model.runtime.store
+            await answered_at_last(worker)
             async with aclosing(watching.frames()) as frames:
                 first = await anext(frames)
-            in_ram = [8 * layer + e for layer, e in model.runtime.store.in_memory()["ram"]]
-            found = np.flatnonzero(first.moved_to == TIERS.index("ram"))
-            assert list(found) == sorted(in_ram)
-            assert 0 < len(in_ram) < 64
+            found = set(np.flatnonzero(first.moved_to == TIERS.index("ram")))
+            # What was still being read when the last step was over came later.
+            assert found <= {8 * layer + e for layer, e in store.in_memory()["ram"]}
+            assert 0 < len(found) < 64
             assert watching.about.tiers == ("ram", "disk")
 
     run(test)
@@ -134,7 +143,7 @@ def test_what_stays_on_disk_is_said_to_be_there() -> None:
 def test_what_is_told_of_an_answer_that_has_ended_is_its_own_statistics() -> None:
     async def test() -> None:
         async with watched_demo() as (_, worker, watching):
-            await answered(worker)
+            await answered_at_last(worker)
             async with aclosing(watching.frames()) as frames:
                 rates = (await anext(frames)).rates
             latest = worker.numbers().latest
@@ -181,7 +190,7 @@ def test_nothing_is_written_down_while_nobody_watches(monkeypatch: pytest.Monkey
             written: list[int] = []
             uses = watched._uses
             monkeypatch.setattr(watched, "_uses", lambda: (written.append(1), uses())[1])
-            await answered(worker)
+            await answered_at_last(worker)
             assert len(written) == 1  # once it was over
 
     run(test)

@@ -471,8 +471,10 @@ def test_at_the_end_those_under_way_have_their_time_and_others_are_refused(
             held = Held(worker, monkeypatch)
             first, waiting = worker.ask(to(1)), worker.ask(to(2))
             await held.take(2)
+            assert not worker.numbers().is_closing
             closing = asyncio.ensure_future(worker.close(grace_s=20))
             await asyncio.sleep(0)
+            assert worker.numbers().is_closing
             with pytest.raises(Overloaded, match="shutting down"):
                 worker.ask(to(3))
             held.let_go()

@@ -1,6 +1,6 @@
-"""A call that is the whole answer, {"name": ..., "parameters": {...}}: Llama 3.1 to 3.3.
+"""A call that is the whole answer, {"name": ..., "parameters": {...}}: Llama 3.1 to 4.
 
-Knows:        that `<|python_tag|>` may stand before it.
+Knows:        that `<|python_tag|>` may stand before it, or Llama 4's text with `<|python_end|>`.
 Ignorant of:  other styles, calls of the tools that Meta built in.
 
 Source: https://github.com/meta-llama/llama-models/blob/main/models/llama3_1/prompt_format.md
@@ -14,26 +14,30 @@ from lowmoe.engine.tool_calls.objects import read_object, write_object
 from lowmoe.engine.tool_calls.reader import Reader, Reading
 from lowmoe.engine.tool_calls.style import Style, Tools
 
-OPEN = "<|python_tag|>"
+OPEN, AFTER_TEXT = "<|python_tag|>", "<|python_end|>"
 
 
 class BareObject(Style):
     """Only a call of a tool that is offered is one: an answer may be JSON without being a call."""
 
-    tags = (OPEN,)
+    tags = (OPEN, AFTER_TEXT)
 
     def read(self, reader: Reader, tools: Tools) -> Reading[None]:
         def calls(tag: str) -> Reading[bool]:
             is_one = yield from self._call(reader, tools)
             while is_one:
                 yield from reader.blanks()
-                if not (yield from reader.expect(";")):
+                at = reader.at
+                follows = yield from reader.expect(";", "{")
+                if not follows:
                     return True
+                if follows == "{":
+                    reader.rewind(at)
                 is_one = yield from self._call(reader, tools)
             return False
 
         yield from reader.at_start("{", read=calls)
-        yield from reader.calls(OPEN, read=calls)
+        yield from reader.calls(OPEN, AFTER_TEXT, read=calls)
 
     def _call(self, reader: Reader, tools: Tools) -> Reading[bool]:
         yield from reader.blanks()

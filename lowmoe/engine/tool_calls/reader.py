@@ -143,12 +143,12 @@ class Reader:
     def match(
         self, pattern: re.Pattern[str], *, most: int = MAX_HEAD
     ) -> Reading[re.Match[str] | None]:
-        """Read what pattern matches here, once its match cannot grow any more; None if it does not
-        match though more than `most` characters have come.
+        """Read what pattern matches here, which must look at what follows its match; None if it
+        matches nothing within `most` characters.
         """
         while True:
             found = pattern.match(self._text, self._at)
-            if found and (found.end() < len(self._text) or self.has_ended):
+            if found is not None and found.end() - self._at < most:
                 self._at = found.end()
                 return found
             if self.has_ended or len(self._text) - self._at > most:

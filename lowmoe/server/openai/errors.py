@@ -18,13 +18,15 @@ _TYPES = {
     501: "not_implemented_error",
     503: "overloaded_error",
 }
+# By which agents know that they must shorten their conversation.
+TOO_LONG = "context_length_exceeded"
 _CODES = {401: "invalid_api_key", 501: "not_implemented", 503: "overloaded"}
 
 
 def error_body(problem: Problem) -> Mapping[str, Any]:
     """The body of an answer that says why there is none."""
     kind = "server_error" if problem.status >= 500 else "invalid_request_error"
-    code = _CODES.get(problem.status)
+    code = TOO_LONG if problem.too_long else _CODES.get(problem.status)
     if problem.status == 404 and problem.field == "model":
         code = "model_not_found"
     error = {

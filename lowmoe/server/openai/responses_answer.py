@@ -12,6 +12,7 @@ from typing import Any
 from lowmoe.server.asking import CallArguments, CallBegan, Ended, Event, Events, Reading, Text
 from lowmoe.server.errors import Problem
 from lowmoe.server.openai.answers import frame, progress
+from lowmoe.server.openai.errors import TOO_LONG
 from lowmoe.server.openai.responses_output import (
     Calling,
     Happened,
@@ -59,6 +60,7 @@ class ResponseInTheMaking:
     def failed(self, problem: Problem) -> str:
         """The frames that end it where there is no more."""
         code = "server_error" if problem.status >= 500 else "invalid_prompt"
+        code = TOO_LONG if problem.too_long else code
         error = {"code": code, "message": problem.message}
         begin = [self._frame(*happened) for happened in self._begin()]
         response = self._response("failed", error=error)

@@ -14,8 +14,7 @@ const SHADES = 256;
 // Of a cell, px.
 const WIDEST = 72;
 const HIGHEST = 30;
-const LOWEST = 3;
-const MOST_HIGH = 440; // all rows together
+const LOWEST = 6; // where there is room for that
 
 export class Grid {
   /** tints: elements whose background is a tier's colour; surface: one behind the canvas. */
@@ -62,8 +61,9 @@ export class Grid {
     const room = this.canvas.parentElement.clientWidth;
     const scale = devicePixelRatio;
     const wide = Math.min(room, this.columns * WIDEST);
-    const row = Math.min(HIGHEST, Math.max(wide / this.columns, 2 * LOWEST), MOST_HIGH / this.rows.length);
-    const high = this.rows.length * Math.max(LOWEST, row);
+    const most = parseFloat(getComputedStyle(this.canvas).getPropertyValue("--most-high"));
+    const row = Math.min(HIGHEST, Math.max(wide / this.columns, LOWEST), most / this.rows.length);
+    const high = this.rows.length * row;
     this.canvas.style.width = `${wide}px`;
     this.canvas.style.height = `${high}px`;
     this.canvas.width = Math.round(wide * scale);

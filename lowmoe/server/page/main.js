@@ -98,7 +98,7 @@ class App extends Component {
       </header>
       <main class=${`both ${isOpen ? "machine-open" : ""}`}>
         <${Chat} conversation=${conversation} machine=${machine.about} />
-        <${Panel} machine=${machine} onGrid=${(grid) => (this.grid = grid)} />
+        <${Panel} machine=${machine} isOpen=${isOpen} onGrid=${(grid) => (this.grid = grid)} />
       </main>
       ${dialog === "settings" && html`<${Settings} settings=${conversation.settings} thinks=${machine.about?.thinks} onSave=${(s) => conversation.setSettings(s)} onClose=${this.closeDialog} />`}
       ${dialog === "key" && html`<${KeyPrompt} words=${words} onKey=${this.takeKey} onClose=${this.closeDialog} />`}

@@ -136,6 +136,10 @@ class Experts extends Component {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.grid.recolour());
   }
 
+  componentDidUpdate(before) {
+    if (before.isOpen !== this.props.isOpen) this.grid.resize();
+  }
+
   look(expert, x, y) {
     if (expert === this.state.expert) return;
     this.grid.mark(expert);
@@ -232,11 +236,11 @@ export class Panel extends Component {
     return this.said;
   }
 
-  render({ machine, onGrid }) {
+  render({ machine, isOpen, onGrid }) {
     const { about, rates } = machine;
     return html`
       <section class="panel" aria-label="The machine">
-        <${Experts} machine=${machine} onGrid=${onGrid} />
+        <${Experts} machine=${machine} isOpen=${isOpen} onGrid=${onGrid} />
         ${about && rates
           ? html`
               <${Speed} rates=${rates} speeds=${machine.speeds} />

@@ -211,6 +211,7 @@ A = {"a": 1}
         ("bracketed", '[TOOL_CALLS]nothing{"a": 1}', A),
         ("bare object", '<|python_tag|>{"name": "nothing", "parameters": {"a": 1}}', A),
         ("bare object", '{"type": "function", "name": "nothing", "parameters": {"a": 1}}', A),
+        ("bare object", 'Yes.<|python_end|>{"name": "nothing", "parameters": {"a": 1}}', A),
         ("functions", "<function=nothing>\n<parameter=a>\n1\n</parameter>\n</function>", A),
         ("arg keys", "<tool_call>nothing\n</tool_call>", {}),
         (
@@ -224,6 +225,14 @@ def test_what_models_write_beside_their_templates_is_a_call_too(
     name: str, text: str, expected: dict[str, Any]
 ) -> None:
     assert calls_in(split(STYLES[name], list(text))) == [("nothing", expected)]
+
+
+@pytest.mark.parametrize("between", ["; ", "\n", ""])
+def test_calls_may_follow_each_other_with_little_between_them(between: str) -> None:
+    one = '{"name": "nothing", "parameters": {"a": 1}}'
+    found = split(STYLES["bare object"], list(one + between + one))
+    assert calls_in(found) == [("nothing", A), ("nothing", A)]
+    assert text_in(found) == ""
 
 
 def test_json_that_is_no_call_of_a_tool_is_an_answer() -> None:

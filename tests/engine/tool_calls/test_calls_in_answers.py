@@ -136,7 +136,7 @@ def test_the_demo_model_can_be_made_to_call_a_tool() -> None:
         },
     )
     runtime = load_folder(
-        Path(lowmoe.__file__).parent / "demo", LoadOptions(threads=1, sequences=2)
+        Path(lowmoe.__file__).parent / "demo", LoadOptions(threads=1, ram="256MiB")
     )
     try:
         text = runtime.text
