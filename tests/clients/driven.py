@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.server.process import LOWMOE
+from tests.clients.make_environments import ENVIRONMENTS
 
 HERE = Path(__file__).parent
 DRIVERS = HERE / "drivers"
-ENVIRONMENTS = HERE / ".environments"  # which make_environments.py fills
 AT_MOST_S = 180.0
 
 
