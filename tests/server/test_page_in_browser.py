@@ -533,7 +533,7 @@ def test_with_reduced_motion_nothing_fades(visit: Open, motion: str, least: int,
                 if (!lit) this.light([1], [1]);
                 lit = true;
                 seen.push(this.pixels[1]);
-                if (seen.length > 1 && seen.at(-1) === seen[0]) then();
+                if (new Set(seen).size > 1 && seen.at(-1) === seen[0]) then();
             };
         });
         return new Set(seen).size;
