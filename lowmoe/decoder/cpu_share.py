@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowmoe.decoder.moe import Routing
-from lowmoe.decoder.native import experts_layer
+from lowmoe.decoder.native_layers import experts_layer
 from lowmoe.decoder.weights import DenseWeights, LayerWeights
 from lowmoe.kernels import cpu
 from lowmoe.spec import ModelSpec

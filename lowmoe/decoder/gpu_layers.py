@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowmoe.decoder.native import head_norm_kind
+from lowmoe.decoder.native_layers import head_norm_kind
 from lowmoe.decoder.rope import rope_frequencies, rope_length
 from lowmoe.decoder.weights import LayerWeights
 from lowmoe.spec import (

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from trellis_models import DEMANDING_SHAPES, SHAPES, TrellisModel, trellis_model
+from trellis_models import TrellisModel, trellis_model
+from trellis_shapes import DEMANDING_SHAPES, SHAPES
 
 from lowmoe.decoder.cpu_share import CpuShare, HostTokens
 from lowmoe.decoder.moe import Routing

@@ -7,7 +7,7 @@ import torch
 from test_native import MEAN_LIMIT, errors, expected_error
 from tiny_models import in_chunks
 from torch import Tensor
-from trellis_models import GPU_SHAPES, LAYERS, MIXTRAL
+from trellis_shapes import GPU_SHAPES, LAYERS, MIXTRAL
 
 from lowmoe.decoder.abilities import needs
 from lowmoe.decoder.gpu_buffers import ABLE

@@ -25,7 +25,8 @@ from test_native import (
 from test_on_gpu import GuidedRoute, Uncaptured, card, on_gpu
 from tiny_models import in_chunks
 from torch import Tensor
-from trellis_models import CONTEXT, GPU_SHAPES, LAYERS, SHAPES, TrellisModel, trellis_model
+from trellis_models import TrellisModel, trellis_model
+from trellis_shapes import CONTEXT, GPU_SHAPES, LAYERS, SHAPES
 
 from cuda_ext.ops import MOST_DECODED
 from lowmoe.checkpoint.buffers import page_aligned

@@ -20,20 +20,8 @@ import pytest
 import torch
 from tiny_models import in_chunks, with_attention, with_router
 from torch import Tensor
-from trellis_models import (
-    CONTEXT,
-    DEMANDING_SHAPES,
-    LAYERS,
-    MIXTRAL,
-    SHAPES,
-    Answer,
-    Guided,
-    Recording,
-    Shape,
-    TrellisModel,
-    layer_by_layer,
-    trellis_model,
-)
+from trellis_models import Answer, Guided, Recording, TrellisModel, layer_by_layer, trellis_model
+from trellis_shapes import CONTEXT, DEMANDING_SHAPES, LAYERS, MIXTRAL, SHAPES, Shape
 
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.layout import Recipe

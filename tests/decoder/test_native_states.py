@@ -13,7 +13,8 @@ import torch
 from conversations import interrupted, runtime_over, session_over
 from tiny_models import in_chunks
 from torch import Tensor
-from trellis_models import DEMANDING_SHAPES, TrellisModel, trellis_model
+from trellis_models import TrellisModel, trellis_model
+from trellis_shapes import DEMANDING_SHAPES
 
 from lowmoe.decoder.decoder import Decoder
 from lowmoe.decoder.state_cache import TAIL_TOKENS, states_bytes

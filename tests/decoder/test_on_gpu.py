@@ -28,16 +28,8 @@ from test_native import (
 )
 from tiny_models import in_chunks
 from torch import Tensor
-from trellis_models import (
-    CONTEXT,
-    GPU_SHAPES,
-    LAYERS,
-    SHAPES,
-    Shape,
-    TrellisModel,
-    layer_by_layer,
-    trellis_model,
-)
+from trellis_models import TrellisModel, layer_by_layer, trellis_model
+from trellis_shapes import CONTEXT, GPU_SHAPES, LAYERS, SHAPES, Shape
 
 from cuda_ext.card import find_card, look, why_none
 from cuda_ext.ops import MOST_DECODED

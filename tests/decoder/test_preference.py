@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trellis_models import GPU_SHAPES, MIXTRAL, TWO_PLANES
+from trellis_shapes import GPU_SHAPES, MIXTRAL, TWO_PLANES
 
 import lowmoe
 from lowmoe.decoder.preference import Preference

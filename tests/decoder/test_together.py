@@ -10,15 +10,8 @@ from test_native import assert_within, expected_error, fill
 from test_on_gpu import on_gpu
 from tiny_models import in_chunks
 from torch import Tensor
-from trellis_models import (
-    DEMANDING_SHAPES,
-    GPU_SHAPES,
-    LAYERS,
-    SHAPES,
-    Shape,
-    TrellisModel,
-    trellis_model,
-)
+from trellis_models import TrellisModel, trellis_model
+from trellis_shapes import DEMANDING_SHAPES, GPU_SHAPES, LAYERS, SHAPES, Shape
 
 from cuda_ext.ops import MOST_DECODED
 from lowmoe.decoder.decoder import Decoder

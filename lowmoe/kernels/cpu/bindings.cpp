@@ -36,5 +36,10 @@ NB_MODULE(_native, m) {
   bind_trellis(m);
   bind_vector(m);
   bind_encoder(m);
+  // A class before those whose functions take it.
+  bind_engine(m);
+  bind_attention(m);
+  bind_states(m);
+  bind_experts(m);
   bind_layers(m);
 }

@@ -17,6 +17,10 @@ const Isa& isa_named(const char* name);
 void bind_trellis(nb::module_& m);
 void bind_vector(nb::module_& m);
 void bind_encoder(nb::module_& m);
+void bind_engine(nb::module_& m);
+void bind_attention(nb::module_& m);
+void bind_states(nb::module_& m);
+void bind_experts(nb::module_& m);
 void bind_layers(nb::module_& m);
 
 }  // namespace lowmoe
