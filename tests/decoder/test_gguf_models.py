@@ -3,6 +3,7 @@
 Tolerances as in test_against_transformers.
 """
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lowmoe.decoder.open_checkpoint import open_checkpoint
-from lowmoe.errors import CheckpointError, UnsupportedModelError
+from lowmoe.decoder.weights import CheckpointTensors
+from lowmoe.errors import CheckpointError, LowMoeError, UnsupportedModelError
 from lowmoe.experts.source import CheckpointExperts
 from lowmoe.families import FAMILIES
 from lowmoe.families.gguf.config import ARCHITECTURES
@@ -274,6 +276,39 @@ def test_what_was_read_of_an_expert_is_counted_as_it_lies_in_the_file(tmp_path: 
 
 
 # --- refusals
+
+
+N_DAMAGES = 200
+
+
+@pytest.mark.parametrize("family", sorted({family for family, _, _ in CASES}))
+def test_a_damaged_header_is_read_or_refused(tmp_path: Path, family: str) -> None:
+    """Whatever keys an architecture has; what else is in a header is in test_gguf_config."""
+    saved(tmp_path, family, next(model for f, _, model in CASES if f == family))
+    path, choose, refused = tmp_path / "model.gguf", random.Random(5), 0
+    write_gguf(tmp_path, path)
+    sound = path.read_bytes()
+    with path.open("r+b") as file:
+        for _ in range(N_DAMAGES):
+            at = choose.randrange(sound.index(b"blk.0."))
+            damage = bytes(choose.choice((0, 1, 5, 127, 255)) for _ in range(choose.randint(1, 4)))
+            file.seek(at)
+            file.write(damage)
+            file.flush()
+            refused += not is_read(path)
+            file.seek(at)
+            file.write(sound[at : at + len(damage)])
+    assert N_DAMAGES / 4 < refused < N_DAMAGES
+
+
+def is_read(path: Path) -> bool:
+    """Anything but an error of ours passes through."""
+    try:
+        opened = open_checkpoint(path)
+        CheckpointTensors(opened.files, opened.family)
+    except LowMoeError:
+        return False
+    return True
 
 
 def refused(path: Path, more: Any, tmp_path: Path) -> None:

@@ -235,6 +235,15 @@ def test_names_without_their_beginning_are_found_where_a_family_allows_it() -> N
     assert mixtral().as_found({"embed_tokens.weight"}).without == ""
 
 
+@pytest.mark.parametrize("name", ["deepseek-v2.5", "deepseek-v3"])
+@pytest.mark.parametrize(
+    "groups", [{"n_group": 7}, {"n_group": 32, "topk_group": 1, "num_experts_per_tok": 9}]
+)
+def test_groups_of_experts_that_cannot_be_are_refused(name: str, groups: dict[str, int]) -> None:
+    with pytest.raises(CheckpointError, match=r"of \d+ experts in \d of \d+ groups, but groups"):
+        read_config({**ALIASES[name].config, **groups})
+
+
 def test_a_model_that_chooses_what_it_sees_runs_as_long_as_it_sees_all() -> None:
     assert read_config(ALIASES["deepseek-v3.2"].config).spec.context_length == 2048
     ignored = read_config(ALIASES["deepseek-v3.2"].config).ignored

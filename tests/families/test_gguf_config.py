@@ -13,7 +13,7 @@ from lowmoe.engine.text_parts import SMALL_FILES
 from lowmoe.errors import CheckpointError, LowMoeError, UnsupportedModelError
 from lowmoe.families.gguf import gguf_config, gguf_family
 from lowmoe.families.gguf.rope import FACTORS, LONG, SHORT, wavelengths
-from lowmoe.spec import GroupedQueryAttention, LinearScaling, Rope
+from lowmoe.spec import GroupedQueryAttention, LinearScaling, Rope, SoftmaxRouter
 from tests.gguf_models import write_gguf
 from tests.gguf_tensors import llama3_factors
 from tests.test_gguf import add_tokenizer
@@ -179,6 +179,38 @@ def test_layers_that_keep_states_are_those_that_the_file_lists() -> None:
         layer_types({**NEXT, key: listed[:3]})
     with pytest.raises(CheckpointError, match=r"must be a list of true and false"):
         layer_types({**NEXT, key: np.array([1, 2, 3, 4])})
+
+
+V2 = {k.replace("llama.", "deepseek2."): v for k, v in LLAMA.items()} | {
+    "general.architecture": "deepseek2",
+    "deepseek2.attention.key_length": 24,
+    "deepseek2.attention.kv_lora_rank": 16,
+    "deepseek2.attention.value_length": 16,
+    "deepseek2.expert_count": 160,
+    "deepseek2.expert_shared_count": 2,
+    "deepseek2.expert_used_count": 6,
+    "deepseek2.expert_weights_scale": 16.0,
+    "deepseek2.rope.dimension_count": 8,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "groups"),
+    [
+        ({}, (8, 3)),
+        ({"expert_group_count": 4, "expert_group_used_count": 2}, (4, 2)),
+        ({"expert_count": 64}, (1, 1)),
+    ],
+    ids=["the large one, older than the key", "as the file says", "the small one"],
+)
+def test_the_groups_of_a_deepseek_v2_are_its_makers(
+    changes: dict[str, Any], groups: tuple[int, int]
+) -> None:
+    values = V2 | {f"deepseek2.{key}": value for key, value in changes.items()}
+    made = gguf_config(values, NEXT_SHAPES, {}.__getitem__)
+    router = gguf_family(made, values, set()).spec.layers[1].feed_forward.router
+    assert isinstance(router, SoftmaxRouter)
+    assert (router.n_groups, router.n_groups_active, router.scale) == (*groups, 16.0)
 
 
 @pytest.mark.parametrize("n_heads", [0, 5])
