@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.server.process import LOWMOE
+from tests.clients.make_environments import ENVIRONMENTS
+
 HERE = Path(__file__).parent
 DRIVERS = HERE / "drivers"
-ENVIRONMENTS = HERE / ".environments"  # which make_environments.py fills
-LOWMOE = [sys.executable, "-c", "from lowmoe.cli.app import main; main()"]
 AT_MOST_S = 180.0
 
 

@@ -11,8 +11,9 @@ import shutil
 import subprocess
 import sys
 import venv
+from pathlib import Path
 
-from driven import ENVIRONMENTS
+ENVIRONMENTS = Path(__file__).parent / ".environments"
 
 # LiteLLM wants another openai than the others have.
 PYTHON = {

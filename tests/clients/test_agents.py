@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import lowmoe
+from benchmarks.server.process import Served, served
 from lowmoe.checkpoint.manifest import MANIFEST, read_manifest
-from tests.clients.conftest import metric, served
 from tests.clients.driven import ENVIRONMENTS, environment_of, launched
 
 DEMO = Path(lowmoe.__file__).parent / "demo"
@@ -68,7 +68,7 @@ def agent_version(agent: Agent) -> str:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("wide") / "demo"
     folder.mkdir()
     for path in DEMO.iterdir():
@@ -77,16 +77,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     manifest = read_manifest(DEMO)
     config = {**manifest.config, "max_position_embeddings": CONTEXT}
     (folder / MANIFEST).write_bytes(replace(manifest, config=config).to_json())
-    with served(str(folder), "--context", str(CONTEXT), "--sequences", "2") as url:
-        yield url
+    with served(
+        str(folder), "--threads", "1", "--context", str(CONTEXT), "--sequences", "2"
+    ) as server:
+        yield server
 
 
 @pytest.mark.clients
 @pytest.mark.parametrize("agent", AGENTS, ids=[agent.title for agent in AGENTS])
-def test_one_turn(agent: Agent, server: str, tmp_path: Path) -> None:
-    told = launched(agent.launch, server, tmp_path / "home")
+def test_one_turn(agent: Agent, server: Served, tmp_path: Path) -> None:
+    told = launched(agent.launch, server.url, tmp_path / "home")
     (tmp_path / "work").mkdir()
-    before = {name: metric(server, f"lowmoe_{name}_total") for name in COUNTED}
+    before = {name: server.metric(f"lowmoe_{name}_total") for name in COUNTED}
     done = subprocess.run(
         agent.command,
         env={
@@ -102,7 +104,7 @@ def test_one_turn(agent: Agent, server: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip()
-    made = {name: metric(server, f"lowmoe_{name}_total") - n for name, n in before.items()}
+    made = {name: server.metric(f"lowmoe_{name}_total") - n for name, n in before.items()}
     assert made["prompt_tokens"] > agent.n_prompt
     assert made["generation_tokens"] > 0
 

@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.clients.conftest import metric
+from benchmarks.server.process import Served
 from tests.clients.driven import CLIENTS, DRIVERS, Client, drive, is_installed
 
 QUESTIONS = json.loads((DRIVERS / "questions.json").read_text())
@@ -38,16 +38,16 @@ def client(request: pytest.FixtureRequest) -> Client:
 
 @pytest.fixture(scope="session")
 def driven(
-    client: Client, server: str, tmp_path_factory: pytest.TempPathFactory
+    client: Client, server: Served, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, Mapping[str, Any]]:
     """What became of each behaviour, and how many requests the server saw abandoned."""
-    gone = metric(server, GONE)
-    found = drive(client, server, tmp_path_factory.mktemp(client.launch))
+    gone = server.metric(GONE)
+    found = drive(client, server.url, tmp_path_factory.mktemp(client.launch))
     deadline = time.monotonic() + IDLE_S
-    while metric(server, "lowmoe_num_requests_running") and time.monotonic() < deadline:
+    while server.metric("lowmoe_num_requests_running") and time.monotonic() < deadline:
         pass
-    running = metric(server, "lowmoe_num_requests_running")
-    return {**found, "server": {"gone": metric(server, GONE) - gone, "running": running}}
+    running = server.metric("lowmoe_num_requests_running")
+    return {**found, "server": {"gone": server.metric(GONE) - gone, "running": running}}
 
 
 def saw(driven: Mapping[str, Mapping[str, Any]], behaviour: str) -> Any:

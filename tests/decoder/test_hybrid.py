@@ -44,6 +44,7 @@ from lowmoe.experts.source import FolderExperts
 from lowmoe.experts.split import MISSES, Costs, Misses, MissSplit
 from lowmoe.experts.staging import Staging
 from lowmoe.experts.store import ExpertStore
+from lowmoe.experts.uses import Uses
 from lowmoe.kernels import cpu
 from lowmoe.kernels.cuda import CudaGpu
 from lowmoe.kernels.gpu import Gpu
@@ -101,6 +102,7 @@ def hybrid(
             ring=ring,
             ram=ram,
             n_experts_total=total,
+            uses=Uses(n_experts),
         )
         on_cpu = CpuShare(
             model.spec,
@@ -418,6 +420,8 @@ def test_every_use_is_counted_where_it_is_served(plain: Golden) -> None:
         assert served == N_TOKENS * LAYERS * 4
         assert min(traffic.gpu_requests, traffic.ram_requests, traffic.disk_requests) > 0
         assert traffic.gpu_bytes == traffic.gpu_requests * decoder.store.expert_bytes
+        assert decoder.store.uses is not None
+        assert sum(decoder.store.uses.counts) == served
 
 
 def test_where_ram_has_room_for_the_rest_nothing_stays_on_disk(plain: Golden) -> None:

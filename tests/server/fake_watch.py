@@ -12,9 +12,10 @@ import numpy as np
 
 from lowmoe.engine.statistics import PerTier
 from lowmoe.server.watching import TIERS, About, Frame, Rates, State, difference
+from tests.server.fake_service import DEMO_CARD
 
 ABOUT = About(
-    model="tiny",
+    model=DEMO_CARD.name,
     layers=(0, 4, 4, 4),
     n_active=2,
     tiers=TIERS,

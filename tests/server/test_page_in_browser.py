@@ -284,6 +284,33 @@ def test_what_is_set_is_asked_for_and_kept(visit: Open) -> None:
     assert (ask.sampling.top_p, ask.think) == (None, False)
 
 
+def test_the_oldest_turns_are_left_out_when_the_context_is_full(visit: Open) -> None:
+    v = visit(saying("One."), saying("Two."), saying("Three."))
+    v.page.locator(".state.on").wait_for()
+    for question, answer in (("first", "One."), ("second", "Two.")):
+        v.say(question)
+        v.wait_for(answer)
+        v.wait_for_end()
+    assert v.page.locator(".left-out").count() == 0
+    v.service.n_prompt = 4000  # of 4096, whatever is left out
+    v.say("third")
+    v.wait_for("Three.")
+    v.wait_for_end()
+    assert [m.content for m in v.service.asks[2].prompt] == ["third"]
+    assert v.said() == ["first", "second", "third"]
+    v.page.reload()
+    v.page.locator(".left-out").wait_for()
+
+
+def test_two_messages_without_an_answer_between_are_asked_as_one(visit: Open) -> None:
+    v = visit([Failed(LowMoeError("the disk is gone"))], saying("Two."))
+    v.say("first")
+    v.page.get_by_role("alert").wait_for()
+    v.say("second")
+    v.wait_for("Two.")
+    assert [m.content for m in v.service.asks[1].prompt] == ["first\n\nsecond"]
+
+
 # --- what goes wrong
 
 
@@ -324,6 +351,15 @@ def test_a_connection_that_breaks_in_mid_answer_leaves_what_came_and_a_way_on(vi
         v.page.get_by_role("button", name="Try again").click()
         v.wait_for("Whole.")
         assert (v.said(), v.answers()) == (["Tell me a story"], ["Whole."])
+
+
+def test_a_connection_that_goes_silent_is_given_up(visit: Open) -> None:
+    v = visit([*saying("Far", " away")[:2], Gate()])
+    v.page.clock.install()
+    v.say("Tell me a story")
+    v.wait_for("Far away")
+    v.page.clock.fast_forward(31_000)
+    v.wait_for("The connection broke in mid-answer. What came is kept.")
 
 
 def test_an_error_in_mid_answer_is_said_in_words_and_can_be_tried_again(visit: Open) -> None:
@@ -483,12 +519,27 @@ def test_a_model_of_many_experts_is_drawn_in_a_fraction_of_a_frame(visit: Open) 
     assert v.page.evaluate(cost) < 8
 
 
-def test_with_reduced_motion_nothing_fades(visit: Open) -> None:
-    v = visit(reduced_motion="reduce")
-    v.say("Hi")
-    v.wait_for("Hello world")
-    assert v.page.evaluate("document.getAnimations().length") == 0
-    assert not v.complaints
+@pytest.mark.parametrize(("motion", "least", "most"), [("no-preference", 4, 99), ("reduce", 2, 2)])
+def test_with_reduced_motion_nothing_fades(visit: Open, motion: str, least: int, most: int) -> None:
+    v = visit(watch=FakeWatch(used_at_once=0), reduced_motion=motion)
+    v.page.locator(".speed").wait_for()
+    colours = """async () => {
+        const {Grid} = await import("/page/grid.js");
+        const [frame, seen] = [Grid.prototype.frame, []];
+        let lit = false;
+        await new Promise((then) => {
+            Grid.prototype.frame = function (now) {
+                frame.call(this, now);
+                if (!lit) this.light([1], [1]);
+                lit = true;
+                seen.push(this.pixels[1]);
+                if (new Set(seen).size > 1 && seen.at(-1) === seen[0]) then();
+            };
+        });
+        return new Set(seen).size;
+    }"""
+    assert least <= v.page.evaluate(colours) <= most
+    assert v.page.evaluate("document.getAnimations().length") == 0 or motion != "reduce"
 
 
 # --- the whole of it

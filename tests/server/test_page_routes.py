@@ -107,7 +107,7 @@ def test_a_machine_is_told_as_it_is(client: httpx2.Client) -> None:
     answer = client.get("/lowmoe/machine", headers={"x-api-key": KEY})
     told = answer.json()
     assert told["layers"] == list(ABOUT.layers)
-    assert told["model"] == "tiny"
+    assert told["model"] == ABOUT.model
     assert told["tiers"] == ["gpu", "ram", "disk"]
 
 

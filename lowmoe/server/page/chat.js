@@ -121,7 +121,11 @@ export class Chat extends Component {
   render({ conversation, machine }) {
     const { messages, isWriting, undone } = conversation;
     const last = messages.length - 1;
-    const row = (message, n) =>
+    const row = (message, n) => html`
+      ${n > 0 && n === conversation.first && html`<p class="left-out">The model is no longer given what is above: its context is full.</p>`}
+      ${one(message, n)}
+    `;
+    const one = (message, n) =>
       message.role === "user"
         ? html`<${User} key=${n} message=${message} onEdit=${(text) => this.say(text, n)} />`
         : html`<${Assistant}

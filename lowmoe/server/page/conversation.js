@@ -3,10 +3,14 @@
 // Knows:        messages, which may be edited, how an answer comes and how it breaks off.
 // Ignorant of:  how it is shown; HTTP.
 
-import { answer, Broken, KeyNeeded, Refused } from "/page/server.js";
+import { answer, Broken, countTokens, KeyNeeded, Refused } from "/page/server.js";
 
 const KEPT = "lowmoe.conversation";
 const SETTINGS = "lowmoe.settings";
+// Of the context: with more than MOST the oldest turns are left out, until LEFT is taken. So there is
+// room for an answer, and the turns after it go on from what was read for this one.
+const MOST = 0.75;
+const LEFT = 0.5;
 
 function read(name, otherwise) {
   try {
@@ -25,13 +29,18 @@ function keep(name, value) {
   }
 }
 
+const isMessage = ({ role, text }) => ["user", "assistant"].includes(role) && typeof text === "string";
+
 export class Conversation {
   /** changed: called after every change; needKey: called when the server wants a key. */
   constructor(changed, needKey) {
     this.changed = changed;
     this.needKey = needKey;
     this.settings = read(SETTINGS, { system: "", options: {}, think: "" });
-    this.messages = read(KEPT, { messages: [] }).messages;
+    const { messages, first } = read(KEPT, { messages: [], first: 0 });
+    this.messages = Array.isArray(messages) ? messages.filter(isMessage) : [];
+    this.first = this.messages[first]?.role === "user" ? first : 0; // that the model is given
+    this.about = null; // the model
     for (const message of this.messages) {
       if (message.state === "writing") message.state = "interrupted"; // by a reload
     }
@@ -64,6 +73,7 @@ export class Conversation {
     this.stop();
     this.messages = this.undone;
     this.undone = null;
+    this.first = 0;
     this.keep();
   }
 
@@ -89,19 +99,20 @@ export class Conversation {
     this.stop();
     this.undone = this.messages.length > messages.length ? this.messages : null;
     this.messages = messages;
+    if (this.first >= messages.length) this.first = 0;
     this.keep();
   }
 
   async goOn() {
     const writing = new AbortController();
-    const message = { role: "assistant", text: "", thinking: "", state: "writing", begun: Date.now() };
-    const body = this.body();
+    const message = { role: "assistant", text: "", thinking: "", state: "writing" };
     this.messages = [...this.messages, message];
     this.writing = writing;
     this.keep();
     const began = performance.now();
     try {
-      for await (const piece of answer(body, writing.signal)) {
+      await this.fit(writing.signal);
+      for await (const piece of answer(this.body(), writing.signal)) {
         this.take(message, piece, (performance.now() - began) / 1000);
         this.changed();
       }
@@ -112,6 +123,22 @@ export class Conversation {
     }
     if (this.writing === writing) this.writing = null;
     this.keep();
+  }
+
+  /** Leave out the oldest turns, where all are too much for the context. */
+  async fit(signal) {
+    if (!this.about) return;
+    for (;;) {
+      const turns = this.messages.flatMap(({ role }, i) => (role === "user" && i >= this.first ? [i] : []));
+      if (turns.length < 2) return; // the server says so, if even that is too much
+      const { messages } = this.body();
+      const n = await countTokens(this.about.model, messages, signal);
+      if (n <= MOST * this.about.n_context) return;
+      const size = (from) => this.messages.slice(from).reduce((sum, { text }) => sum + text.length, 1);
+      const aim = (size(this.first) * LEFT * this.about.n_context) / n;
+      this.first = turns.slice(1).find((i) => size(i) <= aim) ?? turns.at(-1);
+      this.keep();
+    }
   }
 
   take(message, { thinking, text, reason, usage }, seconds) {
@@ -139,11 +166,14 @@ export class Conversation {
     else if (!(error instanceof Refused || error instanceof Broken)) throw error;
   }
 
-  /** What is asked: every message so far that is whole enough to be answered. */
+  /** What is asked: every message that says something; of one role together, as some models want. */
   body() {
     const { system, options, think } = this.settings;
-    const said = this.messages.filter(({ text }) => text);
-    const messages = said.map(({ role, text }) => ({ role, content: text }));
+    const messages = [];
+    for (const { role, text } of this.messages.slice(this.first)) {
+      if (messages.at(-1)?.role === role) messages.at(-1).content += text && `\n\n${text}`;
+      else if (text) messages.push({ role, content: text });
+    }
     if (system.trim()) messages.unshift({ role: "system", content: system });
     const given = Object.entries(options).filter(([, value]) => value !== "" && value !== null);
     const thinking = think && { chat_template_kwargs: { enable_thinking: think === "yes" } };
@@ -151,7 +181,7 @@ export class Conversation {
   }
 
   keep() {
-    this.isKept = keep(KEPT, { messages: this.messages });
+    this.isKept = keep(KEPT, { messages: this.messages, first: this.first });
     this.changed();
   }
 }

@@ -11,8 +11,8 @@ const FIELDS = [
   { name: "top_k", label: "Top k", hint: "tokens, 0 for all", min: 0, step: 1 },
   { name: "min_p", label: "Min p", hint: "of the likeliest's, 0 to 1", min: 0, max: 1, step: "any" },
   { name: "repetition_penalty", label: "Repetition penalty", hint: "1 for none", min: 0.01, max: 10, step: "any" },
-  { name: "max_tokens", label: "Most tokens", hint: "of an answer", min: 1, step: 1 },
-  { name: "seed", label: "Seed", hint: "the same for the same answer", min: 0, step: 1 },
+  { name: "max_tokens", label: "Most tokens", hint: "of an answer", otherwise: "what fits", min: 1, step: 1 },
+  { name: "seed", label: "Seed", hint: "the same, the same answer", otherwise: "at random", min: 0, step: 1 },
 ];
 
 /** A modal dialog while it is shown; Escape closes it where it may be closed. */
@@ -59,9 +59,9 @@ export class Settings extends Component {
             <textarea rows="4" value=${system} placeholder="Who the model is to be, and what to keep in mind" onInput=${(e) => this.setState({ system: e.target.value })}></textarea>
           </label>
           ${FIELDS.map(
-            ({ name, label, hint, ...limits }) => html`<label>
+            ({ name, label, hint, otherwise = "recommended", ...limits }) => html`<label>
               <span>${label}</span>
-              <input type="number" inputmode="decimal" placeholder="recommended" ...${limits} value=${options[name] ?? ""} onInput=${(e) => this.set(name, e.target)} />
+              <input type="number" inputmode="decimal" placeholder=${otherwise} ...${limits} value=${options[name] ?? ""} onInput=${(e) => this.set(name, e.target)} />
               <small>${hint}</small>
             </label>`,
           )}

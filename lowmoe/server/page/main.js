@@ -37,6 +37,7 @@ class App extends Component {
     const { machine } = this;
     if (machine.isNew) {
       machine.isNew = false;
+      this.conversation.about = machine.about;
       this.grid.begin(machine.about.layers.filter((n) => n > 0), machine.places);
       document.title = `${machine.about.model} · lowmoe`;
     }

@@ -46,6 +46,15 @@ async function wordsOf(response) {
   }
 }
 
+/** Tokens of a prompt of these messages.  Throws as `request`. */
+export async function countTokens(model, messages, signal) {
+  const system = messages.filter(({ role }) => role === "system").map(({ content }) => content);
+  const others = messages.filter(({ role }) => role !== "system");
+  const json = { model, messages: others, ...(system.length && { system: system.join("\n") }) };
+  const response = await request("/v1/messages/count_tokens", { json, signal });
+  return (await response.json()).input_tokens;
+}
+
 /**
  * The pieces of an answer: {thinking}, {text}, {reason}, {usage}.
  * Throws as `request`, Broken also for a stream that ends before the answer does.
