@@ -3,8 +3,8 @@
 Knows:        llguidance.
 Ignorant of:  everything else of this package: it runs as a file, before any of it is imported.
 
-Reads {"grammar": ..., "limits": {...}, "seconds": ...} from standard input; writes {"fault": ...},
-empty if there is none. Another exit status than 0 is a crash.
+Reads {"grammar": ..., "special": [...], "limits": {...}, "seconds": ...} from standard input and
+writes {"fault": ...}, empty if there is none. Another exit status than 0 is a crash.
 """
 
 import contextlib
@@ -32,23 +32,26 @@ class _Bytes:
 
     eos_token_id, bos_token_id = END, None
 
-    def __init__(self, named: Collection[int]) -> None:
-        """named: the tokens that the form names by their ids, which must be there."""
+    def __init__(self, named: Collection[int], special: Collection[str]) -> None:
+        """named: the tokens that the form names by their ids, which must be there; special: those
+        that it may name as they are spelled.
+        """
         n_ids = 1 + max([END, *named])
         self.tokens = [*(bytes([byte]) for byte in range(256)), b"\xff<end>"]
         self.tokens += [b"\xff<%d>" % token_id for token_id in range(END + 1, n_ids)]
-        self.special_token_ids = [*range(END, n_ids)]
+        self.tokens += [b"\xff" + token.encode() for token in special]
+        self.special_token_ids = [*range(END, len(self.tokens))]
 
     def __call__(self, text: bytes) -> list[int]:
         return list(text)
 
 
-def fault(grammar: str, limits: dict[str, Any]) -> str:
+def fault(grammar: str, limits: dict[str, Any], special: Collection[str]) -> str:
     """What llguidance finds wrong, now or in its first steps along a random text."""
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
     named = sorted({int(found) for found in _NAMED.findall(grammar) if int(found) < MAX_IDS})
-    tokenizer = LLTokenizer(TokenizerWrapper(_Bytes(named)))
+    tokenizer = LLTokenizer(TokenizerWrapper(_Bytes(named, special)))
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(**limits))
     choose = random.Random(0)
     for _ in range(STEPS):
@@ -74,7 +77,8 @@ def _main() -> None:
     found: list[str] = []
     threading.stack_size(STACK_BYTES)
     trial = threading.Thread(
-        target=lambda: found.append(fault(asked["grammar"], asked["limits"])), daemon=True
+        target=lambda: found.append(fault(asked["grammar"], asked["limits"], asked["special"])),
+        daemon=True,
     )
     trial.start()
     trial.join(asked["seconds"])  # llguidance lets other threads run

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
@@ -83,7 +83,7 @@ class Form:
 class Forms:
     """The forms of one model's answers, the latest MAX_FORMS of them kept compiled.
 
-    Any thread may ask; one is compiled at a time.  end_ids: those that config.json names.
+    Any thread may ask; several may be tried at a time.  end_ids: those that config.json names.
     """
 
     def __init__(self, text: TextParts, end_ids: Collection[int]) -> None:
@@ -99,11 +99,14 @@ class Forms:
         key = (*_written(constraint), from_start)
         if form := self._latest(key):
             return form
+        kind, text, _ = key
+        grammar = _grammar(kind, text)
+        _try(kind, grammar, self._vocabulary.special)
         with self._compiling:
             # Another thread may have compiled it meanwhile.
             if form := self._latest(key):
                 return form
-            form = self._compile(*key)
+            form = self._compile(kind, grammar, from_start=from_start)
             with self._kept:
                 self._compiled[key] = form
                 while len(self._compiled) > MAX_FORMS:
@@ -127,11 +130,9 @@ class Forms:
                 self._compiled.move_to_end(key)
             return form
 
-    def _compile(self, kind: str, text: str, from_start: bool) -> Form:
+    def _compile(self, kind: str, grammar: str, *, from_start: bool) -> Form:
         from llguidance import LLMatcher, LLParserLimits
 
-        grammar = _grammar(kind, text)
-        _try(kind, grammar)
         limits = LLParserLimits(**_LIMITS)
         matcher: Matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         matcher.compute_bitmask()
@@ -152,6 +153,7 @@ class _Vocabulary:
         self.tokens = [self.of_ids[i] for i in range(self.n_tokens)]
         silent = (i for i in range(self.n_tokens) if self._tokenizer.is_silent(i))
         self.special_token_ids = [i for i in silent if self.tokens[i]]
+        self.special = [self.tokens[i].decode() for i in self.special_token_ids]
         for i in self.special_token_ids:
             self.tokens[i] = b"\xff" + self.tokens[i]  # by which llguidance tells them from text
         # A model without end tokens ends where nothing can follow; llguidance wants one all the
@@ -167,7 +169,8 @@ class _Vocabulary:
         raw = text.encode() if isinstance(text, str) else text
         ids = self._tokenizer.encode_continuation(raw.decode("utf-8", "replace"))
         # Some tokenizers write a text otherwise than it is: other spaces, none at its beginning.
-        if b"".join(self.of_ids[i] for i in ids) == raw:
+        # And the name of a special token, which are marked here, must be written out.
+        if b"".join(self.tokens[i] for i in ids) == raw:
             return ids
         return self._longest_first(raw)
 
@@ -255,11 +258,16 @@ def _json_style() -> "JsonCompileOptions":
     }
 
 
-def _try(kind: str, grammar: str) -> None:
+def _try(kind: str, grammar: str, special: Sequence[str]) -> None:
     """Compile it in a process first: llguidance cannot be interrupted, and crashes on a chain of
     3,500 rules and does not come back from 1,000 patterns of properties within a minute.
     """
-    asked = {"grammar": grammar, "limits": dict(_LIMITS), "seconds": COMPILE_S}
+    asked = {
+        "grammar": grammar,
+        "special": special,
+        "limits": dict(_LIMITS),
+        "seconds": COMPILE_S,
+    }
     try:
         tried = subprocess.run(
             [sys.executable, "-I", form_trial.__file__],

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lowmoe.engine.constraint import Constraint, JsonSchema, Regex
+from lowmoe.engine.constraint import Constraint, Grammar, JsonSchema, Regex
 from lowmoe.engine.forms import COMPILE_S, MAX_FORMS, Forms
 from lowmoe.engine.kept_to_form import KeptToForm
 from lowmoe.engine.text_parts import TextParts
@@ -33,7 +33,9 @@ def forms(text: TextParts) -> Forms:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The grammars that were tried, without trying them."""
     tried: list[str] = []
-    monkeypatch.setattr("lowmoe.engine.forms._try", lambda kind, grammar: tried.append(grammar))
+    monkeypatch.setattr(
+        "lowmoe.engine.forms._try", lambda kind, grammar, special: tried.append(grammar)
+    )
     return tried
 
 
@@ -115,6 +117,18 @@ def test_answers_of_one_form_do_not_hear_of_each_other(forms: Forms) -> None:
     first.take(before[0])
     assert first.allowed().tolist() != before
     assert second.allowed().tolist() == before
+
+
+def test_a_grammar_may_name_special_tokens(text: TextParts, forms: Forms) -> None:
+    kept = KeptToForm(forms.compile(Grammar('start: <|user|> "a"')), None)
+    user = text.tokenizer.token_id("<|user|>")
+    assert user is not None
+    assert kept.allowed().tolist() == [user]
+    kept.take(user)
+    assert text.tokenizer.decode(kept.allowed().tolist()) == "a"
+    # As text it is another matter: that token is not written.
+    spelled = KeptToForm(forms.compile(Grammar('start: "<|user|>"')), None)
+    assert user not in spelled.allowed().tolist()
 
 
 def test_a_schemas_keys_come_in_its_order(forms: Forms) -> None:

@@ -68,6 +68,7 @@ SCHEMAS: list[dict[str, Any]] = [
     {"type": ["string", "null"], "minLength": 3},
     {"prefixItems": [{"const": 1}, {"type": "string"}], "type": "array", "items": False},
     {"enum": ['ä"\\\n', "🦙", 1.5, [], {}]},
+    {"const": f"a{END}<|user|><own>"},  # tokens' names are written out
 ]
 PATTERNS = [
     r"(yes|no), [A-Z][a-z]{2,8}\.",
@@ -83,7 +84,7 @@ PATTERNS = [
 def untried() -> Iterator[None]:
     """Nothing here is hostile, and trying a form takes longer than compiling it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lowmoe.engine.forms._try", lambda kind, grammar: None)
+        patch.setattr("lowmoe.engine.forms._try", lambda kind, grammar, special: None)
         yield
 
 
