@@ -144,14 +144,16 @@ export class Chat extends Component {
           </div>
         </div>
         <p class="sr-only" role="status">${spoken(messages[last])}</p>
-        <div class="column below">
-          ${undone &&
-          html`<p class="note">
-            ${count(undone.length - messages.filter((m) => undone.includes(m)).length, "message")} replaced.
-            <button type="button" class="quiet" onClick=${() => conversation.undo()}>Undo</button>
-          </p>`}
-          ${!conversation.isKept && html`<p class="note">This browser does not let the conversation be kept over a reload.</p>`}
-          <${Composer} isWriting=${isWriting} onSay=${this.say} onStop=${() => conversation.stop()} />
+        <div class="under">
+          <div class="column below">
+            ${undone &&
+            html`<p class="note">
+              ${count(undone.length - messages.filter((m) => undone.includes(m)).length, "message")} replaced.
+              <button type="button" class="quiet" onClick=${() => conversation.undo()}>Undo</button>
+            </p>`}
+            ${!conversation.isKept && html`<p class="note">This browser does not let the conversation be kept over a reload.</p>`}
+            <${Composer} isWriting=${isWriting} onSay=${this.say} onStop=${() => conversation.stop()} />
+          </div>
         </div>
       </section>
     `;
