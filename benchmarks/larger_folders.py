@@ -1,52 +1,68 @@
 """Folders of synthetic models that are larger than the disk they lie on.
 
-A manifest says where each span lies. Here the spans of a layer that the files do not have are those
-of one that they have: layer 9 of a model written with 8 layers reads what layer 1 reads. Whoever
-runs it reads as many bytes as of a whole one, past the page cache as ever, and keeps each expert in
-memory of its own.
+A manifest says where each span lies. Here the spans of layers and experts that the files do not
+have are those of others of the same size that they have: layer 9 of a model written with 8 layers
+reads what layer 1 reads. Whoever runs it reads as many bytes as of a whole one, past the page cache
+as ever, and keeps each expert in memory of its own.
 
 Knows:        manifests, names of spans.
 Ignorant of:  what is measured with such a folder.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from lowmoe.checkpoint import files
-from lowmoe.checkpoint.layout import folder_layout
-from lowmoe.checkpoint.manifest import MANIFEST, Span, read_manifest
+from lowmoe.checkpoint.layout import Place, folder_layout
+from lowmoe.checkpoint.manifest import MANIFEST, Span, content_hash, read_manifest
 from lowmoe.families import read_config
-from lowmoe.families.fewer_layers import with_layers
+from lowmoe.spec import ModelSpec
+
+OWN_FILE = "own.safetensors"  # what nothing that is written is as long as: spans without a header
 
 
-def with_other_layers(folder: Path, base: Path, config: Mapping[str, Any], n_layers: int) -> None:
-    """Make a folder of so many layers from a written one, whose files it shares.
+def larger(
+    folder: Path, base: Path, config: Mapping[str, Any], make: Callable[[str], Tensor] | None = None
+) -> None:
+    """Make a folder of a model of this config from a written one of its kind, sharing its files.
 
-    config: of the whole model.  Layers must be alike where they repeat, or SystemExit says so.
+    make: of spans without a counterpart; None where there are to be none.
     """
     written = read_manifest(base)
-    n_written = read_config(written.config).spec.n_layers
-    cut = with_layers(config, n_layers)
-    wanted = folder_layout(read_config(cut).spec, written.recipe)
-    spans: dict[str, Span] = {}
-    for name, place in wanted.places.items():
-        span = written.spans.get(_repeated(name, n_written))
-        if span is None or span.place.n_bytes != place.n_bytes:
-            raise SystemExit(f"{base}: {name} is not as long as that of a layer it repeats.")
-        spans[name] = span
+    spec = read_config(written.config).spec
     folder.mkdir(parents=True, exist_ok=True)
-    for name in {span.place.file for span in spans.values()} - {p.name for p in folder.iterdir()}:
-        os.link(base / name, folder / name)
-    manifest = replace(written, config=cut, spans=spans)
+    spans: dict[str, Span] = {}
+    n_own = 0
+    with (folder / OWN_FILE).open("wb") as own:
+        for name, place in folder_layout(read_config(config).spec, written.recipe).places.items():
+            span = written.spans.get(_counterpart(name, spec))
+            if span is not None and span.place.n_bytes == place.n_bytes:
+                spans[name] = span
+            elif make is None:
+                raise SystemExit(f"{base}: has nothing as long as {name}.")
+            else:
+                data = make(name).reshape(-1).view(torch.uint8).numpy().tobytes()
+                spans[name] = Span(Place(OWN_FILE, n_own, len(data)), content_hash(data))
+                n_own += own.write(data)
+    for file in {span.place.file for span in spans.values()} - {OWN_FILE}:
+        (folder / file).unlink(missing_ok=True)
+        os.link(base / file, folder / file)
+    manifest = replace(written, config=config, spans=spans)
     files.write_whole(folder / MANIFEST, manifest.to_json())
 
 
-def _repeated(name: str, n_written: int) -> str:
-    """The name of the same span of a layer that is written."""
+def _counterpart(name: str, spec: ModelSpec) -> str:
+    """The name of the same span of a layer, and an expert, that are written.  spec: of those."""
     head, *rest = name.split(".")
     if head != "layers":
         return name
-    return ".".join([head, str(int(rest[0]) % n_written), *rest[1:]])
+    layer = int(rest[0]) % len(spec.layers)
+    if rest[1] == "experts" and rest[2].isdigit():
+        rest[2] = str(int(rest[2]) % spec.n_experts_by_layer[layer])
+    return ".".join([head, str(layer), *rest[1:]])

@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.larger_folders import with_other_layers
+from benchmarks.larger_folders import larger
 from lowmoe.checkpoint.layout import Recipe
 from lowmoe.engine.machine import machine_line
 from lowmoe.families import read_config
@@ -50,7 +50,7 @@ WRITTEN = {
     "qwen3-30b-a3b": (6, 3),
     "gpt-oss-20b": (8, 2),
     "glm-4.5-air": (3, 2),
-    "mixtral-8x22b": (8, 2),
+    "mixtral-8x22b": (4, 2),
 }
 
 
@@ -107,7 +107,7 @@ def folder_of(setting: Setting) -> Path:
     if setting.layers == layers:
         return base
     folder = models / f"accuracy-{setting.shape}-{setting.layers}-{planes}"
-    with_other_layers(folder, base, config, setting.layers)
+    larger(folder, base, with_layers(config, setting.layers))
     return folder
 
 

@@ -57,21 +57,25 @@ def write_synthetic(
         if w.finished:
             w.require_same_model(identity)
             return
-        makers = _makers(family)
-        expert = recipe.expert_format(family.spec)
-        assert isinstance(expert, TrellisFormat)
-        matrices = [expert.gate_up, expert.down]
-
-        def plane(span: str) -> Tensor:
-            return _random_planes(matrices, span)
-
+        make = span_maker(family, recipe)
         total = len(layout.places)
         for done, span in enumerate(layout.places, start=1):
             if not w.has(span):
-                make = makers.get(span, plane)
                 w.commit({span: make(span)})
             progress(done, total)
         w.finish(manifest(w.spans()), {})
+
+
+def span_maker(family: Family, recipe: Recipe) -> Callable[[str], Tensor]:
+    """What makes each span of such a folder, by its name."""
+    makers, expert = _makers(family), recipe.expert_format(family.spec)
+    assert isinstance(expert, TrellisFormat)
+    matrices = [expert.gate_up, expert.down]
+
+    def plane(span: str) -> Tensor:
+        return _random_planes(matrices, span)
+
+    return lambda span: makers.get(span, plane)(span)
 
 
 def _random(span: str) -> np.random.Generator:
