@@ -111,4 +111,5 @@ def layer_by_layer(
                 prefer.look(layer_id + 1, store.has)
             store.prefetch(layer_id + 1, parts.foresee(x, layer_id + 1).by_weight())
         x = parts.mix(x, routing, layer_id, store)
+        store.read_on()  # while the next layer attends, the disk would have nothing to do
     return x

@@ -250,6 +250,7 @@ class HybridComputation:
             with self._experts.ram.borrow(layer_id, group) as experts:
                 self._misses.mix(layer_id, b, experts, here, counts)
         self._on_cpu.finish(layer_id, tokens)
+        self._experts.ram.read_on()  # while the next layer attends
 
     def _foresee(self, layer_id: int, x: Tensor) -> None:
         """Begin to read what a layer will likely miss; see layer_by_layer."""

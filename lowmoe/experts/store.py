@@ -283,28 +283,44 @@ class ExpertStore:
         self._guesses = []
 
     def read_rest(self, n_experts: Sequence[int], elsewhere: Collection[Key] = ()) -> None:
-        """Read on towards a complete store beside what is wanted, where RAM will hold all of it.
+        """Read on beside what is wanted: towards a complete store where RAM will hold all of it, or
+        where it is known which are popular, those until RAM is full.
 
         n_experts: of each layer, the same at every call; elsewhere: those that are not needed here.
         An expert that nobody has asked for yet would make someone wait later; and a complete store
         is computed from faster.
         """
-        if self.n_slots < self._n_experts_total - len(elsewhere):
-            return
         if self._rest is None:
+            fits = self.n_slots >= self._n_experts_total - len(elsewhere)
             others = frozenset(elsewhere)
             keys = ((layer, e) for layer, n in enumerate(n_experts) for e in range(n))
-            popular_first = self._popularity.ordered(keys)
+            popular_first = (
+                self._popularity.ordered(keys) if fits or self._popularity.shares else ()
+            )
             self._rest = (key for key in popular_first if key not in others)
-        n_more = N_READERS // 2 - self._ledger.n_reads_now  # the others are for what is wanted
-        absent = (key for key in self._rest if key not in self._tier.residents)
-        begun = list(itertools.islice(absent, max(0, n_more)))
-        for key in begun:
-            self._start_read(key, set(), whole=True)
-        if self._coarse is not None and n_more > 0 and not begun:
+        if not self.read_on() and self._coarse is not None:
             ready = filter(self._is_ready, self._tier.residents)
             coarse = [key for key in ready if not self._tier.residents[key].is_whole]
-            self._refine(self._coarse.rest, coarse[:n_more])
+            self._refine(self._coarse.rest, coarse[: self._n_spare_reads])
+
+    def read_on(self) -> bool:
+        """More of what `read_rest` has begun, if readers have time for it; whether any was."""
+        begun = False
+        if self._rest is None:
+            return begun
+        absent = (key for key in self._rest if key not in self._tier.residents)
+        for _ in range(self._n_spare_reads):
+            # Nothing that was asked for leaves for what was not.
+            if self._tier.is_full or (key := next(absent, None)) is None:
+                break
+            self._start_read(key, set(), whole=True)
+            begun = True
+        return begun
+
+    @property
+    def _n_spare_reads(self) -> int:
+        """How many more may be begun, the others being for what is wanted."""
+        return max(0, N_READERS // 2 - self._ledger.n_reads_now)
 
     def exchange(self, arrived: Key, left: Key) -> None:
         """One expert has arrived above and another has left there: read this one, in the place of

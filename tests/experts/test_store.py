@@ -442,12 +442,32 @@ def test_of_the_rest_the_popular_are_read_first() -> None:
     assert first.index((1, 0)) < 4
 
 
-def test_no_expert_is_read_unasked_where_not_all_fit() -> None:
+def test_no_expert_is_read_unasked_where_not_all_fit_and_none_is_known_to_be_popular() -> None:
     source = FakeExperts()
     with store_of(source, 5, n_experts_total=6) as store:
         store.read_rest([3, 3])
+        assert not store.read_on()
         assert not source.reads
         assert store.residents() == {}
+
+
+def test_where_not_all_fit_the_popular_are_read_until_ram_is_full() -> None:
+    source = FakeExperts()
+    popularity = Popularity({(1, 2): 0.9, (0, 1): 0.5, (1, 0): 0.2, (0, 0): 0.1})
+    with store_of(source, 4, n_experts_total=6, popularity=popularity) as store:
+        use(store, source, 0, [2])
+        store.read_rest([3, 3])
+
+        def read_on() -> None:
+            while len(store.keys()) < 4:
+                store.read_on()
+            while sum(map(len, store.residents().values())) < 4:
+                pass
+
+        within_patience(read_on)
+        assert store.residents() == {0: [1, 2], 1: [0, 2]}
+        assert not store.read_on(), "what was asked for left for what was not"
+        assert set(source.reads.values()) == {1}
 
 
 # --- how far guesses are trusted

@@ -1,0 +1,183 @@
+"""How soon does a model on disk that is larger than RAM say something?   Seconds, tokens.
+
+    python -m benchmarks.cold_start [--layers 24] [--ram 12GB] [--runs 3] [--out FILE]
+
+Counts:      from the start of the process, imports included, to each token of an answer to a prompt
+             of 16 tokens. Files are told to leave the page cache before; experts are read past it.
+Leaves out:  a tokenizer: the model is made up.
+
+The model has the shape of gpt-oss-120b: 128 experts a layer, 4 bits, 41 GB in 24 layers. Its files
+take 4.5 GB, spans repeat (larger_folders.py). Its routers have biases with which some experts are
+used more than others, as much as was published of Qwen3-30B and guessed of DeepSeek
+(lowmoe/families/routing_fits.py). "unordered" knows nothing of that; "optimized" is told by
+`lowmoe optimize` with a trace of other tokens.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.larger_folders import larger
+from lowmoe.checkpoint.layout import Recipe
+from lowmoe.checkpoint.manifest import read_manifest
+from lowmoe.families import read_config
+from lowmoe.families.aliases import ALIASES
+from lowmoe.families.fewer_layers import with_layers
+from lowmoe.families.routing_fits import FITS
+from lowmoe.loader.synthetic import span_maker, write_synthetic
+from lowmoe.settings import read_settings
+
+SHAPE, WRITTEN, WRITTEN_LAYERS = "gpt-oss-120b", "gpt-oss-20b", 8  # experts of one size
+RECIPE = Recipe()
+MARKS = (3.0, 5.0, 10.0)  # seconds at which tokens are counted
+TRACED, PROMPT = 256, 16
+
+
+def folder_of(n_layers: int, skew: float) -> Path:
+    """The model's folder, written now."""
+    import numpy as np
+    import torch
+
+    models = read_settings().home / "models"
+    base, config = models / f"cold-{WRITTEN}", with_layers(ALIASES[WRITTEN].config, WRITTEN_LAYERS)
+    family = read_config(config)
+    write_synthetic(base, config, family, RECIPE, name="accuracy", progress=lambda done, total: None)
+    config = with_layers(ALIASES[SHAPE].config, n_layers)
+    family = read_config(config)
+    plain = span_maker(family, RECIPE)
+
+    def make(name: str) -> torch.Tensor:
+        if not name.endswith("router_bias"):
+            return plain(name)
+        random = np.random.default_rng(int(name.split(".")[1]))
+        # Weights are normal and so are their inputs: scores deviate by the root of their number.
+        spread = skew * family.spec.n_hidden**0.5
+        bias = spread * random.standard_normal(plain(name).numel())
+        return torch.from_numpy(bias.astype(np.float32))
+
+    folder = models / f"cold-{SHAPE}"
+    larger(folder, base, config, make)
+    return folder
+
+
+def optimize_from_a_trace(folder: Path, ram: str) -> None:
+    """As a user would, with a trace of random tokens."""
+    import random
+
+    from lowmoe.engine.load import load_folder
+    from lowmoe.engine.load_options import LoadOptions
+    from lowmoe.engine.record import record
+    from lowmoe.library.optimize import optimize
+
+    runtime = load_folder(folder, LoadOptions(gpu="none", ram=ram, context=1024))
+    generator = random.Random(1)
+    ids = [generator.randrange(runtime.spec.n_vocab) for _ in range(TRACED)]
+    trace = record(runtime, [ids], lambda done, total: None)
+    runtime.close()
+    optimize(folder, trace)
+
+
+def start(folder: Path, ram: str, seconds: float) -> dict[str, Any]:
+    """One cold start, in a process of its own."""
+    for path in folder.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)  # what is not yet written cannot leave
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+    one = json.dumps([str(folder), ram, seconds, time.time()])
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.cold_start", "--one", one],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if run.returncode:
+        raise SystemExit(run.stderr.strip().splitlines()[-1])
+    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
+def observe(folder: str, ram: str, seconds: float, began: float) -> dict[str, Any]:
+    """In that process.  began: when its start was asked for."""
+    import random
+
+    import lowmoe  # noqa: F401
+    from lowmoe.engine.generate import Session
+    from lowmoe.engine.load import load_folder
+    from lowmoe.engine.load_options import LoadOptions
+    from lowmoe.engine.options import SamplingOptions
+
+    imported_s = time.time() - began
+    runtime = load_folder(Path(folder), LoadOptions(gpu="none", ram=ram, context=1024))
+    loaded_s = time.time() - began
+    generator = random.Random(0)
+    ids = [generator.randrange(runtime.spec.n_vocab) for _ in range(PROMPT)]
+    sampling = SamplingOptions(temperature=1.0, top_p=1.0, seed=0, max_new_tokens=900)
+    times: list[float] = []
+    for _ in Session(runtime).token_ids(ids, sampling, heed_ends=False):
+        times.append(time.time() - began)
+        if times[-1] > seconds:
+            break
+    traffic = runtime.store.traffic()
+    runtime.close()
+    return {
+        "imported_s": imported_s,
+        "loaded_s": loaded_s,
+        "first_token_s": times[0],
+        "tokens": {str(mark): sum(t <= mark for t in times) for mark in MARKS},
+        "hit_rate": traffic.ram_requests / (traffic.ram_requests + traffic.disk_requests),
+        "disk_bytes_per_s": traffic.disk_bytes / traffic.disk_busy_s,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--ram", default="12GB")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one is not None:
+        print(json.dumps(observe(*asked.one)))
+        return
+    results: dict[str, Any] = {}
+    for name in ("qwen3-30b-a3b", "deepseek-v3"):
+        folder = folder_of(asked.layers, FITS[name].skew)
+        places = [span.place for span in read_manifest(folder).spans.values()]
+        n_bytes = sum(place.n_bytes for place in places)
+        print(f"{folder}: {n_bytes / 1e9:.1f} GB, skewed as {name}")
+        for how in ("unordered", "optimized"):
+            if how == "optimized":
+                optimize_from_a_trace(folder, asked.ram)
+            runs = [start(folder, asked.ram, max(MARKS)) for _ in range(asked.runs)]
+            results[f"{name} {how}"] = {"bytes": n_bytes, "runs": runs}
+            show(how, runs)
+    if asked.out is not None:
+        asked.out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+
+
+def show(how: str, runs: list[dict[str, Any]]) -> None:
+    """Medians, in a line."""
+
+    def middle(key: str) -> float:
+        return statistics.median(run[key] for run in runs)
+
+    counts = ", ".join(
+        f"{statistics.median(run['tokens'][str(mark)] for run in runs):.0f} in {mark:.0f} s"
+        for mark in MARKS
+    )
+    print(
+        f"{how:10} imported {middle('imported_s'):.2f} s, loaded {middle('loaded_s'):.2f} s, "
+        f"first token {middle('first_token_s'):.2f} s; tokens {counts}; hits "
+        f"{middle('hit_rate'):.0%}, disk {middle('disk_bytes_per_s') / 1e9:.1f} GB/s",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
