@@ -47,7 +47,9 @@ def folder_of(n_layers: int, skew: float) -> Path:
     models = read_settings().home / "models"
     base, config = models / f"cold-{WRITTEN}", with_layers(ALIASES[WRITTEN].config, WRITTEN_LAYERS)
     family = read_config(config)
-    write_synthetic(base, config, family, RECIPE, name="accuracy", progress=lambda done, total: None)
+    write_synthetic(
+        base, config, family, RECIPE, name="accuracy", progress=lambda done, total: None
+    )
     config = with_layers(ALIASES[SHAPE].config, n_layers)
     family = read_config(config)
     plain = span_maker(family, RECIPE)

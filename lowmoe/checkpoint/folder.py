@@ -6,6 +6,7 @@ Ignorant of:  what the bits of a span mean; which experts are wanted when.
 
 import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from torch import Tensor
@@ -15,6 +16,9 @@ from lowmoe.checkpoint.buffers import Arena
 from lowmoe.checkpoint.layout import Recipe, expert_span
 from lowmoe.checkpoint.manifest import Manifest, Span, content_hash, read_manifest
 from lowmoe.errors import FolderError
+
+# Spans of a few megabytes: one reader waits for the disk between two of them.
+N_AT_ONCE = 4
 
 
 class ModelFolder:
@@ -74,17 +78,29 @@ class ModelFolder:
         self._check(name, data, entry.hash)
         return data
 
-    def read(self, name: str, arena: Arena | None = None) -> Tensor:
-        """One span, [n_bytes] uint8, checked, in memory of its own or cut from the arena."""
-        span = self._span(name)
-        arena = arena or Arena(span.place.n_bytes)
-        buffer = arena.take(span.place.n_bytes)
-        data = buffer.numpy().data
+    def read(self, name: str) -> Tensor:
+        """One span, [n_bytes] uint8, checked, in memory of its own."""
+        n_bytes = self._span(name).place.n_bytes
+        buffer = Arena(n_bytes).take(n_bytes)
+        self._fill(name, buffer)
+        return buffer
+
+    def read_all(self, names: Iterable[str], arena: Arena) -> dict[str, Tensor]:
+        """Spans, [n_bytes] uint8 each, checked, in memory cut from the arena in this order; several
+        are read at once.
+        """
+        buffers = {name: arena.take(self._span(name).place.n_bytes) for name in names}
+        with ThreadPoolExecutor(N_AT_ONCE, thread_name_prefix="lowmoe-dense") as readers:
+            for _ in readers.map(self._fill, buffers.keys(), buffers.values()):
+                pass  # raises what a read raised
+        return buffers
+
+    def _fill(self, name: str, buffer: Tensor) -> None:
+        span, data = self._span(name), buffer.numpy().data
         path = self.path / span.place.file
         with files.opened(path) as descriptor:
             files.read_at(descriptor, data, span.place.offset, path)
         self._check(name, data, span.hash)
-        return buffer
 
     def read_expert(
         self,

@@ -182,17 +182,19 @@ def from_folder(folder: ModelFolder, spec: ModelSpec) -> DenseWeights:
     Raises FolderError for tensors that are not what the config promises.
     """
     recipe = folder.recipe
-    arena = _arena_for(folder, spec)
+    spans = folder.read_all(
+        [name for name, *_ in dense_tensors(spec, recipe)], _arena_for(folder, spec)
+    )
 
     def vector(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        return folder.read(name, arena).view(dtype)
+        return spans[name].view(dtype)
 
     def matrix(name: str, n_out: int, n_in: int) -> Matrix:
         if recipe.dense_dtype is not None:
-            return folder.read(name, arena).view(recipe.dense_dtype).view(n_out, n_in)
+            return spans[name].view(recipe.dense_dtype).view(n_out, n_in)
         if recipe.format == "nf4" and name.startswith("layers."):
-            return Nf4Matrix(nf4.Nf4Layout(n_out, n_in), folder.read(f"{name}.nf4", arena))
-        planes = tuple(folder.read(f"{name}.plane{p}", arena) for p in range(recipe.dense_planes))
+            return Nf4Matrix(nf4.Nf4Layout(n_out, n_in), spans[f"{name}.nf4"])
+        planes = tuple(spans[f"{name}.plane{p}"] for p in range(recipe.dense_planes))
         d = vector(f"{name}.d", torch.float16)
         return TrellisMatrix(PlaneLayout(n_out, n_in), recipe.code, planes, d)
 
