@@ -33,6 +33,7 @@ from lowmoe.spec import (
 )
 
 FLOAT_BYTES = 4
+UNIT_ROWS = 256  # kUnitRows of lowmoe/kernels/cpu/engine.h
 ROUNDED_BYTES = 1 + FLOAT_BYTES / 128 + FLOAT_BYTES / 64  # a number as int8, its scale, its sum
 
 
@@ -143,7 +144,11 @@ def _on_cpu(wanted: Wanted, machine: Machine, *, why: str | None) -> Allotment:
     sizes, n_context = wanted.sizes, wanted.n_context
     chunk = max(min(NATIVE_CHUNK, n_context), wanted.n_sequences)
     cache = sizes.kv_bytes_per_token * n_context + sizes.states_bytes
-    beside = sizes.dense_bytes + wanted.n_sequences * cache + scratch_bytes(wanted.spec, chunk)
+    beside = (
+        sizes.dense_bytes
+        + wanted.n_sequences * cache
+        + scratch_bytes(wanted.spec, chunk, machine.cpu.n_threads)
+    )
     n_slots = min(sizes.n_experts, max(0, machine.ram_bytes - beside) // sizes.expert_bytes)
     if n_slots < min(MIN_SLOTS, sizes.n_experts):
         least = beside + MIN_SLOTS * sizes.expert_bytes
@@ -160,28 +165,33 @@ def _on_cpu(wanted: Wanted, machine: Machine, *, why: str | None) -> Allotment:
     )
 
 
-def scratch_bytes(spec: ModelSpec, n_tokens: int) -> int:
-    """What a pass of so many tokens takes beside weights and cache: the largest buffers of
-    lowmoe/kernels/cpu/{attention,delta_net,lightning,experts}.cpp; what else there is does not
-    grow with tokens.
+def scratch_bytes(spec: ModelSpec, n_tokens: int, n_threads: int) -> int:
+    """What a pass of so many tokens takes beside weights and cache: the buffers of
+    lowmoe/kernels/cpu/{engine,attention,latent,delta_net,lightning,experts,ends}.cpp and what goes
+    from call to call; what else there is does not grow with tokens.
     """
-    attentions = [layer.attention for layer in spec.layers]
-    wide = max(_attention_floats(a) for a in attentions)
-    out = max(a.q_size for a in attentions)
-    n_hidden, n_active = spec.n_hidden, _widest(spec).router.n_active
-    attending = FLOAT_BYTES * (n_hidden + wide + out) + ROUNDED_BYTES * (n_hidden + out)
-    between = FLOAT_BYTES * (2 * n_hidden + 3 * n_active) + 8
-    per_token = attending + _mixing_bytes(spec) + between
+    by_kind: dict[type[Attention], float] = {}
+    for attention in {layer.attention for layer in spec.layers}:
+        kind, n_bytes = type(attention), _attention_bytes(attention, spec)
+        by_kind[kind] = max(by_kind.get(kind, 0.0), n_bytes)
+    n_active = _widest(spec).router.n_active
+    ends = (FLOAT_BYTES + ROUNDED_BYTES) * spec.n_hidden
+    between = FLOAT_BYTES * (2 * spec.n_hidden + 3 * n_active) + 8
+    rows = FLOAT_BYTES * UNIT_ROWS * n_threads
+    per_token = sum(by_kind.values()) + _mixing_bytes(spec) + ends + between + rows
     return int(n_tokens * per_token) + FLOAT_BYTES * spec.n_vocab
 
 
 def _mixing_bytes(spec: ModelSpec) -> float:
-    """Of a token, of the layer with most experts."""
+    """Of a token: the layer with most experts, the widest shared ones."""
     feed = _widest(spec)
     n_hidden, n_active = spec.n_hidden, feed.router.n_active
-    shared = 0 if feed.shared is None else feed.shared.n_inner
-    floats = n_hidden + n_active * n_hidden + 3 * feed.n_experts + 3 * shared
-    rounded = n_hidden + n_active * (n_hidden + feed.n_inner) + n_hidden + shared
+    floats = n_hidden + n_active * (n_hidden + 3) + 3 * feed.n_experts
+    rounded = n_hidden + n_active * (n_hidden + feed.n_inner)
+    every = (layer.feed_forward.shared for layer in spec.layers)
+    if shared := max((of.n_inner for of in every if of is not None), default=0):
+        floats += 3 * shared
+        rounded += n_hidden + shared
     return FLOAT_BYTES * floats + ROUNDED_BYTES * rounded
 
 
@@ -189,17 +199,24 @@ def _widest(spec: ModelSpec) -> ExpertsFeedForward:
     return max((layer.feed_forward for layer in spec.layers), key=lambda f: f.n_experts)
 
 
-def _attention_floats(attention: Attention) -> int:
-    """Of a token's queries, keys and values, gates and what becomes of them."""
+def _attention_bytes(attention: Attention, spec: ModelSpec) -> float:
+    """Of a token: the norm of what comes in, queries, keys and values, gates, what comes out."""
+    floats, rounded = spec.n_hidden + attention.q_size, spec.n_hidden + attention.q_size
     match attention:
         case GroupedQueryAttention():
-            return (1 + attention.gated) * attention.q_size + 2 * attention.kv_size
+            floats += (1 + attention.gated) * attention.q_size + 2 * attention.kv_size
+            floats += attention.head_size
         case LatentAttention():
-            return attention.q_size
+            # Each head attends over the latent itself, which one head of keys and values is.
+            kept, q_rank = attention.kv_rank + attention.rope_size, attention.q_rank or 0
+            floats += attention.n_heads * (kept + attention.kv_rank + attention.key_size)
+            floats += 4 * kept + q_rank
+            rounded += q_rank
         case GatedDeltaNet():
-            return 2 * attention.n_mixed + attention.q_size + 2 * attention.n_heads
+            floats += 2 * attention.n_mixed + 2 * attention.n_heads
         case LightningAttention():
-            return 4 * attention.q_size
+            floats += 4 * attention.q_size
+    return FLOAT_BYTES * floats + ROUNDED_BYTES * rounded
 
 
 def without_card(machine: Machine) -> Machine:

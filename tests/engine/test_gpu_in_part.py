@@ -192,7 +192,7 @@ def test_statistics_are_of_all_tiers(work: Workplace) -> None:
     assert run is not None
     n_promoted = run.decoding.traffic.promoted
     moved_up = n_promoted * experts.expert_bytes / (n_new - 1)  # which reads RAM, too
-    in_ram = (s.bytes_per_token.ram - moved_up) * experts.expert_bytes / experts.ram.expert_bytes
+    in_ram = s.bytes_per_token.ram - moved_up
     assert of_experts + in_ram == pytest.approx(4 * experts.expert_bytes)
     assert 0 < n_promoted <= s.promoted
     # All crossed that moved up, and what passed through for the prompt.

@@ -8,10 +8,13 @@ from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.layout import Recipe, folder_layout
 from lowmoe.decoder.native import NativeComputation
 from lowmoe.decoder.native_states import numbered
+from lowmoe.decoder.weights import from_folder
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
 from lowmoe.families.fewer_layers import with_layers
+from lowmoe.kernels.cpu import Pool, isas
 from lowmoe.loader.synthetic import write_synthetic
+from lowmoe.plan.memory import scratch_bytes
 from lowmoe.plan.sizes import model_sizes
 from lowmoe.spec import GroupedQueryAttention, ModelSpec
 
@@ -50,6 +53,21 @@ def test_disk_bytes_are_those_of_a_folder_that_was_written(name: str, tmp_path: 
     on_disk = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
     # Headers of a few hundred names, and padding to sectors between spans.
     assert sizes.disk_bytes <= on_disk <= sizes.disk_bytes + 2**20
+
+
+def test_a_pass_takes_what_native_code_takes_for_it(tmp_path: Path) -> None:
+    config = with_layers(ALIASES["granite-3.1-3b-a800m"].config, 1)
+    family, recipe = read_config(config), Recipe(expert_planes=1, dense_planes=1)
+    write_synthetic(tmp_path, config, family, recipe, name="x", progress=lambda done, total: None)
+    with ModelFolder(tmp_path) as folder:
+        weights = from_folder(folder, family.spec)
+    for n_tokens, n_threads in ((512, 1), (128, 2)):
+        taken = NativeComputation(
+            family.spec, weights, recipe.code, Pool(n_threads, []), isa=isas()[0], kv="float16",
+            max_tokens=n_tokens, n_context=512,
+        ).working_bytes  # fmt: skip
+        # Partial sums of attention and tiles are for threads and contexts, not for tokens.
+        assert 0 <= taken - scratch_bytes(family.spec, n_tokens, n_threads) < 2**20
 
 
 @pytest.mark.parametrize("name", ["mixtral-8x22b", "qwen3-30b-a3b", "olmoe-1b-7b"])
