@@ -31,6 +31,7 @@ from lowmoe.spec import (
     LightningAttention,
     ModelSpec,
 )
+from quant.layout import round_up
 
 FLOAT_BYTES = 4
 UNIT_ROWS = 256  # kUnitRows of lowmoe/kernels/cpu/engine.h
@@ -143,7 +144,8 @@ def _beside_misses(wanted: Wanted) -> int:
 def _on_cpu(wanted: Wanted, machine: Machine, *, why: str | None) -> Allotment:
     sizes, n_context = wanted.sizes, wanted.n_context
     chunk = max(min(NATIVE_CHUNK, n_context), wanted.n_sequences)
-    cache = sizes.kv_bytes_per_token * n_context + sizes.states_bytes
+    in_pages = round_up(n_context, cpu.PAGE_TOKENS)
+    cache = sizes.kv_bytes_per_token * in_pages + sizes.states_bytes
     beside = (
         sizes.dense_bytes
         + wanted.n_sequences * cache
