@@ -42,12 +42,12 @@ CHANGED = 0.10  # of a speed, between before and after
 FILL_S = 20.0  # at most, until all that fits has been read
 # What is written of each shape: layers, and planes of the widest setting.
 WRITTEN = {
-    "olmoe-1b-7b": (16, 3),
+    "olmoe-1b-7b": (8, 3),
     "mixtral-8x7b": (2, 3),
     "qwen3-30b-a3b": (6, 3),
     "gpt-oss-20b": (8, 2),
     "glm-4.5-air": (3, 2),
-    "mixtral-8x22b": (4, 2),
+    "mixtral-8x22b": (2, 2),
 }
 
 

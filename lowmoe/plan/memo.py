@@ -1,6 +1,8 @@
 """What was measured of this machine, and how far its runs came: kept between runs.
 
-    LOWMOE_HOME/machine.json    {"key", "ram_bytes_per_s", ..., "runs": [[predicted, achieved]]}
+    LOWMOE_HOME/machine.json    [{"key", "ram_bytes_per_s", ..., "runs": [[predicted, achieved]]}]
+
+An entry for each machine and number of threads, the one that was written last comes first.
 
 Knows:        the file, when it is out of date.
 Ignorant of:  how anything is measured or predicted.
@@ -19,6 +21,7 @@ from lowmoe.settings import Settings
 
 NAME = "machine.json"
 RUNS_KEPT = 20
+MEMOS_KEPT = 8
 FEWEST_RUNS = 3  # before they correct a prediction
 MOST_CORRECTED = 2.0  # either way: beyond that something else is wrong, and `doctor` says so
 MAX_BYTES = 2**20
@@ -54,21 +57,25 @@ def read_memo(settings: Settings, key: str) -> Memo | None:
     """What is kept of this machine; None where there is nothing, or of another machine, or what
     cannot be understood: it is then measured again.
     """
-    path = _path(settings)
-    if not path.is_file():
-        return None
-    try:
-        values = json.loads(files.read_all(path, limit=MAX_BYTES))
-        memo = _parsed(values)
-    except (FolderError, ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return memo if memo.key == key else None
+    return next((memo for memo in _read(settings) if memo.key == key), None)
 
 
 def write_memo(settings: Settings, memo: Memo) -> None:
-    """Keep it.  Raises FolderError as writing does."""
+    """Keep it, beside those of other keys.  Raises FolderError as writing does."""
     files.make_folder(settings.home)
-    files.write_whole(_path(settings), json.dumps(asdict(memo), indent=1).encode())
+    others = [other for other in _read(settings) if other.key != memo.key]
+    memos = [asdict(kept) for kept in (memo, *others)[:MEMOS_KEPT]]
+    files.write_whole(_path(settings), json.dumps(memos, indent=1).encode())
+
+
+def _read(settings: Settings) -> list[Memo]:
+    path = _path(settings)
+    if not path.is_file():
+        return []
+    try:
+        return [_parsed(values) for values in json.loads(files.read_all(path, limit=MAX_BYTES))]
+    except (FolderError, ValueError, TypeError, KeyError, RecursionError):
+        return []
 
 
 def with_run(memo: Memo, predicted: float, achieved: float) -> Memo:

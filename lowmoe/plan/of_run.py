@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lowmoe.cards import CardProfile
 from lowmoe.engine.load_options import TORCH, LoadOptions
+from lowmoe.engine.machine import PROBE_BYTES, ram_read_bandwidth
 from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.statistics import RunStatistics
 from lowmoe.experts.hybrid import HybridExperts
@@ -102,10 +103,20 @@ def _machine(
     memo = remembered(settings, threads, with_disk=needs_disk)
     return Machine(
         ram_bytes=0,
-        ram_bytes_per_s=memo.ram_bytes_per_s,
+        ram_bytes_per_s=_ram_now(runtime) or memo.ram_bytes_per_s,
         disk_bytes_per_s=memo.disk_bytes_per_s or DISK_BYTES_PER_S,
         cpu=memo.cpu,
         card=card if runtime.gpu is not None else None,
         measured=True,
         factor=memo.factor,
     )
+
+
+def _ram_now(runtime: Runtime) -> float | None:
+    """Bytes a second, 20 ms to measure: a virtual machine's RAM may have half the speed it had when
+    the machine was measured.  None where that cannot be told of the memory at hand.
+    """
+    probe = runtime.probe
+    if runtime.pool is None or (probe is not None and probe.numel() < PROBE_BYTES):
+        return None
+    return ram_read_bandwidth(runtime.pool, probe)

@@ -1,12 +1,22 @@
 """What is kept of a machine between runs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lowmoe.plan.machine import Processor
-from lowmoe.plan.memo import FEWEST_RUNS, NAME, RUNS_KEPT, Memo, read_memo, with_run, write_memo
+from lowmoe.plan.memo import (
+    FEWEST_RUNS,
+    MEMOS_KEPT,
+    NAME,
+    RUNS_KEPT,
+    Memo,
+    read_memo,
+    with_run,
+    write_memo,
+)
 from lowmoe.settings import Settings
 
 MEMO = Memo(
@@ -25,6 +35,17 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert read_memo(settings, "another") is None
 
 
+def test_a_run_with_fewer_threads_does_not_make_others_forgotten(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    memos = [replace(MEMO, key=f"{n} threads") for n in range(MEMOS_KEPT + 1)]
+    for memo in memos:
+        write_memo(settings, memo)
+    write_memo(settings, with_run(memos[-1], 10.0, 9.0))
+    assert read_memo(settings, memos[0].key) is None  # the oldest
+    assert [read_memo(settings, m.key) for m in memos[1:-1]] == memos[1:-1]
+    assert read_memo(settings, memos[-1].key) == with_run(memos[-1], 10.0, 9.0)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -34,7 +55,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         b"{}",
         b"\xff",
         b"[" * 100_000,
-        json.dumps({"key": "a machine", "ram_bytes_per_s": -1}).encode(),
+        json.dumps([{"key": "a machine", "ram_bytes_per_s": -1}]).encode(),
     ],
 )
 def test_what_cannot_be_understood_is_measured_again(tmp_path: Path, content: bytes) -> None:
