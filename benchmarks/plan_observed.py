@@ -20,7 +20,7 @@ from lowmoe.engine.machine import PROBE_BYTES, machine_line, ram_read_bandwidth
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.runtime import Runtime
 from lowmoe.experts.ledger import Traffic
-from lowmoe.experts.store import ExpertStore
+from lowmoe.experts.store import N_READERS, ExpertStore
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
 from lowmoe.families.fewer_layers import with_layers
@@ -143,12 +143,15 @@ class Speeds:
         self._with_disk = with_disk
 
     def now(self) -> tuple[float, float | None]:
-        """Memory that probing takes is not the model's."""
+        """RAM first, while each thread is where it computed.  What probing takes is not the
+        model's.
+        """
+        assert self._runtime.pool is not None
         self._memory.pause()
+        ram = ram_read_bandwidth(self._runtime.pool, self._probe)
         disk = measured_disk(read_settings().home) if self._with_disk else None
         self._memory.go_on()
-        assert self._runtime.pool is not None
-        return ram_read_bandwidth(self._runtime.pool, self._probe), disk
+        return ram, disk
 
 
 def observe(setting: Setting) -> dict[str, Any]:
@@ -185,9 +188,12 @@ def observe(setting: Setting) -> dict[str, Any]:
             disk_bytes_per_s=_middle(first[1], after[1]),
         )  # fmt: skip
         n_cached = found["n_cached"]
-        cost = decode_with_hits(plan.sizes, around, 0.0, found["hit_rate"], n_cached)
+        at_once = max(1, min(N_READERS, runtime.store.n_slots - 1))
+        cost = decode_with_hits(
+            plan.sizes, around, 0.0, found["hit_rate"], n_cached, at_once=at_once
+        )
         share = plan.allotment.places.in_ram / plan.sizes.n_experts
-        raw = decode_with_hits(plan.sizes, plan.machine, 0.0, share, n_cached)
+        raw = decode_with_hits(plan.sizes, plan.machine, 0.0, share, n_cached, at_once=at_once)
         stretches.append(
             {
                 **found,
@@ -219,7 +225,7 @@ class _Run:
     def __init__(self, runtime: Runtime, context: int) -> None:
         generator = random.Random(0)
         sampling = SamplingOptions(
-            temperature=1.0, top_p=1.0, seed=0, max_new_tokens=context - PROMPT
+            temperature=1.0, top_k=40, seed=0, max_new_tokens=context - PROMPT
         )
         ids = [generator.randrange(runtime.spec.n_vocab) for _ in range(PROMPT)]
         assert isinstance(runtime.store, ExpertStore)

@@ -17,7 +17,7 @@ from lowmoe.engine.cgroup import cpu_limits
 from lowmoe.kernels.cpu import Pool
 
 PROBE_BYTES = 256 * 2**20  # well beyond any last-level cache of a consumer processor
-PROBE_RUNS = 3
+PROBE_RUNS = 5  # of 4 to 8 ms: time for threads to be spread over the cores
 
 
 def physical_cores() -> int:
@@ -75,7 +75,7 @@ def _cpu_name() -> str:
 
 
 def ram_read_bandwidth(pool: Pool, resident: Tensor | None = None) -> float:
-    """Bytes a second that the threads which compute read from RAM, best of 3.
+    """Bytes a second that the threads which compute read from RAM, best of some.
 
     resident: uint8, memory that is in use anyway, to read instead of PROBE_BYTES taken for it.
     What fits into a cache reads faster than RAM.

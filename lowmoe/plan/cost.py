@@ -11,20 +11,28 @@ Ignorant of:  where the numbers of a machine come from; what a user sees.
 from dataclasses import dataclass, replace
 
 from lowmoe.experts.split import Misses
+from lowmoe.experts.store import N_READERS
 from lowmoe.plan.machine import Machine
 from lowmoe.plan.sizes import ModelSizes
 from lowmoe.plan.skew import Skew
 
 # Of plain reads by the same threads, what streaming through all matrices of a model comes to when
-# decoding them costs nothing (docs/cpu_kernels.md).
-RAM_SHARE = 0.90
+# decoding them costs nothing: 15 settings of benchmarks/plan_accuracy.py with all in RAM.
+RAM_SHARE = 0.95
 # How sharply the slower of reading and decoding hides the other: both at the same speed, each has
 # 2 ** (-1 / 4) = .84 of it.
 SHARPNESS = 4.0
 LAYER_S = 20e-6  # a layer's norms, roundings, meetings of threads, on the CPU
 SLOW_LAYER_S = 105e-6  # more where Python is between layers, since some experts are not in RAM
+# Of choosing a token from its scores in torch, and for each of these more: .18 ms of 32000, .57 of
+# 151936, with a temperature and top-k.
+CHOICE_S, SCORE_S = 0.1e-3, 3.2e-9
 TORCH_FACTOR = 40.0  # what torch takes, times what native code would (docs/families.md)
-DISK_MORE = 1.05  # bytes read over bytes missing (benchmarks/peers/larger_than_ram.py)
+DISK_MORE = 1.05  # bytes read over bytes missing, the rest being guesses that did not come true
+# Of a read of one part of an expert, beside its bytes: a thread woken, a call, the next one told.
+# As many as go on at once share it. From what is left of the disk's time in 12 settings of
+# benchmarks/plan_accuracy.py, parts of 1.2 to 78 MB, once their bytes are paid for.
+READ_S = 360e-6
 GPU_SHARE = 0.80  # of a card's bandwidth that decode reaches: a target, nobody measured it
 GPU_LAYER_S = 15e-6  # between kernels of a layer: likewise
 WAIT_S = 20e-6  # of a layer that CPU and GPU share: the host waits once
@@ -97,7 +105,9 @@ def decode(
 ) -> Cost:
     """One token after n_cached others."""
     on_gpu, in_memory = hit_rates(sizes, places, skew)
-    return decode_with_hits(sizes, machine, on_gpu, in_memory, n_cached, handling)
+    # One that is computed with stays where it is.
+    at_once = max(1, min(N_READERS, places.in_ram - 1))
+    return decode_with_hits(sizes, machine, on_gpu, in_memory, n_cached, handling, at_once=at_once)
 
 
 def decode_with_hits(
@@ -107,19 +117,24 @@ def decode_with_hits(
     in_memory: float,
     n_cached: int,
     handling: MissHandling = DEFAULT_HANDLING,
+    *,
+    at_once: int = N_READERS,
 ) -> Cost:
-    """The same where hit rates are known: of the GPU, and of GPU and RAM together."""
+    """The same where hit rates are known: of the GPU, and of GPU and RAM together.  at_once: reads
+    from disk.
+    """
     kv = sizes.kv_bytes_per_token * n_cached + 2 * sizes.state_bytes  # read, and written
-    disk = _disk_seconds(sizes, machine, in_memory, handling)
+    disk = _disk_seconds(sizes, machine, in_memory, handling, at_once)
+    choice = CHOICE_S + SCORE_S * sizes.n_vocab
     if machine.card is None:
         cpu = _cpu_seconds(sizes, machine, sizes.bytes_per_token, kv)
-        rest = sizes.n_layers * (LAYER_S + (SLOW_LAYER_S if disk else 0.0))
+        rest = choice + sizes.n_layers * (LAYER_S + (SLOW_LAYER_S if disk else 0.0))
         return _with_disk(Cost(total=cpu + rest, cpu=cpu, rest=rest), disk)
     speed = machine.card.bandwidth * GPU_SHARE
     dense = (sizes.dense_bytes_per_token + kv) / speed
     hits = on_gpu * sizes.active_expert_bytes / speed
     missed = (1 - on_gpu) * sizes.active_expert_bytes * handling.share(sizes)
-    rest = sizes.n_layers * (GPU_LAYER_S + (WAIT_S if missed else 0.0))
+    rest = choice + sizes.n_layers * (GPU_LAYER_S + (WAIT_S if missed else 0.0))
     if handling.misses == "page":  # computed there behind what is there, as they come
         hits += missed / speed
         pcie, cpu = missed / machine.card.bus_bandwidth, 0.0
@@ -130,14 +145,15 @@ def decode_with_hits(
 
 
 def _disk_seconds(
-    sizes: ModelSizes, machine: Machine, in_memory: float, handling: MissHandling
+    sizes: ModelSizes, machine: Machine, in_memory: float, handling: MissHandling, at_once: int
 ) -> float:
     """Of reading what is missing.  What came in part is read to the end if it is wanted again,
     which is taken to be as likely as any expert is found.
     """
     first = handling.share(sizes)
-    missing = (1 - in_memory) * (first + in_memory * (1 - first)) * sizes.active_expert_bytes
-    return missing * DISK_MORE / machine.disk_bytes_per_s
+    n_experts = (1 - in_memory) * (first + in_memory * (1 - first)) * sizes.n_active * DISK_MORE
+    n_bytes = n_experts * sizes.expert_bytes
+    return n_bytes / machine.disk_bytes_per_s + n_experts * sizes.n_planes * READ_S / at_once
 
 
 def _missed_seconds(sizes: ModelSizes, machine: Machine, missed: float, misses: Misses) -> float:

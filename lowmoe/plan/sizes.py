@@ -25,8 +25,8 @@ class ModelSizes:
     everything but experts; dense_bytes_per_token: of it, what every token reads; expert_bytes: one
     expert, on disk as in RAM; kv_bytes_per_token: of one position in all layers; state_bytes: of
     those layers that keep states, which every token reads and writes; states_bytes: the most that a
-    conversation keeps of them; active_weights: numbers that one token is multiplied by; is_native:
-    whether the CPU's kernels compute it.
+    conversation keeps of them; active_weights: numbers that one token is multiplied by; n_vocab:
+    scores of a token; is_native: whether the CPU's kernels compute it.
     """
 
     n_planes: int
@@ -41,6 +41,7 @@ class ModelSizes:
     state_bytes: int
     states_bytes: int
     active_weights: int
+    n_vocab: int
     is_native: bool
 
     @property
@@ -89,6 +90,7 @@ def model_sizes(
         state_bytes=state_bytes(spec),
         states_bytes=states_bytes(spec),
         active_weights=spec.n_active_parameters - (0 if spec.tied_head else _embedding(spec)),
+        n_vocab=spec.n_vocab,
         is_native=not lacking(spec, ABLE),
     )
 
