@@ -1,7 +1,8 @@
-"""One setting of plan_accuracy.py: what was planned of a model and what came, in this process.
+"""One setting of plan_accuracy.py: what came of a model, in this process.
 
-Knows:        how a run is cut into stretches, what is measured around each.
-Ignorant of:  which settings there are.
+Knows:        how a run is cut into stretches, what is measured around each, the budget that leaves
+              the room asked for.
+Ignorant of:  which settings there are, what was predicted.
 """
 
 import random
@@ -20,15 +21,14 @@ from lowmoe.engine.machine import PROBE_BYTES, machine_line, ram_read_bandwidth
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.runtime import Runtime
 from lowmoe.experts.ledger import Traffic
-from lowmoe.experts.store import N_READERS, ExpertStore
+from lowmoe.experts.store import ExpertStore
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
 from lowmoe.families.fewer_layers import with_layers
 from lowmoe.kernels.cpu import PAGE_TOKENS
 from lowmoe.loader.synthetic import write_synthetic
-from lowmoe.plan.cost import decode_with_hits
 from lowmoe.plan.here import remembered
-from lowmoe.plan.machine import Machine
+from lowmoe.plan.machine import Machine, Processor
 from lowmoe.plan.memory import Allotment
 from lowmoe.plan.planner import Question, placed
 from lowmoe.plan.probe import measured_disk, measured_processor
@@ -154,17 +154,24 @@ class Speeds:
         return ram, disk
 
 
+def machine_of(memo: dict[str, Any]) -> Machine:
+    """The machine as it was remembered.  memo: as asdict gives it."""
+    return Machine(
+        ram_bytes=0,
+        ram_bytes_per_s=memo["ram_bytes_per_s"],
+        disk_bytes_per_s=memo["disk_bytes_per_s"] or 1.0,
+        cpu=Processor(**memo["cpu"]),
+        measured=True,
+    )
+
+
 def observe(setting: Setting) -> dict[str, Any]:
     """Run one setting in this process; what was predicted of it, and what came."""
     settings = read_settings()
     folder = folder_of(setting)
     memo = remembered(settings, setting.threads, with_disk=True)
     cpu = measured_processor(memo.key.split(", ")[-2], setting.threads)
-    remembered_machine = Machine(
-        ram_bytes=0, ram_bytes_per_s=memo.ram_bytes_per_s, cpu=memo.cpu,
-        disk_bytes_per_s=memo.disk_bytes_per_s or 1.0, measured=True,
-    )  # fmt: skip
-    plan = planned(setting, remembered_machine)
+    plan = planned(setting, machine_of(asdict(memo)))
     probe = page_aligned(PROBE_BYTES).fill_(1)
     memory = Memory()
     before = memory.highest()
@@ -183,25 +190,11 @@ def observe(setting: Setting) -> dict[str, Any]:
         first = after
         found = run.stretch(setting.new_tokens, plan.sizes)
         after = speeds.now()
-        around = replace(
-            plan.machine, cpu=cpu, ram_bytes_per_s=_middle(first[0], after[0]),
-            disk_bytes_per_s=_middle(first[1], after[1]),
-        )  # fmt: skip
-        n_cached = found["n_cached"]
-        at_once = max(1, min(N_READERS, runtime.store.n_slots - 1))
-        cost = decode_with_hits(
-            plan.sizes, around, 0.0, found["hit_rate"], n_cached, at_once=at_once
-        )
-        share = plan.allotment.places.in_ram / plan.sizes.n_experts
-        raw = decode_with_hits(plan.sizes, plan.machine, 0.0, share, n_cached, at_once=at_once)
         stretches.append(
             {
                 **found,
-                "predicted_tokens_per_s": 1 / cost.total,
-                "raw_tokens_per_s": 1 / raw.total,
                 "ram_bytes_per_s": [first[0], after[0]],
                 "disk_bytes_per_s": [first[1], after[1]],
-                "cost": asdict(cost),
                 "changed": _changed(first, after),
             }
         )
@@ -212,8 +205,6 @@ def observe(setting: Setting) -> dict[str, Any]:
         "machine": machine_line(),
         "memo": asdict(memo),
         "processor": asdict(cpu),
-        "sizes": asdict(plan.sizes),
-        "predicted_bytes": plan.allotment.ram_bytes,
         "peak_bytes": peak,
         "stretches": stretches,
     }
@@ -267,11 +258,6 @@ def _hits(moved: Traffic, sizes: ModelSizes) -> float:
     """Share of requests for experts that had not to be read for them, ahead or not."""
     n_reads = moved.disk_bytes / sizes.expert_bytes - (moved.guessed - moved.guessed_right)
     return min(1.0, max(0.0, 1 - n_reads / (moved.ram_requests + moved.disk_requests)))
-
-
-def _middle(first: float | None, after: float | None) -> float:
-    """Of two speeds, that of moving half of the bytes at each."""
-    return 1.0 if first is None or after is None else 2 / (1 / first + 1 / after)
 
 
 def _changed(first: tuple[float, float | None], after: tuple[float, float | None]) -> bool:

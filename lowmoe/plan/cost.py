@@ -17,8 +17,8 @@ from lowmoe.plan.sizes import ModelSizes
 from lowmoe.plan.skew import Skew
 
 # Of plain reads by the same threads, what streaming through all matrices of a model comes to when
-# decoding them costs nothing: 15 settings of benchmarks/plan_accuracy.py with all in RAM.
-RAM_SHARE = 0.95
+# decoding them costs nothing (docs/cpu_kernels.md).
+RAM_SHARE = 0.90
 # How sharply the slower of reading and decoding hides the other: both at the same speed, each has
 # 2 ** (-1 / 4) = .84 of it.
 SHARPNESS = 4.0
@@ -127,9 +127,11 @@ def decode_with_hits(
     disk = _disk_seconds(sizes, machine, in_memory, handling, at_once)
     choice = CHOICE_S + SCORE_S * sizes.n_vocab
     if machine.card is None:
-        cpu = _cpu_seconds(sizes, machine, sizes.bytes_per_token, kv)
+        experts = _cpu_seconds(sizes, machine, sizes.active_expert_bytes, 0)
+        cpu = _cpu_seconds(sizes, machine, sizes.dense_bytes_per_token, kv) + experts
         rest = choice + sizes.n_layers * (LAYER_S + (SLOW_LAYER_S if disk else 0.0))
-        return _with_disk(Cost(total=cpu + rest, cpu=cpu, rest=rest), disk)
+        hidden = min(disk, experts * _beside_misses(sizes, in_memory))
+        return _with_disk(Cost(total=cpu + rest - hidden, cpu=cpu, rest=rest), disk)
     speed = machine.card.bandwidth * GPU_SHARE
     dense = (sizes.dense_bytes_per_token + kv) / speed
     hits = on_gpu * sizes.active_expert_bytes / speed
@@ -142,6 +144,14 @@ def decode_with_hits(
         pcie, cpu = 0.0, _missed_seconds(sizes, machine, missed, handling.misses)
     total = dense + max(hits, cpu, pcie) + rest
     return _with_disk(Cost(total=total, gpu=dense + hits, cpu=cpu, pcie=pcie, rest=rest), disk)
+
+
+def _beside_misses(sizes: ModelSizes, in_memory: float) -> float:
+    """Share of a token's experts that are found while another of their layer is not: they are
+    computed while that is read.
+    """
+    n_others = max(0.0, sizes.n_active / sizes.n_layers - 1)
+    return in_memory * (1.0 - float(in_memory**n_others))
 
 
 def _disk_seconds(
@@ -178,9 +188,7 @@ def _cpu_seconds(sizes: ModelSizes, machine: Machine, packed: float, plain: floa
 
 
 def _with_disk(cost: Cost, disk: float) -> Cost:
-    """A layer waits for its reads, and they for its router: little of either hides the other, what
-    is read ahead making up for reads that are too few to keep a disk busy (docs/plan.md).
-    """
+    """A layer waits for its reads, and they for its router (docs/plan.md)."""
     return replace(cost, total=cost.total + disk, disk=disk)
 
 
