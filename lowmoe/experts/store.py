@@ -23,10 +23,6 @@ MIN_SLOTS = 2  # one to compute with, one to read into
 # Reads under way at once: with reads as large as experts, four reach the speed of plain reads
 # (benchmarks/disk_reads.py; which has as many of those).
 N_READERS = 4
-# Of tokens that use an expert, for it to be read before any does where RAM has not room for all:
-# with the popularity of Qwen3-30B, whose experts are much alike, reading whichever came first until
-# RAM was full cost 14 % of the tokens of the first 10 s (benchmarks/cold_start.py).
-WORTH_READING = 0.1
 
 
 class ExpertStore:
@@ -287,8 +283,8 @@ class ExpertStore:
         self._guesses = []
 
     def read_rest(self, n_experts: Sequence[int], elsewhere: Collection[Key] = ()) -> None:
-        """Read on beside what is wanted: towards a complete store where RAM will hold all of it;
-        else those that are known to be WORTH_READING unasked, until RAM is full.
+        """Read on beside what is wanted: towards a complete store where RAM will hold all of it, or
+        where it is known which are popular, those until RAM is full.
 
         n_experts: of each layer, the same at every call; elsewhere: those that are not needed here.
         An expert that nobody has asked for yet would make someone wait later; and a complete store
