@@ -12,6 +12,7 @@ import torch
 from lowmoe.checkpoint.buffers import page_aligned
 from lowmoe.engine import machine
 from lowmoe.engine.machine import (
+    PROBE_RUNS,
     machine_line,
     new_pool,
     own_cpus,
@@ -126,9 +127,9 @@ class TimedPool:
 
 def test_bandwidth_is_bytes_over_the_best_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "PROBE_BYTES", 4096)
-    pool = TimedPool([3.0, 2.0, 4.0])
+    pool = TimedPool([3.0, 2.0, 4.0, 2.5, 5.0])
     assert ram_read_bandwidth(cast(Pool, pool)) == 4096 / 2.0
-    assert pool.read == [4096] * 3
+    assert pool.read == [4096] * PROBE_RUNS
 
 
 def test_memory_that_is_there_is_read_and_none_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,9 +137,9 @@ def test_memory_that_is_there_is_read_and_none_taken(monkeypatch: pytest.MonkeyP
     there = [page_aligned(n_bytes) for n_bytes in (1024, 8192)]
     monkeypatch.delattr(machine, "page_aligned")
     for resident, read in zip(there, (1024, 4096), strict=True):
-        pool = TimedPool([1.0] * 3)
+        pool = TimedPool([1.0] * PROBE_RUNS)
         assert ram_read_bandwidth(cast(Pool, pool), resident) == read
-        assert pool.read == [read] * 3
+        assert pool.read == [read] * PROBE_RUNS
 
 
 @pytest.mark.parametrize("n_bytes", [200_000, 2**20])
