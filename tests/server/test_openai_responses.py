@@ -306,7 +306,10 @@ def test_functions_of_a_namespace_are_called_by_their_names_there() -> None:
     [
         ("none", ToolChoice(mode="none")),
         ("required", ToolChoice(mode="required")),
-        ({"type": "function", "name": "add"}, ToolChoice(mode="required", name="add")),
+        (
+            {"type": "function", "name": "add"},
+            ToolChoice(mode="required", name="add", parallel=False),
+        ),
     ],
 )
 def test_the_client_says_which_tool_must_be_called(
