@@ -148,7 +148,7 @@ class ChatTemplate:
         turns = Turns(
             messages,
             tools,
-            habits=self._habits,
+            habits=self._habits_with_tools if tools else self._habits_without_tools,
             style=self.style,
             thinking_key=self._thinking_key,
             marks=marks,
@@ -172,10 +172,17 @@ class ChatTemplate:
         return self._program.run({**given, **self._tokens, **variables}, fuel=fuel)
 
     @functools.cached_property
-    def _habits(self) -> Habits:
-        return Habits.of(
-            lambda messages, tools: self._run(messages, tools, {"add_generation_prompt": False})
-        )
+    def _habits_with_tools(self) -> Habits:
+        return Habits.of(self._try, with_tools=True)
+
+    @functools.cached_property
+    def _habits_without_tools(self) -> Habits:
+        return Habits.of(self._try, with_tools=False)
+
+    def _try(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> str:
+        return self._run(messages, tools, {"add_generation_prompt": False})
 
     @property
     def _thinking_key(self) -> str | None:

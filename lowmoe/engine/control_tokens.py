@@ -23,8 +23,10 @@ from lowmoe.engine.text import Tokenizer
 _START = "\ufdd0"
 _END = "\ufdd1"
 
-# As JSON writes them that keeps to ASCII; a backslash before one makes it text.
+# As templates write them that print a list or a mapping, or JSON in ASCII; a backslash before one
+# makes it text.
 _ESCAPED = re.compile(r"(?<!\\)((?:\\\\)*)\\u(fdd[01])")
+_SPELLED_OUT = re.compile(r"\\(?=ufdd[01])")
 
 
 class ControlTokens:
@@ -47,9 +49,13 @@ class ControlTokens:
         self._bracketed = inner | {text.removeprefix("/") for text in inner}
 
     def text(self, text: str, *, by_assistant: bool = False) -> str:
-        """Put each control token that this text must not write between the marks."""
+        """Put each control token that this text must not write between the marks.
+
+        Where it spells out a mark as a template may, it is divided, so that it stays what it is.
+        """
         control = self._of_assistant if by_assistant else self._of_others
-        return re.sub(control, rf"{_START}\g<0>{_END}", text)
+        marked = re.sub(control, rf"{_START}\g<0>{_END}", text)
+        return _SPELLED_OUT.sub(rf"\g<0>{_END}", marked)
 
     def value(self, value: Any) -> Any:
         """Do so in every string of a mapping or list."""
@@ -72,7 +78,7 @@ class ControlTokens:
         """
         marked = re.compile(f"{_START}({self._of_others}){_END}|[{_START}{_END}]")
         # re.split gives text, plain, text, plain, ..., text; plain is None at a lone mark.
-        first, *rest = marked.split(text)
+        first, *rest = marked.split(_ESCAPED.sub(_as_mark, text))
         ids = self._tokenizer.encode(first, add_special=False)
         for plain, following in zip(rest[::2], rest[1::2], strict=True):
             if plain:
@@ -94,9 +100,8 @@ class Unmarked:
         return value
 
 
-def unescaped(json: str) -> str:
-    """JSON in ASCII, its marks as they were."""
-    return _ESCAPED.sub(lambda found: found[1] + chr(int(found[2], 16)), json)
+def _as_mark(found: re.Match[str]) -> str:
+    return found[1] + chr(int(found[2], 16))
 
 
 def _any_of(tokens: Sequence[str]) -> str:

@@ -17,8 +17,10 @@ Writes: TypeAlias = Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str,
 
 _NAME, _OTHER_NAME = "probe_tool", "probe_other_tool"
 _TEXT, _RESULT = "probe of a text", "probe of a result"
-_VALUE = ["probe of a value", None]
-_VALUE_JSON = '["probe of a value", null]'
+_VALUE_TEXT = "probe of a value"
+_VALUE = [_VALUE_TEXT, None]
+_VALUE_JSON = f'["{_VALUE_TEXT}", null]'
+_TOOL = definition(Tool(name="probe_defined", description="probe of a definition"))
 _SHORT_ID, _LONG_ID = "probe1234", "probe-of-an-id"
 _USER = {"role": "user", "content": _TEXT + "?"}
 
@@ -29,6 +31,7 @@ class Habits:
     knows the role of a tool's result.
 
     calls: whether it writes those of earlier answers, with arguments given as a mapping or as JSON.
+    A template that makes something of its own of a mapping's values gets one.
     one_call: only one in each answer; text: that of an answer with calls is written beside them, or
     may be written as an answer of its own before, or has no place; short_ids: they must have nine
     letters or digits.
@@ -43,16 +46,20 @@ class Habits:
     short_ids: bool
 
     @staticmethod
-    def of(writes: Writes) -> "Habits":
-        """Find them out.  writes: raises TextError for what it refuses."""
+    def of(writes: Writes, *, with_tools: bool) -> "Habits":
+        """Find them out.  writes: raises TextError for what it refuses.
+
+        with_tools: of conversations with tools; Hunyuan's template knows calls only in such.
+        """
+        takes_tools = _TOOL["function"]["name"] in _written(writes, tools=[_TOOL])
+        if with_tools and takes_tools:
+            writes = _with_tools(writes)
         system = {"role": "system", "content": _TEXT}
-        tool = definition(Tool(name=_NAME, description=_TEXT))
         calls = _calls(writes)
         one = _call(_NAME, json=calls == "json")
         other = _call(_OTHER_NAME, json=calls == "json")
         both = _written(writes, _answer(one, other))
         result = {"role": "tool", "content": _RESULT, "name": _NAME, "tool_call_id": _SHORT_ID}
-        takes_tools = _NAME in _written(writes, tools=[tool])
         with_result = [_answer(one) if calls else {"role": "assistant", "content": _TEXT}, result]
         return Habits(
             takes_system=_TEXT in _written(writes, before=[system]).replace(_TEXT + "?", ""),
@@ -67,12 +74,17 @@ class Habits:
         )
 
 
+def _with_tools(writes: Writes) -> Writes:
+    return lambda messages, tools: writes(messages, tools or [_TOOL])
+
+
 def _calls(writes: Writes) -> Literal["mapping", "json"] | None:
-    if _has(_written(writes, _answer(_call(_NAME, json=False))), _NAME, _VALUE_JSON):
+    of_mapping, of_json = (_written(writes, _answer(_call(_NAME, json=j))) for j in (False, True))
+    if _has(of_mapping, _NAME, _VALUE_JSON):
         return "mapping"
-    if _has(_written(writes, _answer(_call(_NAME, json=True))), _NAME, _VALUE_JSON):
+    if _has(of_json, _NAME, _VALUE_JSON):
         return "json"
-    return None
+    return "mapping" if _has(of_mapping, _NAME, _VALUE_TEXT) else None
 
 
 def _text(

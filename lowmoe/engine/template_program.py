@@ -13,7 +13,6 @@ from typing import Any
 
 import minijinja
 
-from lowmoe.engine.control_tokens import unescaped
 from lowmoe.errors import TextError
 
 # The longest templates in use have 30,000 characters.
@@ -124,10 +123,9 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """Stand in for minijinja's filter, which writes <, > and & as escapes for HTML."""
-    text = json.dumps(
+    return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
-    return unescaped(text) if ensure_ascii else text
 
 
 def _template_fault(error: minijinja.TemplateError) -> TextError:

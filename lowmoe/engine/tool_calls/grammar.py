@@ -22,7 +22,8 @@ _SPELLING = {
 }
 
 _FOR_PEOPLE = frozenset({"$comment", "default", "description", "examples", "title"})
-_OF_SCHEMAS = frozenset({"$defs", "definitions", "patternProperties", "properties"})  # by names
+_ROOTS = ("$defs", "definitions")
+_OF_SCHEMAS = frozenset({*_ROOTS, "patternProperties", "properties"})  # by names
 _VALUES = frozenset({"const", "enum"})
 
 # What else in an object's schema may let properties in.
@@ -69,6 +70,11 @@ class GrammarWriter:
         schema = tool.parameters
         is_closed = "properties" in schema and not _OPENING & schema.keys()
         return self.json({"additionalProperties": False, **schema} if is_closed else schema)
+
+    def parameter(self, tool: Tool, schema: Any) -> str:
+        """The JSON of one of its parameters, whose schema may refer to the tool's."""
+        roots = {key: tool.parameters[key] for key in _ROOTS if key in tool.parameters}
+        return self.json({**roots, **schema} if isinstance(schema, Mapping) else {})
 
     def call_object(self, tool: Tool, *, key: str = "arguments") -> str:
         """{"name": ..., "arguments": {...}}"""

@@ -34,18 +34,18 @@ def read_object(reader: Reader, names: Container[str]) -> Reading[bool]:
         return (yield from _read_whole(reader, names))
     reader.commit()
     yield ("call", head[1])
-    if not (yield from reader.json(JsonObject(), kind="arguments")):
+    if not (yield from reader.value(JsonObject(), kind="arguments")):
         return False
     # What else stands in the object, an id for one, is read and left out.
     outer = JsonObject()
     outer.push('{"": 0')
-    return (yield from reader.json(outer))
+    return (yield from reader.value(outer))
 
 
 def _read_whole(reader: Reader, names: Container[str]) -> Reading[bool]:
     """A call that has its keys in another order, or its arguments in a string."""
     start = reader.at
-    if not (yield from reader.json(JsonObject())):
+    if not (yield from reader.value(JsonObject())):
         return False
     try:
         call = json.loads(reader.since(start), strict=False)
@@ -76,7 +76,7 @@ def read_arguments(reader: Reader, name: str, names: Container[str]) -> Reading[
         return False
     reader.commit()
     yield ("call", name)
-    return (yield from reader.json(JsonObject(), kind="arguments"))
+    return (yield from reader.value(JsonObject(), kind="arguments"))
 
 
 def read_list(reader: Reader, names: Container[str]) -> Reading[bool]:

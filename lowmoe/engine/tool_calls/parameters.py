@@ -113,10 +113,7 @@ def _lark_parameter(
     named = tags.typed[not is_text] if tags.typed else tags.named
     line = literal("\n") if tags.broken_lines else ""
     if not is_text:
-        roots = {
-            key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters
-        }
-        value = f"{grammar.json({**roots, **schema})} {line} {grammar.tag(tags.close)}"
+        value = f"{grammar.parameter(tool, schema)} {line} {grammar.tag(tags.close)}"
     elif types == _STRING and (chosen := _chosen(schema)):
         value = f"{any_of([literal(text) for text in chosen])} {line} {grammar.tag(tags.close)}"
     else:

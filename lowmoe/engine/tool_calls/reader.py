@@ -8,9 +8,7 @@ A style reads by generators: what they yield are parts of the answer, None while
 
 import re
 from collections.abc import Callable, Collection, Generator
-from typing import Literal, TypeAlias, TypeVar
-
-from lowmoe.engine.tool_calls.json_object import JsonObject
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 # Text; the name of a tool whose call begins; more of its arguments' JSON.
 PartKind: TypeAlias = Literal["answer", "call", "arguments"]
@@ -20,6 +18,19 @@ T = TypeVar("T")
 Reading: TypeAlias = Generator[Part | None, None, T]
 
 MAX_HEAD = 512  # characters before a call's arguments: a name, an id
+
+
+class Scan(Protocol):
+    """Finds the end of a value."""
+
+    @property
+    def is_whole(self) -> bool: ...
+
+    @property
+    def is_broken(self) -> bool: ...
+
+    def push(self, text: str) -> tuple[int, str]:
+        """How many characters belong to the value, and how they are to be written."""
 
 
 class Reader:
@@ -155,8 +166,8 @@ class Reader:
                 return None
             yield None
 
-    def json(self, scan: JsonObject, *, kind: PartKind | None = None) -> Reading[bool]:
-        """Read an object to its end, passing it on as parts of a kind; whether it came to one."""
+    def value(self, scan: Scan, *, kind: PartKind | None = None) -> Reading[bool]:
+        """Read a value to its end, passing it on as parts of a kind; whether it came to one."""
         while True:
             n_taken, written = scan.push(self._text[self._at :])
             self._at += n_taken

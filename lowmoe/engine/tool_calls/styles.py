@@ -19,6 +19,7 @@ from lowmoe.engine.tool_calls.invoke import SIGNS as INVOKE_SIGNS
 from lowmoe.engine.tool_calls.invoke import invoke
 from lowmoe.engine.tool_calls.listed import Listed
 from lowmoe.engine.tool_calls.object_lines import ObjectLines
+from lowmoe.engine.tool_calls.pythonic import Pythonic
 from lowmoe.engine.tool_calls.style import Style
 from lowmoe.engine.tool_calls.tool_sep import ToolSep
 
@@ -38,6 +39,7 @@ _STYLES: tuple[tuple[tuple[str, ...], Callable[[str], Style]], ...] = (
     (("<|/tool_call|>",), lambda template: Listed(close="<|/tool_call|>")),
     (("<|tool_call|>",), lambda template: Listed()),
     (("<|start_header_id|>", '"parameters": '), lambda template: BareObject()),
+    (("[func_name1(",), lambda template: Pythonic()),
     (("<|header_start|>", '"parameters": '), lambda template: BareObject()),
 )
 

@@ -22,6 +22,7 @@ from lowmoe.engine.tool_calls.hermes import Hermes
 from lowmoe.engine.tool_calls.invoke import invoke
 from lowmoe.engine.tool_calls.listed import Listed
 from lowmoe.engine.tool_calls.object_lines import ObjectLines
+from lowmoe.engine.tool_calls.pythonic import Pythonic
 from lowmoe.engine.tool_calls.reader import Part
 from lowmoe.engine.tool_calls.splitter import CallSplitter
 from lowmoe.engine.tool_calls.style import Style
@@ -40,6 +41,8 @@ OF_JSON: Mapping[str, Style] = {
     "tool sep": ToolSep(fenced=False),
     "tool sep, fenced": ToolSep(fenced=True),
 }
+# Theirs are Python's.
+OF_PYTHON: Mapping[str, Style] = {"pythonic": Pythonic()}
 # Theirs are text between tags.
 OF_TEXT: Mapping[str, Style] = {
     "arg keys": ArgKeys(),
@@ -48,7 +51,9 @@ OF_TEXT: Mapping[str, Style] = {
     "functions": Functions(),
     "invoke": invoke("<x:tool_call>"),
 }
-WITHOUT_HARMONY = {**OF_JSON, **OF_TEXT}
+WITHOUT_HARMONY = {**OF_JSON, **OF_PYTHON, **OF_TEXT}
+# They have no tag that a call begins with.
+AT_START = ("bare object", "pythonic")
 STYLES = {**WITHOUT_HARMONY, "harmony": Harmony()}
 
 ANYTHING = Tool(

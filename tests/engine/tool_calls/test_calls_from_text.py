@@ -15,8 +15,10 @@ from lowmoe.engine.thinking import TO_TOOL
 from lowmoe.engine.tool_calls.harmony import CALL, Harmony
 from tests.engine.tool_calls.styled import (
     ANYTHING,
+    AT_START,
     NOTHING,
     OF_JSON,
+    OF_PYTHON,
     OF_TEXT,
     STYLES,
     WITHOUT_HARMONY,
@@ -63,7 +65,7 @@ def cut(text: str, data: st.DataObject) -> list[str]:
 
 def check_round_trip(name: str, made: list[ToolCall], before: str, data: st.DataObject) -> None:
     style = WITHOUT_HARMONY[name]
-    before = "" if name == "bare object" else before
+    before = "" if name in AT_START else before
     text = before + style.write(made)
     whole = split(style, [text])
     assert calls_in(whole) == [(one.name, one.arguments) for one in made]
@@ -72,7 +74,7 @@ def check_round_trip(name: str, made: list[ToolCall], before: str, data: st.Data
     assert split(style, list(text)) == whole
 
 
-@pytest.mark.parametrize("name", OF_JSON)
+@pytest.mark.parametrize("name", [*OF_JSON, *OF_PYTHON])
 @settings(max_examples=40, deadline=None)
 @given(made=calls(PLAIN | HOSTILE), before=st.sampled_from(["", "Let me see.\n\n"]), data=st.data())
 def test_calls_with_json_come_out_as_they_went_in(
@@ -154,8 +156,8 @@ def test_a_tag_that_is_a_token_counts_only_as_a_token(name: str) -> None:
     style = WITHOUT_HARMONY[name]
     text = style.write([call(count=1)])
     quoted = split(style, [text], tokens=True)
-    # The one style reads calls without their outer tag too, and the other has no tag.
-    if name not in ("functions", "bare object"):
+    # The one style reads calls without their outer tag too, and the others have no tag.
+    if name != "functions" and name not in AT_START:
         assert text_in(quoted) == text
     tags = sorted(style.tags, key=len, reverse=True)
     pieces, rest = [], text
@@ -212,6 +214,15 @@ A = {"a": 1}
         ("bare object", '<|python_tag|>{"name": "nothing", "parameters": {"a": 1}}', A),
         ("bare object", '{"type": "function", "name": "nothing", "parameters": {"a": 1}}', A),
         ("bare object", 'Yes.<|python_end|>{"name": "nothing", "parameters": {"a": 1}}', A),
+        ("pythonic", "<|python_start|>[nothing(a=1)]<|python_end|>", A),
+        ("pythonic", "[ nothing ( a = 1 ) ]", A),
+        ("pythonic", "[nothing(a=Paris)]", {"a": "Paris"}),
+        (
+            "pythonic",
+            "[nothing(a='it\\'s \\u00e9', b=[true, None])]",
+            {"a": "it's é", "b": [True, None]},
+        ),
+        ("pythonic", '[nothing(a="say "you" loud\\ly")]', {"a": 'say "you" loud\\ly'}),
         ("functions", "<function=nothing>\n<parameter=a>\n1\n</parameter>\n</function>", A),
         ("arg keys", "<tool_call>nothing\n</tool_call>", {}),
         (

@@ -20,14 +20,16 @@ from tests.talking_mixtral import learned_tokenizer
 
 # One for each style, and a tokenizer that has its tags as tokens, or some of them, or none.
 ONE_OF_EACH = (
-    "bare",
     "deepseek-r1",
     "deepseek-v3.1",
     "deepseek-v3.2",
     "glm-4.7-flash",
     "gpt-oss",
     "granite-3.3",
+    "hunyuan-a13b",
     "kimi-k2",
+    "llama-3.1",
+    "llama-4",
     "minimax-m1",
     "minimax-m2",
     "ministral-3",
@@ -196,7 +198,7 @@ ODD: Mapping[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", ["qwen3", "qwen3.5", "deepseek-v3.2"])
+@pytest.mark.parametrize("name", ["qwen3", "qwen3.5", "deepseek-v3.2", "llama-4"])
 @pytest.mark.parametrize("parameters", [ODD, {}], ids=["odd", "none"])
 def test_what_llguidance_does_not_know_of_a_schema_is_left_out(
     name: str, parameters: Mapping[str, Any]

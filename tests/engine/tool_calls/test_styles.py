@@ -15,6 +15,7 @@ from lowmoe.engine.tool_calls.hermes import Hermes
 from lowmoe.engine.tool_calls.invocations import Invocations
 from lowmoe.engine.tool_calls.listed import Listed
 from lowmoe.engine.tool_calls.object_lines import ObjectLines
+from lowmoe.engine.tool_calls.pythonic import Pythonic
 from lowmoe.engine.tool_calls.style import Style
 from lowmoe.engine.tool_calls.styles import style_of
 from lowmoe.engine.tool_calls.tool_sep import ToolSep
@@ -22,20 +23,24 @@ from tests.engine.tool_calls.sources import SOURCES
 from tests.talking_mixtral import learned_tokenizer
 
 BY_TEMPLATE: Mapping[str, type[Style]] = {
-    "bare": BareObject,
     "chatml": Hermes,
     "deepseek-r1": ToolSep,
     "deepseek-v3.1": ToolSep,
     "deepseek-v3.2": Invocations,
     "deepseek-v4": Invocations,
+    "glm-4.5": ArgKeys,
     "glm-4.6": ArgKeys,
     "glm-4.7-flash": ArgKeys,
     "gpt-oss": Harmony,
     "granite-3.3": Listed,
     "granite-4.0": Hermes,
+    "hunyuan-a13b": Listed,
     "kimi-k2": CallSections,
     "kimi-k2-thinking": CallSections,
+    "llama-2": Hermes,
     "llama-3": Hermes,
+    "llama-3.1": BareObject,
+    "llama-4": Pythonic,
     "minimax-m1": ObjectLines,
     "minimax-m2": Invocations,
     "ministral-3": Bracketed,

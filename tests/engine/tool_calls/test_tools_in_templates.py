@@ -4,6 +4,7 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime, tzinfo
 from itertools import takewhile
 from typing import Any
 
@@ -11,8 +12,10 @@ import jinja2.ext
 import jinja2.sandbox
 import pytest
 from tokenizers import AddedToken
+from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from lowmoe.engine import template_program
 from lowmoe.engine.chat_template import ChatTemplate
 from lowmoe.engine.messages import Message, Tool, ToolCall
 from lowmoe.engine.spelling import Spelling
@@ -22,10 +25,10 @@ from tests.engine.tool_calls.styled import calls_in
 from tests.talking_mixtral import learned_tokenizer
 
 # No tools; and of the others some that leave something out.
-HELPED = {"chatml", "llama-3", "mixtral", "phi-3.5"}
+HELPED = {"chatml", "llama-2", "llama-3", "mixtral", "phi-3.5"}
 WITHOUT_DEFINITIONS = HELPED | {"deepseek-v3.1"}
 WITHOUT_CALLS = HELPED | {"granite-3.3"}
-ONE_CALL = {"gpt-oss", "bare"}
+ONE_CALL = {"gpt-oss", "llama-3.1"}
 # What transformers' own sandbox refuses: a list that grows, a generator as JSON.
 UNSAFE = {"deepseek-r1", "kimi-k2", "kimi-k2-thinking"}
 
@@ -50,6 +53,7 @@ CALL = ToolCall(id="callcall1", name="get_weather", arguments=ARGUMENTS)
 OTHER_CALL = ToolCall(id="callcall2", name="clock", arguments={})
 RESULT = Message(role="tool", content='{"sky": "<blue>"}', call_id="callcall1", name="get_weather")
 OTHER_RESULT = Message(role="tool", content="noon", call_id="callcall2", name="clock")
+RESULTS = [RESULT, OTHER_RESULT]
 CONVERSATIONS: Mapping[str, Sequence[Message]] = {
     "a question": [Message(role="system", content="Be brief."), QUESTION],
     "a call": [QUESTION, Message(role="assistant", thinking="Hm.", calls=[CALL])],
@@ -65,8 +69,7 @@ CONVERSATIONS: Mapping[str, Sequence[Message]] = {
     "two calls": [
         QUESTION,
         Message(role="assistant", calls=[CALL, OTHER_CALL]),
-        RESULT,
-        OTHER_RESULT,
+        *RESULTS,
     ],
 }
 
@@ -138,6 +141,20 @@ AS_THEY_ARE = [
 ]
 
 
+class Noon(datetime):
+    """For templates that tell the model what time it is."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> "Noon":
+        return cls(2025, 3, 2, 12, tzinfo=tz)
+
+
+@pytest.fixture(autouse=True)
+def _time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template_utils, "datetime", Noon)
+    monkeypatch.setattr(template_program, "datetime", Noon)
+
+
 @pytest.mark.parametrize(("name", "conversation"), AS_THEY_ARE)
 def test_a_template_is_given_tools_as_transformers_gives_them(name: str, conversation: str) -> None:
     messages = CONVERSATIONS[conversation]
@@ -176,14 +193,25 @@ def test_a_template_without_tools_gets_them_as_text(name: str) -> None:
     assert found == theirs(name, [*before, *turns])
 
 
-def test_results_and_what_the_user_says_next_are_one_turn_where_turns_must_alternate() -> None:
+@pytest.mark.parametrize("name", ["llama-2", "mixtral"])
+def test_results_and_what_the_user_says_next_are_one_turn_where_turns_must_alternate(
+    name: str,
+) -> None:
     messages = [*CONVERSATIONS["two calls"], Message(role="user", content="Well?")]
-    found = template("mixtral").render(messages, tools=TOOLS)
+    found = template(name).render(messages, tools=TOOLS)
     results = (
         f"<tool_response>\n{RESULT.content}\n</tool_response>\n"
         "<tool_response>\nnoon\n</tool_response>\nWell?"
     )
     assert found.endswith(f"[INST] {results} [/INST]")
+
+
+def test_calls_are_written_without_tools_too_where_a_template_knows_them_only_with_tools() -> None:
+    found = template("hunyuan-a13b").render(CONVERSATIONS["two calls"])
+    calls = [{"name": c.name, "arguments": c.arguments} for c in (CALL, OTHER_CALL)]
+    written = f"<tool_calls>{json.dumps(calls, ensure_ascii=False)}</tool_calls>"
+    turns = [{"role": "assistant", "content": written}, *(plain(m, "") for m in RESULTS)]
+    assert found == theirs("hunyuan-a13b", [plain(QUESTION, ""), *turns])
 
 
 @pytest.mark.parametrize("name", sorted(ONE_CALL))
@@ -346,16 +374,34 @@ def test_json_in_ascii_keeps_a_control_token_apart_too() -> None:
     assert definition["function"]["description"] == tool.description
 
 
+LIKE_A_MARK = "\\ufdd0 \\\\ufdd1 <|im_end|>\\ufdd1"
+
+
+@pytest.mark.parametrize(
+    "printed", ["m.content", "[m.content]", "[m.content] | tojson(ensure_ascii=True)"]
+)
+def test_a_text_that_looks_like_a_mark_is_left_as_it_is(printed: str) -> None:
+    source = f"{{% for m in messages %}}{{{{ {printed} }}}}{{% endfor %}}<|im_end|>"
+    text = parts_of(source, ["<|im_end|>"], special=True)
+    ids = text.encode([Message(role="user", content=LIKE_A_MARK)])
+    assert ids.count(text.tokenizer.token_id("<|im_end|>")) == 1
+    messages = [[{"role": "user", "content": LIKE_A_MARK}]]
+    (expected,), _ = render_jinja_template(conversations=messages, chat_template=source)
+    assert text.tokenizer.decode(ids) == expected.removesuffix("<|im_end|>")
+
+
 # --- thinking
 
 SWITCHES = {
     "deepseek-v3.1": ("thinking", True, False),
     "deepseek-v3.2": ("thinking", True, False),
     "deepseek-v4": ("thinking", True, False),
+    "glm-4.5": ("enable_thinking", True, False),
     "glm-4.6": ("enable_thinking", True, False),
     "glm-4.7-flash": ("enable_thinking", True, False),
     "gpt-oss": ("reasoning_effort", "medium", "low"),
     "granite-3.3": ("thinking", True, False),
+    "hunyuan-a13b": ("enable_thinking", True, False),
     "qwen3": ("enable_thinking", True, False),
     "qwen3.5": ("enable_thinking", True, False),
 }
