@@ -106,7 +106,10 @@ def test_the_programs_exit_status_is_ours(home: Path, lowmoe_command: RunCommand
         (("openai-python",), "is not started from here. Give a command of yours after --"),
         (("aider", "--", "no-such-program"), "no-such-program is not installed here"),
         (("aider", "--url", "ftp://x"), "--url is 'ftp://x', but must be like"),
-        (("codex", "--model", "a\ntouch b", "--dry-run"), "--model is 'a\\ntouch b', but a name is"),
+        (
+            ("codex", "--model", "a\ntouch b", "--dry-run"),
+            "--model is 'a\\ntouch b', but a name is",
+        ),
     ],
 )
 def test_what_cannot_be_launched_is_said_in_a_line(
