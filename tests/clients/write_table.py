@@ -24,11 +24,10 @@ HEAD = """# Clients
 
 Each of these talks with `lowmoe serve` as a program of its own, pointed at it by what
 `lowmoe launch CLIENT --dry-run` prints, and is judged by `tests/clients`: that it lists the model,
-gets an answer,
-streams the same answer, leaves in mid-stream and the server is idle within a second, forces a call
-of a tool whose arguments keep to their schema, gets an object that keeps to a schema, hears as an
-error of its own that a prompt is too long, and gets two answers at once that are those it gets one
-by one. A dash: the client does not offer it.
+gets an answer, streams the same answer, leaves in mid-stream and the server is idle within a
+second, forces a call of a tool whose arguments keep to their schema, gets an object that keeps to a
+schema, hears as an error of its own that a prompt is too long, and gets two answers at once that
+are those it gets one by one. A dash: the client does not offer it.
 
 Written by `python tests/clients/write_table.py` on {date}, with the demo model on a processor.
 
