@@ -77,6 +77,8 @@ def _server(url: str, model: str | None, key: str | None) -> Server:
     if not re.fullmatch(r"https?://[^/\s]+", url):
         raise UsageError(f"--url is {url!r}, but must be like http://127.0.0.1:8080.")
     if model is not None:
+        if not model.isprintable():
+            raise UsageError(f"--model is {model!r}, but a name is printable, on one line.")
         return Server(url=url, model=model, n_context=UNKNOWN_CONTEXT, key=key)
     request = urllib.request.Request(f"{url}/v1/models")
     if key is not None:
@@ -86,7 +88,11 @@ def _server(url: str, model: str | None, key: str | None) -> Server:
     try:
         with direct.open(request, timeout=ANSWER_S) as answer:
             found = json.load(answer)["data"][0]
-        return Server(url=url, model=found["id"], n_context=found["max_model_len"], key=key)
+        name, n_context = found["id"], found["max_model_len"]
+        # They get into scripts and configurations, and not every server is one's own.
+        if not isinstance(name, str) or not name.isprintable() or type(n_context) is not int:
+            raise ValueError(f"a model is called {name!r} and holds {n_context!r} tokens")
+        return Server(url=url, model=name, n_context=n_context, key=key)
     except urllib.error.HTTPError as error:
         words = "wants another --api-key" if error.code in (401, 403) else f"says {error}"
         raise UsageError(f"the server at {url} {words}.") from error

@@ -3,8 +3,9 @@
 Knows:        llguidance.
 Ignorant of:  everything else of this package: it runs as a file, before any of it is imported.
 
-Reads {"grammar": ..., "special": [...], "limits": {...}, "seconds": ...} from standard input and
-writes {"fault": ...}, empty if there is none. Another exit status than 0 is a crash.
+Reads {"grammar": ..., "special": [...], "limits": {...}, "seconds": ..., "path": [...]} from
+standard input, path being where modules are, and writes {"fault": ...}, empty if there is
+none. Another exit status than 0 is a crash.
 """
 
 import contextlib
@@ -67,6 +68,9 @@ def fault(grammar: str, limits: dict[str, Any], special: Collection[str]) -> str
 
 def _main() -> None:
     asked = json.load(sys.stdin)
+    # Begun with -I, lest modules beside this file stand in for Python's own; llguidance may be
+    # where only PYTHONPATH or a user's folder leads.
+    sys.path[:] = asked["path"]
     with contextlib.suppress(ImportError):  # not on Windows
         import resource
 

@@ -267,6 +267,7 @@ def _try(kind: str, grammar: str, special: Sequence[str]) -> None:
         "special": special,
         "limits": dict(_LIMITS),
         "seconds": COMPILE_S,
+        "path": [folder for folder in sys.path if folder],
     }
     try:
         tried = subprocess.run(

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 MAX_MESSAGES = 10_000
 MAX_PARTS = 1_000
 MAX_TOOLS = 128
+MAX_NAME = 128  # characters of a tool's
 MAX_CHARS = 8_000_000
 MAX_TOKENS = 10_000_000  # of one answer; the context ends it before
 # A compiler of grammars is given no more than this; its time grows with both.
@@ -57,7 +58,7 @@ MaxTokens: TypeAlias = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Text: TypeAlias = Annotated[str, Field(max_length=MAX_CHARS)]
 Identity: TypeAlias = Annotated[str, Field(min_length=1, max_length=512)]
 FunctionName: TypeAlias = Annotated[
-    str, Field(min_length=1, max_length=128, pattern=r"^[a-zA-Z0-9_.:/-]+$")
+    str, Field(min_length=1, max_length=MAX_NAME, pattern=r"^[a-zA-Z0-9_.:/-]+$")
 ]
 
 

@@ -15,10 +15,11 @@ def require_agreeing(tools: Sequence[Tool], choice: ToolChoice) -> None:
 
     Raises FieldError.
     """
-    names = [tool.name for tool in tools]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise FieldError("tools", f"two are called {twice}. Give each a name of its own.")
+    names: set[str] = set()
+    for tool in tools:
+        if tool.name in names:
+            raise FieldError("tools", f"two are called {tool.name}. Give each a name of its own.")
+        names.add(tool.name)
     if choice.mode == "required" and not tools:
         raise FieldError("tool_choice", "demands a call, but there are no tools. Give some.")
     if choice.name is not None and choice.name not in names:

@@ -1,8 +1,10 @@
 """`lowmoe launch` says and does the same, and leads no program to anybody's cloud."""
 
+import http.server
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,10 @@ def test_the_programs_exit_status_is_ours(home: Path, lowmoe_command: RunCommand
         (("openai-python",), "is not started from here. Give a command of yours after --"),
         (("aider", "--", "no-such-program"), "no-such-program is not installed here"),
         (("aider", "--url", "ftp://x"), "--url is 'ftp://x', but must be like"),
+        (
+            ("codex", "--model", "a\ntouch b", "--dry-run"),
+            "--model is 'a\\ntouch b', but a name is",
+        ),
     ],
 )
 def test_what_cannot_be_launched_is_said_in_a_line(
@@ -121,3 +127,33 @@ def test_a_server_that_is_not_there_is_said_in_a_line(lowmoe_command: RunCommand
     assert done.code == 2
     (line,) = done.err.splitlines()
     assert "no lowmoe answers at http://127.0.0.1:9" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "n_context"),
+    [("a\ntouch /tmp/b\n", 512), ("a", '512\nnotify = ["sh"]'), ("a", None), (["a"], 512)],
+)
+def test_what_a_server_says_of_itself_becomes_no_command(
+    lowmoe_command: RunCommand, name: Any, n_context: Any
+) -> None:
+    body = json.dumps({"data": [{"id": name, "max_model_len": n_context}]}).encode()
+
+    class Hostile(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Hostile) as server:
+        answering = threading.Thread(target=server.handle_request)
+        answering.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        done = lowmoe_command("launch", "codex", "--url", url, "--dry-run")
+        answering.join()
+    assert done.code == 2
+    assert done.out == ""
+    (line,) = done.err.splitlines()
+    assert f"no lowmoe answers at {url} (a model is called" in line

@@ -2,9 +2,12 @@
 
 import contextlib
 import resource
+import sys
 import threading
 import time
+import venv
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +74,15 @@ def test_what_does_not_come_to_an_end_is_ended(
 def test_what_crashes_crashes_another_process(forms: Forms, name: str) -> None:
     with pytest.raises(UsageError, match="too much memory or nests too deep"):
         forms.compile(CRASHING[name])
+
+
+def test_llguidance_is_found_where_this_process_found_it(
+    forms: Forms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if it was installed for one user, or PYTHONPATH led to it: this Python does not have it.
+    venv.create(tmp_path, symlinks=True)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    forms.compile(Regex("a+"))
 
 
 def test_other_threads_go_on_while_a_form_is_compiled(

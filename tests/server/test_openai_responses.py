@@ -301,6 +301,15 @@ def test_functions_of_a_namespace_are_called_by_their_names_there() -> None:
     )
 
 
+def test_a_namespace_and_a_name_that_are_too_long_together_are_refused(
+    client: openai.OpenAI,
+) -> None:
+    space = {"type": "namespace", "name": "n" * 125, "tools": [ADD]}
+    with pytest.raises(openai.BadRequestError, match="a name of 130 characters, but 128") as caught:
+        client.responses.create(model="demo", input="Hi", tools=[space])  # type: ignore[list-item]
+    assert caught.value.param == "tools"
+
+
 @pytest.mark.parametrize(
     ("choice", "asked"),
     [

@@ -11,8 +11,10 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import from_json
 
 from lowmoe.engine.messages import Tool, ToolCall, ToolChoice
+from lowmoe.server.errors import FieldError
 from lowmoe.server.fields import (
     MAX_CHARS,
+    MAX_NAME,
     MAX_TOOLS,
     Fields,
     FunctionName,
@@ -108,9 +110,15 @@ class Namespace(Fields):
     tools: Annotated[list[ToolOfResponses], Field(max_length=MAX_TOOLS)]
 
     def functions(self) -> Iterator[FunctionFields]:
-        """Each by the name that the model knows it by."""
+        """Each by the name that the model knows it by.  Raises FieldError for one too long."""
         for one in self.tools:
             name = name_in(self.name, one.name)
+            if len(name) > MAX_NAME:
+                raise FieldError(
+                    "tools",
+                    f"{one.name} of {self.name} makes a name of {len(name)} characters, but "
+                    f"{MAX_NAME} are the most. Shorten one of them.",
+                )
             yield FunctionFields(name=name, description=one.description, parameters=one.parameters)
 
 
