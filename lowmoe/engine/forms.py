@@ -91,15 +91,17 @@ class Forms:
         self._compiled: OrderedDict[_Key, Form] = OrderedDict()
         self._kept, self._compiling = threading.Lock(), threading.Lock()
 
+    def known(self, constraint: Constraint) -> Form | None:
+        """The form, if it is kept compiled.  Raises UsageError for one that is too large."""
+        return self._latest(_key(constraint))
+
     def compile(self, constraint: Constraint) -> Form:
         """Raises UsageError for what is too large, takes too long, or cannot be kept to; TextError
         for a model without a tokenizer, or with one whose tokens' bytes are not known.
         """
-        from_start = isinstance(constraint, Grammar) and constraint.from_start
-        key = (*_written(constraint), from_start)
+        key = kind, text, from_start = _key(constraint)
         if form := self._latest(key):
             return form
-        kind, text, _ = key
         grammar = _grammar(kind, text)
         _try(kind, grammar, self._vocabulary.special)
         with self._compiling:
@@ -188,6 +190,11 @@ class _Vocabulary:
     @functools.cached_property
     def _id_of(self) -> dict[bytes, int]:
         return {token: i for i, token in enumerate(self.tokens) if token}
+
+
+def _key(constraint: Constraint) -> _Key:
+    from_start = isinstance(constraint, Grammar) and constraint.from_start
+    return (*_written(constraint), from_start)
 
 
 def _written(constraint: Constraint) -> tuple[str, str]:

@@ -144,6 +144,12 @@ class Told:
         return self.answer.end is not None
 
     @property
+    def outcome(self) -> str:
+        """By what it ended, an end that is not told of among them."""
+        end = self.answer.end or "cancelled"
+        return self._reason(end) if end in REASONS else end
+
+    @property
     def n_read(self) -> int:
         """So many of its prompt's tokens."""
         if self.answer.n_new:

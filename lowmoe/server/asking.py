@@ -128,6 +128,11 @@ class Overloaded(LowMoeError):
     """The queue is full.  Ask again later."""
 
 
+def shutting_down() -> Overloaded:
+    """What is said to who asks now."""
+    return Overloaded("the server is shutting down. Ask again when it is back.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
     """The model that is served.  created: seconds since 1970, of the folder; n_context: tokens."""

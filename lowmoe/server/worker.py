@@ -14,30 +14,25 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 
 from lowmoe.api import Model
-from lowmoe.engine.answer import Answer, check_prompt
-from lowmoe.engine.constraint import Constraint
-from lowmoe.engine.options import SamplingOptions
+from lowmoe.engine.answer import Answer
 from lowmoe.engine.run_clock import placement
 from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.statistics import RunStatistics
-from lowmoe.engine.tool_calls.format import ToolFormat
-from lowmoe.errors import LowMoeError, PromptError, TextError, UsageError
+from lowmoe.errors import LowMoeError, TextError
 from lowmoe.experts.store import ExpertStore
-from lowmoe.server.asked import Asked, AskedEvents, Prepared, Told, offered
-from lowmoe.server.asking import MAX_ANSWERS, MAX_LOGPROBS, Ask, ModelCard, Overloaded
+from lowmoe.server.asked import Asked, AskedEvents, Told, offered
+from lowmoe.server.asking import Ask, ModelCard, Overloaded, shutting_down
 from lowmoe.server.numbers import Numbers, Speed
+from lowmoe.server.preparation import Preparation, takes_long
 from lowmoe.server.turns import Turns
 
 DEFAULT_WAITING = 64
-LONG_CHARS = 20_000  # some ms of work, for which the event loop had better not stand still
 # Reads at 91 to 94 % of the speed of chunks of 512, each in half the time; 128 at 78 to 83 % (two
 # layers of OLMoE-1B-7B's shape, and the demo model, on two cores).
 SHORT_CHUNK = 256
-MOST_SEED = 2**63  # seeds are below
 
 log = logging.getLogger("lowmoe.server")
 
@@ -52,7 +47,7 @@ class Worker:
         session = model.session
         assert session is not None
         self._model, self._session, self._batch = model, session, session.batch
-        self._runtime = model.runtime
+        self._runtime, self._preparation = model.runtime, Preparation(model)
         self.model = card_of(model, name)
         self._n_most = self._runtime.n_sequences + n_waiting
         self._batch.chunk_tokens = chunk_tokens(self._runtime)
@@ -79,14 +74,14 @@ class Worker:
         """
         self._require_room()
         asked = Asked(ask)
-        if _takes_long(ask):
+        if takes_long(ask):
             with self._changed:
                 self._open += 1
             preparing = asyncio.ensure_future(self._prepare(asked))
             # Also if nobody waits for it: an error that nobody heard would be complained of.
             preparing.add_done_callback(lambda task: task.cancelled() or task.exception())
             return AskedEvents(asked, self._close, preparing)
-        asked.prepared = self._prepared(ask)
+        asked.prepared = self._preparation.now(ask)
         with self._changed:
             self._open += 1
             self._line_up(asked)
@@ -94,12 +89,14 @@ class Worker:
 
     async def count_tokens(self, ask: Ask) -> int:
         """Tokens of its prompt; see Service."""
-        return len(await asyncio.to_thread(self._encode, ask))
+        return await self._preparation.count_tokens(ask)
 
     async def _prepare(self, asked: Asked) -> None:
         prepared = None
         try:
-            prepared = asked.prepared = await asyncio.to_thread(self._prepared, asked.ask)
+            prepared = asked.prepared = await self._preparation.beside(
+                asked.ask, is_wanted=lambda: not asked.cancelled
+            )
         finally:
             with self._changed:
                 if prepared is None or asked.cancelled:
@@ -122,6 +119,7 @@ class Worker:
         with self._changed:
             self._closing = True
             self._changed.notify()
+        self._preparation.close()
         await asyncio.to_thread(self._thread.join, grace_s)
         self.cancel_all()
         await asyncio.to_thread(self._thread.join)
@@ -136,7 +134,7 @@ class Worker:
             full = self._open >= self._n_most
             self._counts["refused"] += self._closing or full
             if self._closing:
-                raise _shutting_down()
+                raise shutting_down()
             if full:
                 raise Overloaded(
                     f"{self._open} requests are under way or waiting, as many as this server "
@@ -162,77 +160,16 @@ class Worker:
     def _turn_away(self) -> None:
         """All that wait.  With the lock."""
         for asked in self._turns.remove_all():
-            asked.fail(_shutting_down())
+            asked.fail(shutting_down())
             self._let_go(asked)
             asked.tell_end()
-
-    # --- what is asked
-
-    def _encode(self, ask: Ask) -> list[int]:
-        prompt = ask.prompt
-        if isinstance(prompt, str):
-            if not prompt.strip():
-                raise PromptError("the prompt is empty. Give at least one word.")
-            return self._runtime.text.encode(prompt, tools=offered(ask))
-        if prompt and isinstance(prompt[0], int):
-            return [i for i in prompt if isinstance(i, int)]
-        messages = [m for m in prompt if not isinstance(m, int)]
-        if not messages:
-            raise PromptError("the conversation is empty. Give at least one message.")
-        return self._runtime.text.encode(messages, tools=offered(ask), think=ask.think)
-
-    def _prepared(self, ask: Ask) -> Prepared:
-        """On any thread."""
-        if not 1 <= ask.n <= MAX_ANSWERS:
-            raise UsageError(f"n is {ask.n}, but must be 1 to {MAX_ANSWERS}.")
-        if ask.n_logprobs is not None and not 0 <= ask.n_logprobs <= MAX_LOGPROBS:
-            raise UsageError(f"n_logprobs is {ask.n_logprobs}, but must be 0 to {MAX_LOGPROBS}.")
-        ids = self._encode(ask)
-        check_prompt(self._runtime, ids)
-        constraint = self._constraint(ask)
-        form = None if constraint is None else self._runtime.forms.compile(constraint)
-        return Prepared(prompt_ids=ids, options=self._options(ask, len(ids)), form=form)
-
-    def _constraint(self, ask: Ask) -> Constraint | None:
-        """The form that was asked for, or that of a call, where one must come."""
-        tools = offered(ask)
-        if not tools:
-            return ask.constraint
-        if ask.constraint is not None:
-            raise UsageError(
-                f"{len(tools)} tools are offered, and the answer must have a form. Ask for one of "
-                "them, or choose no tool."
-            )
-        return self._tool_format.grammar(tools, ask.tool_choice)
-
-    @property
-    def _tool_format(self) -> ToolFormat:
-        found = self._runtime.text.tool_calls
-        assert found is not None, "who has messages written down has a template"
-        return found
-
-    def _options(self, ask: Ask, n_prompt: int) -> Sequence[SamplingOptions]:
-        """Of each of its answers."""
-        s = ask.sampling
-        n_left = self._runtime.n_context - n_prompt
-        first = self._model.options(
-            temperature=s.temperature,
-            top_k=s.top_k,
-            top_p=s.top_p,
-            min_p=s.min_p,
-            repetition_penalty=s.repetition_penalty,
-            seed=s.seed,
-            stop=s.stop,
-            max_new_tokens=n_left if s.max_new_tokens is None else s.max_new_tokens,
-        )
-        if s.seed is None:
-            return [first] * ask.n
-        return [replace(first, seed=(s.seed + i) % MOST_SEED) for i in range(ask.n)]
 
     # --- for who watches
 
     def on_step(self, callback: Callable[[], None]) -> None:
-        """Call it after every step, on the model's thread, which waits for it."""
+        """Call it after every step, on the model's thread, which waits for it; no more once it has
+        failed.
+        """
         self._callbacks.append(callback)
 
     def numbers(self) -> Numbers:
@@ -278,6 +215,7 @@ class Worker:
                     self._step()
             except Exception as error:
                 self._fail_all(_as_told(error))
+            self._tell_watchers()
 
     def _wait(self) -> bool:
         """For something to do; False once there will be nothing more."""
@@ -321,7 +259,7 @@ class Worker:
             reuse="any" if options.seed is None else "exact",
             constraint=prepared.form,
             n_logprobs=asked.ask.n_logprobs,
-            calls=self._tool_format.splitter(tools) if tools else None,
+            calls=self._preparation.tool_format.splitter(tools) if tools else None,
         )
         self._batch.join(answer)
         self._under_way.append((asked, asked.begun(answer)))
@@ -338,12 +276,18 @@ class Worker:
                 asked.fail(_as_told(error))
             if told.has_ended:
                 self._leave(asked, told)
-        for callback in self._callbacks:
-            callback()
+
+    def _tell_watchers(self) -> None:
+        for callback in list(self._callbacks):
+            try:
+                callback()
+            except Exception as error:  # which is no answer's fault
+                self._callbacks.remove(callback)
+                _as_told(error)
 
     def _leave(self, asked: Asked, told: Told) -> None:
         self._under_way.remove((asked, told))
-        self._ended[told.answer.end or "cancelled"] += 1
+        self._ended[told.outcome] += 1
         if told.answer.n_new:
             self._latest = told.answer.clock.statistics(self._bandwidths)
             self._placement = self._latest.placement
@@ -366,22 +310,6 @@ class Worker:
             except Exception as another:  # its place is free all the same
                 _as_told(another)
             self._leave(asked, told)
-
-
-def _takes_long(ask: Ask) -> bool:
-    """To prepare: a form is compiled in a process of its own, tools and long texts are written down
-    and cut into tokens.
-    """
-    if ask.constraint is not None or ask.tools:
-        return True
-    if isinstance(ask.prompt, str):
-        return len(ask.prompt) > LONG_CHARS
-    messages = (m for m in ask.prompt if not isinstance(m, int))
-    return sum(len(m.content) + len(m.thinking) for m in messages) > LONG_CHARS
-
-
-def _shutting_down() -> Overloaded:
-    return Overloaded("the server is shutting down. Ask again when it is back.")
 
 
 def _as_told(error: Exception) -> LowMoeError:

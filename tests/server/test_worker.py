@@ -460,6 +460,44 @@ def test_a_bug_is_logged_and_the_thread_lives_on(
     assert "ZeroDivisionError: 37 of 0" in caplog.text
 
 
+def test_who_watches_and_fails_disturbs_nobody(
+    model_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[int] = []
+
+    def broken() -> None:
+        seen.append(1)
+        raise ZeroDivisionError("37 of 0")
+
+    async def test() -> None:
+        async with working(model_folder) as worker:
+            worker.on_step(broken)
+            assert end_of(await answer(worker, to(1))).n_new == 12
+            assert worker.numbers().failed == 0
+
+    run(test)
+    assert len(seen) == 1
+    assert "ZeroDivisionError: 37 of 0" in caplog.text
+
+
+def test_who_watches_hears_that_all_have_failed(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(batch: Batch) -> Any:
+        raise FolderError("the disk is gone")
+
+    async def test() -> list[int]:
+        async with working(model_folder) as worker:
+            seen: list[int] = []
+            worker.on_step(lambda: seen.append(worker.numbers().n_under_way))
+            monkeypatch.setattr(Batch, "step", broken)
+            await answer(worker, to(1))
+            await worker.close()
+            return seen
+
+    assert run(test)[-1:] == [0]
+
+
 # --- the end
 
 
@@ -578,7 +616,9 @@ def calling_folder(talking_checkpoint: Path, tmp_path_factory: pytest.TempPathFa
 def answered(folder: Path, ask: Ask) -> list[Event]:
     async def test() -> list[Event]:
         async with working(folder) as worker:
-            return await answer(worker, ask)
+            events = await answer(worker, ask)
+            assert worker.numbers().ended == {end_of(events).reason: 1}
+            return events
 
     return run(test)
 
