@@ -259,7 +259,7 @@ def test_a_second_turn_reuses_the_cache_and_is_scored_as_in_a_fresh_session(
         assert sum(passes) == len(ids)
     # What was said is spelled anew, so that not all of its 12 tokens need to be the same.
     assert n_read < len(ids) - n_first + 12
-    # Tokens one by one and many at once are rounded otherwise; tests/decoder/test_native.py derives
+    # Tokens one by one and many at once are rounded otherwise; decoder/native_goldens.py derives
     # 1.3e-3 for each of the two in two layers, and up to 30 times that on the worst of many tokens.
     assert (reused - wanted).square().sum() < 30 * 2.6e-3 * wanted.square().sum()
 

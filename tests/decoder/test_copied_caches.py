@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from native_goldens import N_TOKENS
 from test_hybrid import ALL, hybrid
-from test_native import N_TOKENS
 from test_on_gpu import on_gpu
 from tiny_models import TinyModel, decoder_over
 from torch import Tensor

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_native import MEAN_LIMIT, errors, expected_error
+from native_goldens import MEAN_LIMIT, errors, expected_error
 from tiny_models import in_chunks
 from torch import Tensor
 from trellis_shapes import GPU_SHAPES, LAYERS, MIXTRAL
@@ -54,7 +54,7 @@ def test_a_card_answers_as_the_cpu_does(
     )
     Cards(monkeypatch)
     found, wanted = (logits_of(tmp_path / "model", gpu) for gpu in ("4090", "none"))
-    # Both are off from torch by what is expected, see test_native.py. Nobody tells them where
+    # Both are off from torch by what is expected, see native_goldens.py. Nobody tells them where
     # tokens go: here and there one goes elsewhere, so what most tokens say counts.
     expected = sum(expected_error(LAYERS, "float16", sizes) for sizes in (CHUNKS, [1]))
     assert errors(found, wanted).median() < MEAN_LIMIT * expected

@@ -1,6 +1,6 @@
 """Passes whose experts are on a GPU, in RAM and on disk, on a stand-in for a GPU.
 
-What is rounded is what native code and GPU kernels round; tolerances are those of test_native.py,
+What is rounded is what native code and GPU kernels round; tolerances: native_goldens.py,
 planes added up in int8 where the CPU does so. Tokens go where torch sent them.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_native import (
+from native_goldens import (
     CHUNKS,
     N_TOKENS,
     Golden,

@@ -7,12 +7,10 @@ import torch
 from native_goldens import CHUNKS, N_TOKENS, Golden, errors, expected_error, some_ids
 from tiny_models import in_chunks
 from torch import Tensor
-from trellis_models import Guided, Recording, trellis_model
+from trellis_models import Guided, Recording, fill, trellis_model
 from trellis_shapes import LAYERS, Shape
 
-from lowmoe.experts.store import ExpertStore
 from lowmoe.kernels import cpu
-from lowmoe.spec import ModelSpec
 
 
 def test_threads_change_no_bit(golden: Golden) -> None:
@@ -48,15 +46,6 @@ def test_logits_are_the_same_bits_whatever_the_budget(golden: Golden, n_slots: i
         for _ in range(2):  # with a cold store, then with a warm one
             assert torch.equal(in_chunks(decoder, golden.ids, sizes), wanted)
         assert decoder.store.traffic().disk_requests > 0
-
-
-def fill(store: ExpertStore, spec: ModelSpec) -> None:
-    """Have every expert read."""
-    for layer_id, layer in enumerate(spec.layers):
-        store.want(layer_id, range(layer.feed_forward.n_experts))
-        for group in store.portions():
-            with store.borrow(layer_id, group):
-                pass
 
 
 @pytest.mark.parametrize("sizes", CHUNKS.values(), ids=CHUNKS.keys())

@@ -1,6 +1,6 @@
 """Passes on a GPU against torch's, over the same planes, on a stand-in for a GPU.
 
-What is rounded is what native code rounds, and the tolerances are those of test_native.py, but that
+What is rounded is what native code rounds, and tolerances are those of native_goldens.py, but that
 no planes are added up in int8. Tokens go to the experts that torch sent them to.
 """
 
@@ -13,12 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_native import (
-    BREAKS,
+from native_goldens import (
     CHUNKS,
     MEAN_LIMIT,
     N_TOKENS,
-    POISONED,
     Golden,
     assert_within,
     errors,
@@ -26,6 +24,8 @@ from test_native import (
     golden_of,
     some_ids,
 )
+from test_native import BREAKS
+from test_native_faults import POISONED
 from tiny_models import in_chunks
 from torch import Tensor
 from trellis_models import TrellisModel, layer_by_layer, trellis_model

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from native_goldens import assert_within, expected_error
 from test_hybrid import hybrid
-from test_native import assert_within, expected_error, fill
 from test_on_gpu import on_gpu
 from tiny_models import in_chunks
 from torch import Tensor
-from trellis_models import TrellisModel, trellis_model
+from trellis_models import TrellisModel, fill, trellis_model
 from trellis_shapes import DEMANDING_SHAPES, GPU_SHAPES, LAYERS, SHAPES, Shape
 
 from cuda_ext.ops import MOST_DECODED

@@ -236,3 +236,12 @@ def layer_by_layer(spec: ModelSpec, layer_id: int, **changes: Any) -> ModelSpec:
     layer = layers[layer_id]
     layers[layer_id] = replace(layer, attention=replace(layer.attention, **changes))
     return replace(spec, layers=tuple(layers))
+
+
+def fill(store: ExpertStore, spec: ModelSpec) -> None:
+    """Have every expert read."""
+    for layer_id, layer in enumerate(spec.layers):
+        store.want(layer_id, range(layer.feed_forward.n_experts))
+        for group in store.portions():
+            with store.borrow(layer_id, group):
+                pass

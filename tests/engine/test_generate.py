@@ -48,7 +48,7 @@ def next_scores(session: Session, ids: list[int]) -> Tensor:
 
 def assert_same_but_for_rounding(found: Tensor, wanted: Tensor) -> None:
     # Many tokens at once are rounded otherwise than one. Of a model of two layers both are off by
-    # 1.3e-3 at most, and 30 times that on the worst of many tokens: tests/decoder/test_native.py.
+    # 1.3e-3 at most, and 30 times that on the worst of many tokens: decoder/native_goldens.py.
     assert (found - wanted).square().sum() < 30 * 2.6e-3 * wanted.square().sum()
 
 

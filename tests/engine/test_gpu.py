@@ -89,7 +89,7 @@ def test_scores_on_a_gpu_are_the_cpus_but_for_rounding(
             assert model.runtime.bits == bits
             assert is_on_gpu(model.runtime) == (gpu == "4090")
     # Both round activations to int8, before each of the four matrices of two layers and the head:
-    # relative squared errors of 4e-5 each, see tests/decoder/test_native.py; the CPU adds up planes
+    # relative squared errors of 4e-5 each, see decoder/native_goldens.py; the CPU adds up planes
     # in int8 besides, 1e-4 each. Rounded alike as they mostly are, they differ by less.
     error = (scores[0] - scores[1]).square().sum() / scores[0].square().sum()
     assert error < 9 * (2 * 4e-5 + 1e-4)

@@ -2,7 +2,7 @@
 
 Tokens are compared, not scores: what is computed elsewhere is rounded otherwise. The prompt is the
 best of 400 random ones: the likeliest token is always ahead of the next by .3 of the scores'
-deviation, and rounding moves scores by .036 of it (tests/decoder/test_native.py: 1.3e-3 of their
+deviation, and rounding moves scores by .036 of it (decoder/native_goldens.py: 1.3e-3 of their
 energy).
 """
 
