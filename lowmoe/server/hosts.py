@@ -48,16 +48,28 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
+def _is_name(name: str) -> bool:
+    found = _HOST.fullmatch(name)
+    return _address(name.strip("[]")) is not None or (found is not None and found[2] is None)
+
+
 def _is_loopback(name: str) -> bool:
     address = _address(name)
     return name == "localhost" if address is None else address.is_loopback
 
 
 def check_exposure(hosts: Hosts, api_key: str | None) -> None:
-    """Refuse a key that no header can carry, and to be reached by others without one.
+    """Refuse a key that no header can carry, a name that no Host is, and to be reached by others
+    without a key.
 
     Raises UsageError.
     """
+    for name in hosts.extra:
+        if not _is_name(name):
+            raise UsageError(
+                f"--allow-host is {name!r}, but must be a name or an address alone, without a port "
+                "and without wildcards. Give each its own."
+            )
     if api_key is not None and not _KEY.fullmatch(api_key):
         raise UsageError(
             f"The API key is {len(api_key)} characters, but it must be 1 to 1024, all of them "

@@ -249,3 +249,11 @@ def test_other_machines_are_not_served_without_a_key(host: str) -> None:
 def test_a_key_that_no_header_carries_is_refused(key: str) -> None:
     with pytest.raises(UsageError, match="printable ASCII"):
         create_app(FakeService(), ServerOptions(api_key=key))
+
+
+@pytest.mark.parametrize(
+    "name", ["a.example:8443", "*", "*.example", "http://a.example", "", "a b"]
+)
+def test_a_name_that_no_host_header_is_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="but must be a name or an address alone"):
+        create_app(FakeService(), ServerOptions(allow_hosts=("fine.example", "[::7]", "::7", name)))

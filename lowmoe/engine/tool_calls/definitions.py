@@ -5,6 +5,7 @@ Ignorant of:  how a model or a client spells a tool.
 """
 
 import json
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -70,13 +71,23 @@ def definition(tool: Tool) -> dict[str, Any]:
 
 
 def to_json(value: object) -> str:
-    """As templates spell JSON.  Half a character, which UTF-8 has no bytes for, is escaped."""
+    """As templates spell JSON.  Half a surrogate pair, which is no character, becomes U+FFFD."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if text.isascii() or _is_unicode(text) else json.dumps(value)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= char <= "\udfff" for char in text)
+def from_json(text: str) -> Any:
+    """A value that every reader of JSON can hold; line breaks may be in strings.
+
+    Raises ValueError, RecursionError.
+    """
+    return json.loads(text, strict=False, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number} is no number in JSON")
+    return value
 
 
 def _require_name(what: str, name: object) -> None:

@@ -5,6 +5,7 @@ Ignorant of:  what the object is about.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable
 from typing import TypeAlias
@@ -15,6 +16,8 @@ _BLANK = " \t\n\r"
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 _NUMBER_SO_FAR = re.compile(r"-?((0|[1-9]\d*)(\.(\d+([eE][+-]?\d*)?)?|[eE][+-]?\d*)?)?", re.ASCII)
 _WORDS = ("true", "false", "null")
+_HEX = "0123456789abcdefABCDEF"
+_NO_CHARACTER = r"\ufffd"
 _WORD_CHARS = frozenset("+-.0123456789abcdefghijklmnopqrstuvwxyzE")
 
 
@@ -24,7 +27,9 @@ _Step: TypeAlias = Callable[[str], str]
 class JsonObject:
     """Takes text until an object is whole or can be none any more.
 
-    Models break lines inside strings, which JSON must escape; that is mended, nothing else is.
+    Models break lines inside strings, which JSON must escape, and write half a surrogate pair,
+    which many a reader refuses; that is mended, nothing else is. Nor is a number one beyond what
+    a float holds: not every reader takes it.
     """
 
     def __init__(self) -> None:
@@ -32,7 +37,8 @@ class JsonObject:
         self.is_broken = False
         self._open: list[str] = []  # the brackets that are
         self._word = ""  # a number, true, false or null
-        self._hex = 0  # digits of an escape that are missing
+        self._escaped = ""  # what came of an escape after its backslash
+        self._half = ""  # the escape of the first half of a surrogate pair
         self._step: _Step = self._start
 
     def push(self, text: str) -> tuple[int, str]:
@@ -117,13 +123,13 @@ class JsonObject:
         return self._in_string(char, self._colon, self._escape_in_key)
 
     def _in_string(self, char: str, after: _Step, escape: _Step) -> str:
+        if char == "\\":
+            self._step = escape
+            return ""
+        before, self._half = _NO_CHARACTER if self._half else "", ""
         if char == '"':
             self._step = after
-        elif char == "\\":
-            self._step = escape
-        elif char < " ":
-            return json.dumps(char)[1:-1]
-        return char
+        return before + (json.dumps(char)[1:-1] if char < " " else char)
 
     def _escape(self, char: str) -> str:
         return self._in_escape(char, self._string)
@@ -132,23 +138,30 @@ class JsonObject:
         return self._in_escape(char, self._string_of_key)
 
     def _in_escape(self, char: str, back: _Step) -> str:
-        if self._hex:
-            if char not in "0123456789abcdefABCDEF":
-                return self._break()
-            self._hex -= 1
-        elif char == "u":
-            self._hex = 4
-        elif char not in '"\\/bfnrt':
+        if char not in (_HEX if self._escaped else '"\\/bfnrtu'):
             return self._break()
-        if not self._hex:
-            self._step = back
-        return char
+        self._escaped += char
+        if self._escaped.startswith("u") and len(self._escaped) < 5:
+            return ""
+        escaped, self._escaped, self._step = self._escaped, "", back
+        return self._whole_escape(escaped)
+
+    def _whole_escape(self, escaped: str) -> str:
+        half, self._half = self._half, ""
+        code = int(escaped[1:], 16) if escaped[0] == "u" else 0
+        if half and 0xDC00 <= code < 0xE000:
+            return f"{half}\\{escaped}"
+        before = _NO_CHARACTER if half else ""
+        if 0xD800 <= code < 0xDC00:
+            self._half = f"\\{escaped}"
+            return before
+        return before + (_NO_CHARACTER if 0xDC00 <= code < 0xE000 else f"\\{escaped}")
 
     def _in_word(self, char: str) -> str:
         if char in _WORD_CHARS:
             self._word += char
             so_far = any(word.startswith(self._word) for word in _WORDS)
-            return char if so_far or _NUMBER_SO_FAR.fullmatch(self._word) else self._break()
+            return char if so_far or _is_number_so_far(self._word) else self._break()
         if self._word not in _WORDS and not _NUMBER.fullmatch(self._word):
             return self._break()
         self._step = self._after
@@ -157,3 +170,9 @@ class JsonObject:
     def _break(self) -> str:
         self.is_broken = True
         return ""
+
+
+def _is_number_so_far(word: str) -> bool:
+    if _NUMBER.fullmatch(word):
+        return math.isfinite(float(word))
+    return _NUMBER_SO_FAR.fullmatch(word) is not None

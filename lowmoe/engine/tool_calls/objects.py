@@ -4,13 +4,12 @@ Knows:        the keys that models use, that some add an id or put the arguments
 Ignorant of:  what stands around such an object.
 """
 
-import json
 import re
 from collections.abc import Container, Sequence
 from typing import Any
 
 from lowmoe.engine.messages import ToolCall
-from lowmoe.engine.tool_calls.definitions import to_json
+from lowmoe.engine.tool_calls.definitions import from_json, to_json
 from lowmoe.engine.tool_calls.json_object import JsonObject
 from lowmoe.engine.tool_calls.reader import Reader, Reading
 
@@ -48,7 +47,7 @@ def _read_whole(reader: Reader, names: Container[str]) -> Reading[bool]:
     if not (yield from reader.value(JsonObject())):
         return False
     try:
-        call = json.loads(reader.since(start), strict=False)
+        call = from_json(reader.since(start))
     except ValueError:
         return False
     name, arguments = call.get("name"), _arguments_in(call)
@@ -64,7 +63,7 @@ def _arguments_in(call: dict[str, Any]) -> dict[str, Any] | None:
     found: Any = next((call[key] for key in _ARGUMENTS if key in call), {})
     if isinstance(found, str):
         try:
-            found = json.loads(found, strict=False)
+            found = from_json(found)
         except (ValueError, RecursionError):
             return None
     return found if isinstance(found, dict) else None

@@ -4,12 +4,11 @@ Knows:        which types a JSON schema allows, how templates print a value that
 Ignorant of:  which tags.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from lowmoe.engine.messages import Tool
-from lowmoe.engine.tool_calls.definitions import to_json
+from lowmoe.engine.tool_calls.definitions import from_json, to_json
 
 # What Jinja prints for these, where a template leaves it to Jinja.
 _JINJA = {"True": True, "False": False, "None": None}
@@ -47,13 +46,9 @@ def _read(text: str) -> tuple[Any] | None:
     if stripped in _JINJA:
         return (_JINJA[stripped],)
     try:
-        return (json.loads(stripped, strict=False, parse_constant=_no_json),)
+        return (from_json(stripped),)
     except (ValueError, RecursionError):
         return None
-
-
-def _no_json(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
 
 
 def _types(schema: Any, root: Mapping[str, Any]) -> frozenset[str]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic_core import from_json
 
 from lowmoe.engine.tool_calls.json_object import MAX_DEPTH, JsonObject
 
@@ -100,3 +101,21 @@ def test_what_nests_too_deep_is_broken(bracket: str) -> None:
     deep = '{"": ' + bracket * inner + "1" * (bracket != "[") + closing + "}"
     assert scanned(deep, [])[0].is_whole
     assert scanned('{"": ' + bracket * MAX_DEPTH, [])[0].is_broken
+
+
+@given(pieces=st.lists(st.sampled_from(["\ud83d", "\ude00", "\\", "u", "\n", "é"]), min_size=1))
+def test_half_a_surrogate_pair_is_mended(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    scan, _, written = scanned(json.dumps({text: [text]}), [])
+    assert scan.is_whole
+    mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    # Clients of both APIs read calls with this reader, which refuses such halves.
+    assert from_json(written) == {mended: [mended]}
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e309", "9" * 5000, "1" + "0" * 309 + ".5"])
+def test_a_number_that_no_float_holds_is_broken_before_it_is_told(number: str) -> None:
+    scan, _, written = scanned(f'{{"a": {number}}}', [])
+    assert scan.is_broken
+    found = from_json(written, allow_partial=True)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
