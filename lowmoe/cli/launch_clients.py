@@ -49,6 +49,9 @@ class Launch:
     install: str
 
 
+# Else LiteLLM, which aider asks by, fetches what clouds' models cost.
+_NO_PRICES = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+
 # server, a folder for files -> what to do
 Client = Callable[[Server, Path], Launch]
 
@@ -188,6 +191,7 @@ def _aider(server: Server, folder: Path) -> Launch:
             "OPENAI_API_KEY": server.token,
             "AIDER_MODEL": f"openai/{server.model}",
             "AIDER_ANALYTICS": "false",
+            **_NO_PRICES,
         },
         command=("aider",),
         install="pip install aider-chat",
@@ -284,10 +288,9 @@ CLIENTS: Mapping[str, Client] = {
     "continue": _continue,
     "langchain": _openai("LangChain", "pip install langchain-openai"),
     "litellm": _openai(
-        # Else it fetches what clouds' models cost.
         "LiteLLM",
         "pip install litellm",
-        LITELLM_LOCAL_MODEL_COST_MAP="True",
+        **_NO_PRICES,
     ),
     "llm": _llm,
     "open-webui": _open_webui,

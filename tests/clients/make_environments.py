@@ -32,6 +32,7 @@ NODE = {
     },
     "agents": {
         "@anthropic-ai/claude-code": "2.1.197",
+        "@continuedev/cli": "1.5.47",
         "@openai/codex": "0.169.0",
         "opencode-ai": "1.18.33",
     },

@@ -26,14 +26,14 @@ BIN = ENVIRONMENTS / "agents" / "node_modules" / ".bin"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """launch: its name to `lowmoe launch`; command: for one turn without a terminal; n_prompt:
-    tokens of its prompt, at least.
+    """launch: its name to `lowmoe launch`; arguments: for one turn without a terminal, after the
+    command that `launch` says; n_prompt: tokens of its prompt, at least.
     """
 
     title: str
     launch: str
     package: str
-    command: tuple[str, ...]
+    arguments: tuple[str, ...]
     n_prompt: int
 
 
@@ -42,22 +42,29 @@ AGENTS = (
         title="Codex",
         launch="codex",
         package="@openai/codex",
-        command=("codex", "exec", "--skip-git-repo-check", "Say hi."),
+        arguments=("exec", "--skip-git-repo-check", "Say hi."),
         n_prompt=5_000,
     ),
     Agent(
         title="opencode",
         launch="opencode",
         package="opencode-ai",
-        command=("opencode", "run", "Say hi."),
+        arguments=("run", "Say hi."),
         n_prompt=5_000,
     ),
     Agent(
         title="Claude Code",
         launch="claude-code",
         package="@anthropic-ai/claude-code",
-        command=("claude", "-p", "Say hi."),
+        arguments=("-p", "Say hi."),
         n_prompt=10_000,
+    ),
+    Agent(
+        title="Continue",
+        launch="continue",
+        package="@continuedev/cli",
+        arguments=("-p", "Say hi."),
+        n_prompt=1_000,
     ),
 )
 
@@ -90,7 +97,7 @@ def test_one_turn(agent: Agent, server: Served, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     before = {name: server.metric(f"lowmoe_{name}_total") for name in COUNTED}
     done = subprocess.run(
-        agent.command,
+        [*told["command"], *agent.arguments],
         env={
             **environment_of(told),
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",

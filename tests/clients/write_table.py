@@ -36,7 +36,7 @@ Written by `python tests/clients/write_table.py` on {date}, with the demo model 
 """
 
 AGENTS_HEAD = """
-Coding agents send 9,000 to 30,000 tokens before the first word. Here they send them to the demo
+Coding agents send 2,000 to 30,000 tokens before the first word. Here they send them to the demo
 model, told that its context is {context} tokens long: its words are nonsense then, and what counts
 is that the agent shows them.
 
