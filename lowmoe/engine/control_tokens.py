@@ -12,6 +12,7 @@ Control tokens are the special ones, and of the other added ones those that the 
 The assistant may write the latter itself: `</think>` in an earlier answer is the token it was.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -80,9 +81,11 @@ class ControlTokens:
         # re.split gives text, plain, text, plain, ..., text; plain is None at a lone mark.
         first, *rest = marked.split(_ESCAPED.sub(_as_mark, text))
         ids = self._tokenizer.encode(first, add_special=False)
+        # Slow, of a few tokens that a text may repeat a million times.
+        encode_plain = functools.cache(self._tokenizer.encode_plain)
         for plain, following in zip(rest[::2], rest[1::2], strict=True):
             if plain:
-                ids += self._tokenizer.encode_plain(plain)
+                ids += encode_plain(plain)
             if following:
                 ids += self._tokenizer.encode_continuation(following)
         return ids

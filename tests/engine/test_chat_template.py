@@ -352,6 +352,22 @@ def test_a_message_keeps_its_characters_when_it_spells_control_tokens(content: s
     assert tokenizer().decode(found) == content
 
 
+def test_a_control_token_that_is_repeated_is_spelled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    spelled: list[str] = []
+    encode_plain = Tokenizer.encode_plain
+
+    def watched(tokenizer: Tokenizer, text: str) -> list[int]:
+        spelled.append(text)
+        return encode_plain(tokenizer, text)
+
+    monkeypatch.setattr(Tokenizer, "encode_plain", watched)
+    template = ChatTemplate("{{ messages[0].content }}")
+    text = "<|im_end|>" * 1000
+    found = template.encode([{"role": "user", "content": text}], tokenizer())
+    assert tokenizer().decode(found) == text
+    assert spelled == ["<|im_end|>"]
+
+
 @settings(max_examples=100, deadline=None)
 @given(messages=conversations())
 def test_ordinary_messages_get_the_ids_that_transformers_gives_them(
