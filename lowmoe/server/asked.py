@@ -5,6 +5,7 @@ Ignorant of:  other asks, whose turn it is, how answers are decoded.
 """
 
 import asyncio
+import json
 import math
 import uuid
 from collections import deque
@@ -132,6 +133,8 @@ class Told:
         self._n_tokens = self._n_thinking = self._n_calls = 0
         self._kind: Literal["answer", "thinking"] | None = None  # of the text before
         self._mark = ""
+        self._arguments = ""  # of the call that began last
+        self._is_whole = True  # whether the arguments of every call came to their end
 
     @property
     def is_read(self) -> bool:
@@ -176,9 +179,11 @@ class Told:
         )
 
     def _reason(self, end: EndReason) -> Literal["end", "stop", "calls", "length", "cancelled"]:
-        if self._n_calls > self._n_most_calls or (self._n_calls and end == "end"):
-            return "calls"
-        return REASONS[end]
+        has_called = self._n_calls > self._n_most_calls or (self._n_calls and end == "end")
+        if not has_called:
+            return REASONS[end]
+        # Nobody had better make a call that broke off, however its client completes it.
+        return "calls" if self._is_whole and _is_json(self._arguments) else "length"
 
     def _of_token(self, token: Token) -> Iterator[Event]:
         self._n_tokens += token.id is not None
@@ -192,6 +197,7 @@ class Told:
             case "call":
                 yield from self._call(token.text)
             case "arguments":
+                self._arguments += token.text
                 yield CallArguments(self.number, self._n_calls - 1, token.text)
             case "answer" | "thinking" as kind if token.text or token.chosen:
                 # A mark belongs to neither of what it divides; two answers or two thoughts it keeps
@@ -206,8 +212,19 @@ class Told:
         if self._n_calls > self._n_most_calls:
             self.answer.cancel()
             return
+        if self._n_calls > 1:
+            self._is_whole &= _is_json(self._arguments)
+        self._arguments = ""
         # Nine letters and digits: some templates take no other.
         yield CallBegan(self.number, self._n_calls - 1, uuid.uuid4().hex[:9], name)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text or "{}")
+    except ValueError:
+        return False
+    return True
 
 
 def offered(ask: Ask) -> Sequence[Tool]:

@@ -101,8 +101,9 @@ class CallArguments:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
     """The answer is whole.  reason: an end token, a stop text (which one), calls to be made, or
-    max_new_tokens or the context; cancelled: the server shuts down.  n_new: tokens made, n_thinking
-    of them before the answer.
+    max_new_tokens or the context; cancelled: the server shuts down.  A call whose arguments break
+    off makes it "length", however the answer ended.  n_new: tokens made, n_thinking of them before
+    the answer.
     """
 
     answer: int

@@ -700,6 +700,15 @@ def test_calls_are_told_from_text(
     assert len(set(ids)) == n_calls
 
 
+def test_a_call_that_breaks_off_is_not_told_as_one_to_make(
+    calling_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saying('<tool_call>\n{"name": "weather", "arguments": {"city": "Ro', monkeypatch)
+    events = answered(calling_folder, Ask(prompt=HELLO, tools=(WEATHER,)))
+    assert [e.name for e in events if isinstance(e, CallBegan)] == ["weather"]
+    assert end_of(events).reason == "length"
+
+
 def test_no_tool_is_called_that_may_not_be(
     calling_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@
 
 import { Assistant, User } from "/page/message.js";
 import { count } from "/page/numbers.js";
+import { session } from "/page/stored.js";
 import { Component, html, icon } from "/page/view.js";
 
 const BEGINNINGS = [
@@ -33,10 +34,10 @@ function Beginning({ machine, onSay }) {
 }
 
 class Composer extends Component {
-  state = { text: sessionStorage.getItem("lowmoe.draft") ?? "" };
+  state = { text: session.get("lowmoe.draft") ?? "" };
 
   set(text) {
-    sessionStorage.setItem("lowmoe.draft", text);
+    session.set("lowmoe.draft", text);
     this.setState({ text });
   }
 

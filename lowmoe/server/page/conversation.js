@@ -4,6 +4,7 @@
 // Ignorant of:  how it is shown; HTTP.
 
 import { answer, Broken, countTokens, KeyNeeded, Refused } from "/page/server.js";
+import { local } from "/page/stored.js";
 
 const KEPT = "lowmoe.conversation";
 const SETTINGS = "lowmoe.settings";
@@ -14,19 +15,14 @@ const LEFT = 0.5;
 
 function read(name, otherwise) {
   try {
-    return { ...otherwise, ...JSON.parse(localStorage.getItem(name)) };
+    return { ...otherwise, ...JSON.parse(local.get(name) ?? "null") };
   } catch {
     return otherwise; // what somebody else wrote there
   }
 }
 
 function keep(name, value) {
-  try {
-    localStorage.setItem(name, JSON.stringify(value));
-    return true;
-  } catch {
-    return false; // storage is full or forbidden
-  }
+  return local.set(name, JSON.stringify(value));
 }
 
 const isMessage = ({ role, text }) => ["user", "assistant"].includes(role) && typeof text === "string";
@@ -120,9 +116,12 @@ export class Conversation {
     } catch (error) {
       if (this.isLeft) return;
       this.breakOff(message, error);
+    } finally {
+      if (this.writing === writing && !this.isLeft) {
+        this.writing = null;
+        this.keep();
+      }
     }
-    if (this.writing === writing) this.writing = null;
-    this.keep();
   }
 
   /** Leave out the oldest turns, where all are too much for the context. */

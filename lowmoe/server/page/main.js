@@ -9,6 +9,7 @@ import { KeyPrompt, Settings } from "/page/dialogs.js";
 import { Machine } from "/page/machine.js";
 import { Panel } from "/page/panel.js";
 import { key } from "/page/server.js";
+import { local } from "/page/stored.js";
 import { atNextFrame, Component, html, iconButton, render } from "/page/view.js";
 
 const PANEL_EVERY_MS = 250; // numbers that change faster cannot be read
@@ -73,10 +74,10 @@ class App extends Component {
     const scheme = SCHEMES[(SCHEMES.indexOf(this.state.scheme) + 1) % SCHEMES.length];
     if (scheme === "system") {
       delete document.documentElement.dataset.scheme;
-      localStorage.removeItem("lowmoe.scheme");
+      local.set("lowmoe.scheme", undefined);
     } else {
       document.documentElement.dataset.scheme = scheme;
-      localStorage.setItem("lowmoe.scheme", scheme);
+      local.set("lowmoe.scheme", scheme);
     }
     this.setState({ scheme });
     this.grid.recolour();

@@ -1,6 +1,11 @@
 // Dark or light, before anything is painted.  A classic script: a module would run too late.
 "use strict";
 {
-  const chosen = localStorage.getItem("lowmoe.scheme");
+  let chosen;
+  try {
+    chosen = localStorage.getItem("lowmoe.scheme");
+  } catch {
+    // The browser keeps nothing: its own scheme, then.
+  }
   if (chosen === "dark" || chosen === "light") document.documentElement.dataset.scheme = chosen;
 }

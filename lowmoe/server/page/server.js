@@ -4,6 +4,7 @@
 // Ignorant of:  conversations, experts.
 
 import { events } from "/page/sse.js";
+import { session } from "/page/stored.js";
 
 const KEY = "lowmoe.key";
 
@@ -13,9 +14,13 @@ export class Refused extends Error {}
 /** There was no whole answer; asking again may help. */
 export class Broken extends Error {}
 
+let given = "";
 export const key = {
-  get: () => sessionStorage.getItem(KEY) ?? "",
-  set: (value) => sessionStorage.setItem(KEY, value),
+  get: () => given || (session.get(KEY) ?? ""),
+  set(value) {
+    given = value;
+    session.set(KEY, value);
+  },
 };
 
 /** A response that is fine.  Throws KeyNeeded, Refused, Broken, or AbortError. */

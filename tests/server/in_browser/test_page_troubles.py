@@ -99,3 +99,15 @@ def test_a_key_is_asked_for_once_and_a_wrong_one_again(visit: Open) -> None:
     v.page.reload()
     v.page.locator(".state.on").wait_for()
     assert v.page.get_by_role("dialog").count() == 0
+
+
+def test_a_browser_that_keeps_nothing_converses_all_the_same(visit: Open) -> None:
+    v = visit()
+    for name in ("localStorage", "sessionStorage"):
+        throwing = "get() { throw new Error('forbidden'); }"
+        v.page.add_init_script(f"Object.defineProperty(window, '{name}', {{{throwing}}})")
+    v.page.reload()
+    v.say("Hi")
+    v.wait_for("Hello world")
+    v.wait_for_end()
+    assert v.answers() == ["Hello world"]
