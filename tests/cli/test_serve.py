@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
+import httpx2
 import pytest
 
 from lowmoe.cli import serve
@@ -110,7 +110,7 @@ def test_it_answers_says_so_and_ends_when_it_is_told_to(
             "max_tokens": 4,
             "temperature": 0,
         }
-        return httpx.post(address + COMPLETION, json=asked, timeout=30).json()
+        return httpx2.post(address + COMPLETION, json=asked, timeout=30).json()
 
     done, answer = while_serving(lowmoe_command, monkeypatch, work, model_folder)
     assert answer["usage"]["completion_tokens"] == 4
@@ -132,7 +132,7 @@ def test_a_key_is_asked_for_as_it_was_given(
     def work(address: str, worker: Worker) -> list[int]:
         keys = (None, "wrong", "swordfish")
         headers = [{} if key is None else {"authorization": f"Bearer {key}"} for key in keys]
-        return [httpx.get(f"{address}/v1/models", headers=h).status_code for h in headers]
+        return [httpx2.get(f"{address}/v1/models", headers=h).status_code for h in headers]
 
     done, found = while_serving(lowmoe_command, monkeypatch, work, model_folder, "--sequences", "2")
     assert found == [401, 401, 200]
@@ -154,7 +154,7 @@ def test_an_answer_under_way_has_its_end_told_when_the_server_is_told_to_stop(
     def work(address: str, worker: Worker) -> str:
         asked = {"model": worker.model.name, "prompt": "Once", "max_tokens": 300, "stream": True}
         with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(httpx.post, address + COMPLETION, json=asked, timeout=30)
+            answer = pool.submit(httpx2.post, address + COMPLETION, json=asked, timeout=30)
             assert begun.wait(30)
             os.kill(os.getpid(), signal.SIGINT)  # answers under way may end
             while not worker._closing:

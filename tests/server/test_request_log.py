@@ -3,7 +3,7 @@
 import logging
 from collections.abc import AsyncIterator
 
-import httpx
+import httpx2
 import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
@@ -42,8 +42,8 @@ def test_one_line_says_how_it_ended(caplog: pytest.LogCaptureFixture, path: str,
     caplog.set_level(logging.INFO, "lowmoe.requests")
 
     async def test() -> None:
-        transport = httpx.ASGITransport(RequestLog(app), raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        transport = httpx2.ASGITransport(RequestLog(app), raise_app_exceptions=False)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://here") as client:
             await client.get(path)
 
     run(test)
