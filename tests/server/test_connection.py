@@ -63,7 +63,7 @@ def test_what_is_left_of_a_refused_body_is_not_waited_for(impatient: str) -> Non
         slow.sendall(head("POST", "/v1/messages", ["content-length: 900"]) + b"{")
         assert b" 415 " in slow.recv(65536)
         slow.sendall(b"  ")
-        assert until_closed(slow) == b""
+        assert b"HTTP/1.1 " not in until_closed(slow)  # at most what is left of the one answer
 
 
 def test_a_refused_body_is_not_taken_for_ever() -> None:
