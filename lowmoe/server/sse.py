@@ -1,11 +1,13 @@
 """Streams of server-sent events, and answers that end when their client is gone.
 
-Knows:        how long a client waits in silence, how one sees that it is gone.
+Knows:        how a frame is written, how long a client waits in silence, how one sees that it is
+              gone.
 Ignorant of:  what a frame says, dialects, models.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+import json
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -27,6 +29,14 @@ STUCK_S = 60.0
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 T = TypeVar("T")
+
+
+def frame(data: Mapping[str, Any], *, event: str | None = None) -> str:
+    """One frame of a stream.  event: its name."""
+    # All but ASCII is escaped: some clients take other line ends than \n for the end of a frame's
+    # line, and half of a surrogate pair has no bytes.
+    named = "" if event is None else f"event: {event}\n"
+    return f"{named}data: {json.dumps(data, separators=(',', ':'))}\n\n"
 
 
 class ClientGone(Exception):

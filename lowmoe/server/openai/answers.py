@@ -1,13 +1,12 @@
 """What chat completions and completions tell alike: how answers ended, what they cost, chances.
 
-Knows:        finish_reason, usage, logprobs; how JSON is written into a stream.
+Knows:        finish_reason, usage, logprobs.
 Ignorant of:  requests, HTTP.
 """
 
-import json
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,14 +34,6 @@ class Head:
         id_ = f"{self.prefix}-{self.number}"
         head = {"id": id_, "object": self.object, "created": self.created, "model": self.model}
         return {**head, **fields}
-
-
-def frame(data: Mapping[str, Any], *, event: str | None = None) -> str:
-    """One frame of a stream.  event: its name."""
-    # All but ASCII is escaped: some clients take other line ends than \n for the end of a frame's
-    # line, and half of a surrogate pair has no bytes.
-    named = "" if event is None else f"event: {event}\n"
-    return f"{named}data: {json.dumps(data, separators=(',', ':'))}\n\n"
 
 
 def progress(reading: Reading) -> str:

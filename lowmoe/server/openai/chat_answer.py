@@ -23,10 +23,10 @@ from lowmoe.server.openai.answers import (
     Head,
     chances_of,
     finish_reason,
-    frame,
     progress,
     usage,
 )
+from lowmoe.server.sse import frame
 from lowmoe.server.whole import WholeAnswer, WholeCall, told
 
 

@@ -83,14 +83,13 @@ class ChatRequest(SamplingFields, FormFields, AnnotatedFields):
         if self.top_logprobs is not None and not self.logprobs:
             raise FieldError("top_logprobs", "needs logprobs. Set it to true.")
         functions = [tool.function for tool in self.tools or ()]
-        tools, choice = settle(functions, self.tool_choice, self.parallel_tool_calls)
         constraint = self.constraint()
-        if constraint is not None and tools:
-            if choice.mode != "none":
-                raise FieldError(
-                    "tools", "cannot be together with a form of the answer. Leave one."
-                )
-            tools = ()  # none of them may be called, so the form is all that counts
+        tools, choice = settle(
+            functions,
+            self.tool_choice,
+            self.parallel_tool_calls,
+            has_form=constraint is not None,
+        )
         return Ask(
             prompt=read_messages(self.messages),
             tools=tools,

@@ -15,11 +15,11 @@ from lowmoe.server.openai.answers import (
     DONE,
     Head,
     finish_reason,
-    frame,
     logprob,
     progress,
     usage,
 )
+from lowmoe.server.sse import frame
 from lowmoe.server.whole import WholeAnswer, told
 
 

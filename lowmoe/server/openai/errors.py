@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lowmoe.server.errors import Problem
-from lowmoe.server.openai.answers import frame
+from lowmoe.server.sse import frame
 
 _TYPES = {
     400: "invalid_request_error",

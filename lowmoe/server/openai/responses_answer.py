@@ -11,7 +11,7 @@ from typing import Any
 
 from lowmoe.server.asking import CallArguments, CallBegan, Ended, Event, Events, Reading, Text
 from lowmoe.server.errors import Problem
-from lowmoe.server.openai.answers import frame, progress
+from lowmoe.server.openai.answers import progress
 from lowmoe.server.openai.errors import TOO_LONG
 from lowmoe.server.openai.responses_output import (
     Calling,
@@ -22,6 +22,7 @@ from lowmoe.server.openai.responses_output import (
     identity,
 )
 from lowmoe.server.openai.responses_request import ResponsesRequest
+from lowmoe.server.sse import frame
 from lowmoe.server.whole import require_going_on, told
 
 

@@ -111,15 +111,14 @@ class ResponsesRequest(SamplingFields, AnnotatedFields):
 
     def ask(self, caller: str) -> Ask:
         """In nobody's dialect.  Raises FieldError for fields that contradict each other."""
-        tools, choice = settle(self._functions(), self.tool_choice, self.parallel_tool_calls)
         form = None if self.text is None else self.text.format
         constraint = None if form is None else form.constraint()
-        if constraint is not None and tools:
-            if choice.mode != "none":
-                raise FieldError(
-                    "tools", "cannot be together with a form of the answer. Leave one."
-                )
-            tools = ()
+        tools, choice = settle(
+            self._functions(),
+            self.tool_choice,
+            self.parallel_tool_calls,
+            has_form=constraint is not None,
+        )
         effort = None if self.reasoning is None else self.reasoning.effort
         logprobs = self.top_logprobs is not None or _LOGPROBS in (self.include or ())
         return Ask(

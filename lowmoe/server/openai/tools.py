@@ -200,11 +200,17 @@ ToolChoiceOfResponses: TypeAlias = Annotated[
 
 
 def settle(
-    tools: Sequence[FunctionFields], choice: Choice | None, parallel: bool | None
+    tools: Sequence[FunctionFields],
+    choice: Choice | None,
+    parallel: bool | None,
+    *,
+    has_form: bool,
 ) -> tuple[tuple[Tool, ...], ToolChoice]:
-    """Tools and which of them to call, in nobody's dialect.
+    """Tools and which of them to call, in nobody's dialect.  has_form: the answer must have one;
+    then none of the tools may be called, and they are left out.
 
-    Raises FieldError for tools of one name, and for a choice that these tools do not allow.
+    Raises FieldError for tools of one name, and for a choice that these tools or the form do not
+    allow.
     """
     choice = choice or Choice(mode="auto")
     # Who names a tool gets one call of it, and clients take the first of one apart.
@@ -212,4 +218,6 @@ def settle(
     settled = ToolChoice(mode=choice.mode, name=choice.name, parallel=several)
     described = tuple(tool.tool() for tool in tools)
     require_agreeing(described, settled)
-    return described, settled
+    if has_form and described and settled.mode != "none":
+        raise FieldError("tools", "cannot be together with a form of the answer. Leave one.")
+    return () if has_form else described, settled
