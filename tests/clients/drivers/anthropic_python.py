@@ -1,12 +1,23 @@
 """Drives Anthropic's library for Python."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anthropic
 import harness
-from harness import GIRL, LONG, MODEL, N_LONG, N_TOKENS, SCHEMA, SEA, TOO_LONG, TOOL, said
+from harness import (
+    GIRL,
+    LONG,
+    MODEL,
+    N_LONG,
+    N_TOKENS,
+    SCHEMA,
+    SEA,
+    TOOL,
+    refused,
+    said,
+    two_at_once,
+)
 
 client = anthropic.Anthropic(max_retries=0)
 EXACT = {"temperature": 0}  # which the library has no argument for any more
@@ -63,19 +74,6 @@ def schema() -> str:
     return made.content[0].text
 
 
-def error() -> dict[str, Any]:
-    try:
-        chat(TOO_LONG)
-    except anthropic.BadRequestError as refused:
-        return {"status": refused.status_code, "message": refused.message}
-    raise AssertionError("it was not refused")
-
-
-def two() -> list[str]:
-    with ThreadPoolExecutor(2) as both:
-        return [made["text"] for made in both.map(chat, [GIRL, SEA])]
-
-
 if __name__ == "__main__":
     harness.drive(
         {
@@ -86,7 +84,7 @@ if __name__ == "__main__":
             "cancel": cancel,
             "tools": tools,
             "schema": schema,
-            "error": error,
-            "two": two,
+            "error": lambda: refused(chat, anthropic.BadRequestError),
+            "two": lambda: two_at_once(chat),
         }
     )

@@ -9,6 +9,7 @@ import json
 import os
 import traceback
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,21 @@ class Absent(Exception):
 def said(text: str) -> list[dict[str, str]]:
     """A conversation of one message."""
     return [{"role": "user", "content": text}]
+
+
+def refused(ask: Callable[[str], Any], kind: type[Any]) -> dict[str, Any]:
+    """What a client raises of this kind, with a status and a message, for too long a text."""
+    try:
+        ask(TOO_LONG)
+    except kind as refusal:
+        return {"status": refusal.status_code, "message": refusal.message}
+    raise AssertionError("it was not refused")
+
+
+def two_at_once(chat: Callable[[str], dict[str, Any]]) -> list[str]:
+    """Two answers, asked for by two threads."""
+    with ThreadPoolExecutor(2) as both:
+        return [made["text"] for made in both.map(chat, [GIRL, SEA])]
 
 
 def drive(behaviours: Mapping[str, Callable[[], Any]]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import harness
 import litellm
-from harness import GIRL, LONG, MODEL, N_LONG, N_TOKENS, SCHEMA, SEA, TOO_LONG, TOOL, said
+from harness import GIRL, LONG, MODEL, N_LONG, N_TOKENS, SCHEMA, SEA, TOOL, refused, said
 
 NAME = f"openai/{MODEL}"
 exact = {"temperature": 0, "max_tokens": N_TOKENS, "num_retries": 0}
@@ -76,14 +76,6 @@ def schema() -> str:
     return made.choices[0].message.content
 
 
-def error() -> dict[str, Any]:
-    try:
-        chat(TOO_LONG)
-    except litellm.BadRequestError as refused:
-        return {"status": refused.status_code, "message": refused.message}
-    raise AssertionError("it was not refused")
-
-
 def two() -> list[str]:
     async def both() -> list[str]:
         asked = (
@@ -104,7 +96,7 @@ if __name__ == "__main__":
             "cancel": cancel,
             "tools": tools,
             "schema": schema,
-            "error": error,
+            "error": lambda: refused(chat, litellm.BadRequestError),
             "two": two,
         }
     )

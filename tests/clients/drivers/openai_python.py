@@ -1,11 +1,22 @@
 """Drives OpenAI's library for Python."""
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import harness
 import openai
-from harness import GIRL, LONG, MODEL, N_LONG, N_TOKENS, SCHEMA, SEA, TOO_LONG, TOOL, said
+from harness import (
+    GIRL,
+    LONG,
+    MODEL,
+    N_LONG,
+    N_TOKENS,
+    SCHEMA,
+    SEA,
+    TOOL,
+    refused,
+    said,
+    two_at_once,
+)
 
 client = openai.OpenAI(max_retries=0)  # all else from the environment
 
@@ -61,19 +72,6 @@ def schema() -> str:
     return made.choices[0].message.content
 
 
-def error() -> dict[str, Any]:
-    try:
-        chat(TOO_LONG)
-    except openai.BadRequestError as refused:
-        return {"status": refused.status_code, "message": refused.message}
-    raise AssertionError("it was not refused")
-
-
-def two() -> list[str]:
-    with ThreadPoolExecutor(2) as both:
-        return [made["text"] for made in both.map(chat, [GIRL, SEA])]
-
-
 if __name__ == "__main__":
     harness.drive(
         {
@@ -84,7 +82,7 @@ if __name__ == "__main__":
             "cancel": cancel,
             "tools": tools,
             "schema": schema,
-            "error": error,
-            "two": two,
+            "error": lambda: refused(chat, openai.BadRequestError),
+            "two": lambda: two_at_once(chat),
         }
     )

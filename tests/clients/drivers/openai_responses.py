@@ -1,11 +1,10 @@
 """Drives OpenAI's library for Python by its younger API, Responses."""
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import harness
 import openai
-from harness import GIRL, LONG, MODEL, N_LONG, N_TOKENS, SCHEMA, SEA, TOO_LONG, TOOL
+from harness import GIRL, LONG, MODEL, N_LONG, N_TOKENS, SCHEMA, SEA, TOOL, refused, two_at_once
 
 client = openai.OpenAI(max_retries=0)
 
@@ -63,19 +62,6 @@ def schema() -> str:
     return made.output_text
 
 
-def error() -> dict[str, Any]:
-    try:
-        chat(TOO_LONG)
-    except openai.BadRequestError as refused:
-        return {"status": refused.status_code, "message": refused.message}
-    raise AssertionError("it was not refused")
-
-
-def two() -> list[str]:
-    with ThreadPoolExecutor(2) as both:
-        return [made["text"] for made in both.map(chat, [GIRL, SEA])]
-
-
 if __name__ == "__main__":
     harness.drive(
         {
@@ -86,7 +72,7 @@ if __name__ == "__main__":
             "cancel": cancel,
             "tools": tools,
             "schema": schema,
-            "error": error,
-            "two": two,
+            "error": lambda: refused(chat, openai.BadRequestError),
+            "two": lambda: two_at_once(chat),
         }
     )
