@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.larger_folders import larger
+from benchmarks.one_cold_start import MARKS
 from lowmoe.checkpoint.layout import Recipe
 from lowmoe.checkpoint.manifest import read_manifest
 from lowmoe.families import read_config
@@ -35,8 +36,7 @@ from lowmoe.settings import read_settings
 
 SHAPE, WRITTEN, WRITTEN_LAYERS = "gpt-oss-120b", "gpt-oss-20b", 8  # experts of one size
 RECIPE = Recipe()
-MARKS = (3.0, 5.0, 10.0)  # seconds at which tokens are counted
-TRACED, PROMPT = 256, 16
+TRACED = 256
 
 
 def folder_of(n_layers: int, skew: float) -> Path:
@@ -92,9 +92,9 @@ def start(folder: Path, ram: str, seconds: float) -> dict[str, Any]:
         os.fsync(descriptor)  # what is not yet written cannot leave
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
-    one = json.dumps([str(folder), ram, seconds, time.time()])
+    asked = [str(folder), ram, str(seconds), str(time.time())]
     run = subprocess.run(
-        [sys.executable, "-m", "benchmarks.cold_start", "--one", one],
+        [sys.executable, "-m", "benchmarks.one_cold_start", *asked],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if run.returncode:
@@ -103,50 +103,13 @@ def start(folder: Path, ram: str, seconds: float) -> dict[str, Any]:
     return found
 
 
-def observe(folder: str, ram: str, seconds: float, began: float) -> dict[str, Any]:
-    """In that process.  began: when its start was asked for."""
-    import random
-
-    import lowmoe  # noqa: F401
-    from lowmoe.engine.generate import Session
-    from lowmoe.engine.load import load_folder
-    from lowmoe.engine.load_options import LoadOptions
-    from lowmoe.engine.options import SamplingOptions
-
-    imported_s = time.time() - began
-    runtime = load_folder(Path(folder), LoadOptions(gpu="none", ram=ram, context=1024))
-    loaded_s = time.time() - began
-    generator = random.Random(0)
-    ids = [generator.randrange(runtime.spec.n_vocab) for _ in range(PROMPT)]
-    sampling = SamplingOptions(temperature=1.0, top_p=1.0, seed=0, max_new_tokens=900)
-    times: list[float] = []
-    for _ in Session(runtime).token_ids(ids, sampling, heed_ends=False):
-        times.append(time.time() - began)
-        if times[-1] > seconds:
-            break
-    traffic = runtime.store.traffic()
-    runtime.close()
-    return {
-        "imported_s": imported_s,
-        "loaded_s": loaded_s,
-        "first_token_s": times[0],
-        "tokens": {str(mark): sum(t <= mark for t in times) for mark in MARKS},
-        "hit_rate": traffic.ram_requests / (traffic.ram_requests + traffic.disk_requests),
-        "disk_bytes_per_s": traffic.disk_bytes / traffic.disk_busy_s,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--ram", default="12GB")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.one is not None:
-        print(json.dumps(observe(*asked.one)))
-        return
     results: dict[str, Any] = {}
     for name in ("qwen3-30b-a3b", "deepseek-v3"):
         folder = folder_of(asked.layers, FITS[name].skew)

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from lowmoe.checkpoint import files
+from lowmoe.checkpoint.file_names import MANIFEST
 from lowmoe.checkpoint.layout import Place, folder_layout
-from lowmoe.checkpoint.manifest import MANIFEST, Span, content_hash, read_manifest
+from lowmoe.checkpoint.manifest import Span, content_hash, read_manifest
 from lowmoe.families import read_config
 from lowmoe.spec import ModelSpec
 

@@ -27,16 +27,10 @@ from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.statistics import RunStatistics
 from lowmoe.errors import PromptError, UsageError
 from lowmoe.families.aliases import DEMO
-from lowmoe.library import (
-    LocalCheckpoint,
-    Located,
-    MakeOptions,
-    locate,
-    made_folder,
-    prepare,
-    quantize_checkpoint,
-)
 from lowmoe.library.configs import spec_of
+from lowmoe.library.making import prepare, quantize_checkpoint
+from lowmoe.library.names import LocalCheckpoint, Located, locate, made_folder
+from lowmoe.library.options import MakeOptions
 from lowmoe.plan.advice import advise
 from lowmoe.plan.here import card_here
 from lowmoe.plan.of_run import keep_run, predictor

@@ -17,13 +17,16 @@ from lowmoe.checkpoint.packings.quantization_config import Packings, read_packin
 from lowmoe.engine.report import SilentReporter
 from lowmoe.errors import DiskSpaceError, MemoryBudgetError
 from lowmoe.families import Family, read_config
-from lowmoe.library import HubModel, MakeOptions, making, models_home, pull
+from lowmoe.library import making
 from lowmoe.library.budgets import (
     THREAD_BYTES,
     THREAD_BYTES_A_COLUMN,
     check_ram,
     most_shard_bytes,
 )
+from lowmoe.library.making import pull
+from lowmoe.library.names import HubModel, models_home
+from lowmoe.library.options import MakeOptions
 from lowmoe.loader.hub import HubRepository, RetryPolicy
 from lowmoe.settings import Settings
 from tests.loader.fake_hub import FakeHub

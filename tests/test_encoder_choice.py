@@ -10,7 +10,9 @@ from lowmoe.engine.report import SilentReporter
 from lowmoe.errors import UsageError
 from lowmoe.kernels.cpu import isas
 from lowmoe.kernels.cpu.encode import NativeEncoder
-from lowmoe.library import MakeOptions, making, quantize_checkpoint
+from lowmoe.library import making
+from lowmoe.library.making import quantize_checkpoint
+from lowmoe.library.options import MakeOptions
 
 QUICK = MakeOptions(bits=2, calibrate=False, threads=3)
 

@@ -11,8 +11,8 @@ import lowmoe
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.engine.report import SilentReporter
 from lowmoe.errors import CheckpointError, UnknownModelError
-from lowmoe.library import LocalCheckpoint, locate
 from lowmoe.library.configs import spec_of
+from lowmoe.library.names import LocalCheckpoint, locate
 from lowmoe.settings import read_settings
 from tests.gguf_models import Writer, write_gguf
 from tests.talking_mixtral import CHAT_TEMPLATE, learned_tokenizer

@@ -11,20 +11,11 @@ from lowmoe.checkpoint import files
 from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.errors import CheckpointError, DiskSpaceError, UnsupportedModelError
 from lowmoe.families.aliases import ALIASES
-from lowmoe.library import (
-    HubModel,
-    LocalFolder,
-    MakeOptions,
-    configs,
-    find_installed,
-    locate,
-    making,
-    prepare,
-    pull,
-    quantize_checkpoint,
-    remove,
-)
+from lowmoe.library import configs, making
 from lowmoe.library.configs import spec_of
+from lowmoe.library.making import prepare, pull, quantize_checkpoint
+from lowmoe.library.names import HubModel, LocalFolder, find_installed, locate, remove
+from lowmoe.library.options import MakeOptions
 from lowmoe.loader.hub import HubRepository, RetryPolicy
 from lowmoe.settings import Settings
 from tests.gguf_models import Type, write_gguf

@@ -22,24 +22,22 @@ from lowmoe.errors import (
     UsageError,
 )
 from lowmoe.families.aliases import ALIASES
-from lowmoe.library import (
+from lowmoe.library import making
+from lowmoe.library.calibration import section_tokens
+from lowmoe.library.making import prepare, pull, quantize_checkpoint
+from lowmoe.library.names import (
     HubModel,
     LocalCheckpoint,
     LocalFolder,
-    MakeOptions,
     demo_folder,
     find_installed,
     installed,
     locate,
-    making,
     models_home,
-    prepare,
-    pull,
-    quantize_checkpoint,
     remove,
-    section_tokens,
-    verify,
 )
+from lowmoe.library.options import MakeOptions
+from lowmoe.library.verify import verify
 from lowmoe.loader.hub import HubRepository, RetryPolicy
 from lowmoe.settings import Settings
 from tests.loader.fake_hub import FakeHub

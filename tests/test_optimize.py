@@ -12,8 +12,8 @@ from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.popularity import POPULARITY, read_popularity
 from lowmoe.errors import UsageError
 from lowmoe.experts.trace import RoutingTrace
-from lowmoe.library import verify
 from lowmoe.library.optimize import optimize
+from lowmoe.library.verify import verify
 
 
 @pytest.fixture

@@ -39,3 +39,22 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 def test_using_the_library_does_import_torch() -> None:
     # The other tests would pass if the list of modules were read too early.
     assert "'torch'" in heavy_imports_after("import lowmoe; lowmoe.load")[1]
+
+
+def test_reading_begins_before_torch_is_imported() -> None:
+    said, heavy = heavy_imports_after(
+        """
+import lowmoe.cli.app as app, lowmoe.library.read_ahead as ahead, sys
+def begins(model, settings):
+    print(model, "torch" in sys.modules)
+    raise SystemExit
+ahead.read_ahead = begins
+for command in "run", "serve":
+    sys.argv = ["lowmoe", command, "some/model"]
+    try: app.main()
+    except SystemExit: pass
+"""
+    )
+
+    assert said == "some/model False\nsome/model False"
+    assert heavy == "heavy []"

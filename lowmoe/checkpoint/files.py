@@ -13,6 +13,7 @@ import errno
 import mmap
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,27 @@ def read_all(path: Path, *, limit: int) -> bytes:
         buffer = bytearray(size)
         read_at(descriptor, memoryview(buffer), 0, path)
         return bytes(buffer)
+
+
+def take_into_page_cache(path: Path, offset: int, n_bytes: int) -> None:
+    """Have the kernel read some of a file, so that reading it soon costs no time of the disk.
+
+    Linux only; elsewhere nothing happens. Whatever is wrong is left to whoever reads it then.
+    """
+    if sys.platform != "linux":
+        return
+    end = offset + n_bytes
+    with (
+        contextlib.suppress(OSError, FolderError),
+        opened(path) as descriptor,
+        open(os.devnull, "wb") as nothing,
+    ):
+        # To /dev/null the kernel copies nothing. (posix_fadvise reads no more than one window of
+        # its read-ahead.)
+        while offset < end and (
+            count := os.sendfile(nothing.fileno(), descriptor, offset, end - offset)
+        ):
+            offset += count
 
 
 def size_of(descriptor: int) -> int:

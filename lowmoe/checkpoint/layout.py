@@ -19,6 +19,7 @@ from typing import TypeAlias
 
 import torch
 
+from lowmoe.checkpoint.file_names import DENSE_FILE
 from lowmoe.checkpoint.files import ALIGNMENT
 from lowmoe.checkpoint.safetensors_file import build_header
 from lowmoe.spec import ExpertsFeedForward, ModelSpec, Part, end_parts, layer_parts
@@ -27,7 +28,6 @@ from quant.layout import MAX_PLANES, PlaneLayout, round_up
 from quant.nf4 import Nf4Layout
 from quant.trellis import DEFAULT_CODE, TrellisCode
 
-DENSE_FILE = "dense.safetensors"
 MAX_EXPERT_FILE_BYTES = 8 * 2**30
 PLAIN_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FORMATS = ("trellis", "nf4", *PLAIN_DTYPES)

@@ -13,12 +13,12 @@ from typing import Any
 import xxhash
 
 from lowmoe.checkpoint import files
+from lowmoe.checkpoint.file_names import MANIFEST
 from lowmoe.checkpoint.layout import Place, Recipe
 from lowmoe.checkpoint.popularity import POPULARITY
 from lowmoe.errors import FolderError
 from quant.trellis import TrellisCode
 
-MANIFEST = "manifest.json"
 KIND = "lowmoe model folder"
 VERSION = 1
 MAX_MANIFEST_BYTES = 256 * 2**20

@@ -13,6 +13,7 @@ import xxhash
 from torch import Tensor
 
 from lowmoe.checkpoint import files
+from lowmoe.checkpoint.file_names import CONFIG, INDEX, SINGLE
 from lowmoe.checkpoint.packings.packing import Weight
 from lowmoe.checkpoint.packings.quantization_config import read_packings
 from lowmoe.checkpoint.pieces import cut_out, require_finite
@@ -20,9 +21,6 @@ from lowmoe.checkpoint.safetensors_file import SafetensorsFile, TensorEntry
 from lowmoe.errors import CheckpointError, FolderError
 from lowmoe.spec import Piece
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-CONFIG = "config.json"
 MAX_JSON_BYTES = 64 * 2**20
 PLAIN_DTYPES = ("BF16", "F16", "F32")
 

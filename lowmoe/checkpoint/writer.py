@@ -18,15 +18,9 @@ import torch
 from torch import Tensor
 
 from lowmoe.checkpoint import files
+from lowmoe.checkpoint.file_names import MANIFEST
 from lowmoe.checkpoint.layout import FolderLayout, Place
-from lowmoe.checkpoint.manifest import (
-    MANIFEST,
-    Manifest,
-    SmallFile,
-    Span,
-    content_hash,
-    read_manifest,
-)
+from lowmoe.checkpoint.manifest import Manifest, SmallFile, Span, content_hash, read_manifest
 from lowmoe.errors import DiskSpaceError, FolderError, LowMoeError
 
 JOURNAL = "journal.jsonl"

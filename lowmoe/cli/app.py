@@ -37,7 +37,7 @@ from lowmoe.errors import LowMoeError
 
 if TYPE_CHECKING:
     from lowmoe.engine.load_options import LoadOptions
-    from lowmoe.library import MakeOptions
+    from lowmoe.library.options import MakeOptions
 
 app = typer.Typer(
     name="lowmoe",
@@ -87,6 +87,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Chat with a model, or let it go on with a text; pulls and quantizes on first use."""
+    _read_ahead(model)
     from lowmoe.cli.run import Asked, Generating, run_model
 
     run_model(
@@ -113,6 +114,14 @@ def run(
             max_new_tokens=max_new_tokens,
         ),
     )
+
+
+def _read_ahead(model: str) -> None:
+    """Before the first import of torch."""
+    from lowmoe.library.read_ahead import read_ahead
+    from lowmoe.settings import read_settings
+
+    read_ahead(model, read_settings())
 
 
 def _load_options(
@@ -158,7 +167,7 @@ def _make_options(
     threads: int | None,
 ) -> "MakeOptions":
     from lowmoe.errors import UsageError
-    from lowmoe.library import MakeOptions
+    from lowmoe.library.options import MakeOptions
 
     if isinstance(bits, str):
         raise UsageError(f"--bits is {bits!r}, but must be 2, 4, 6 or auto.")
@@ -208,6 +217,7 @@ def serve(
     trace_timeline: TraceTimeline = None,
 ) -> None:
     """Answer programs that speak OpenAI's or Anthropic's API; Ctrl-C ends it."""
+    _read_ahead(model)
     from lowmoe.cli.serve import Asked, serve_command
 
     serve_command(

@@ -22,7 +22,7 @@ from lowmoe.errors import UnknownModelError, UsageError
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES, near_names
 from lowmoe.families.fewer_layers import with_layers
-from lowmoe.library import models_home
+from lowmoe.library.names import models_home
 from lowmoe.loader.synthetic import write_synthetic
 from lowmoe.settings import read_settings
 from quant.layout import SYMBOL_BITS

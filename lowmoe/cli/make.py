@@ -6,22 +6,16 @@ Ignorant of:  how they are made.
 
 from pathlib import Path
 
+from lowmoe.checkpoint.file_names import MANIFEST
 from lowmoe.checkpoint.gguf_split import SUFFIX
-from lowmoe.checkpoint.manifest import MANIFEST, read_manifest
+from lowmoe.checkpoint.manifest import read_manifest
 from lowmoe.cli.render import TerminalReporter, err, size
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.errors import UsageError
-from lowmoe.library import (
-    HubModel,
-    LocalFolder,
-    MakeOptions,
-    locate,
-    prepare,
-    quantize_checkpoint,
-    recipe_words,
-    require_recipe,
-)
 from lowmoe.library.configs import spec_of
+from lowmoe.library.making import prepare, quantize_checkpoint, recipe_words, require_recipe
+from lowmoe.library.names import HubModel, LocalFolder, locate
+from lowmoe.library.options import MakeOptions
 from lowmoe.plan.advice import advise
 from lowmoe.settings import read_settings
 from quant.layout import SYMBOL_BITS

@@ -25,7 +25,7 @@ from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
 from lowmoe.families.licences import LICENCES
 from lowmoe.kernels import cpu
-from lowmoe.library import (
+from lowmoe.library.names import (
     HubModel,
     LocalFolder,
     demo_folder,
@@ -34,8 +34,8 @@ from lowmoe.library import (
     locate,
     models_home,
     remove,
-    verify,
 )
+from lowmoe.library.verify import verify
 from lowmoe.plan.here import measured_again
 from lowmoe.plan.memo import Memo
 from lowmoe.plan.shortfall import reasons

@@ -19,7 +19,7 @@ from lowmoe.errors import MemoryBudgetError, PromptError, UsageError
 from lowmoe.experts.trace import RoutingTrace, read_trace, write_trace
 from lowmoe.families import read_config
 from lowmoe.families.routing_fits import FITS
-from lowmoe.library import locate, made_folder
+from lowmoe.library.names import locate, made_folder
 from lowmoe.library.optimize import optimize
 from lowmoe.plan.cost import decode_with_hits
 from lowmoe.plan.here import Described, machine_of

@@ -4,6 +4,7 @@ Knows:        which model_type is which family, what each calls its tensors.
 Ignorant of:  what any of the tensors is for at run time.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from types import ModuleType
@@ -140,7 +141,7 @@ _DANGEROUS = ("auto_map", "trust_remote_code", "_attn_implementation_internal")
 MAX_EXPERTS = 2**18  # of all layers; ten times as many as any model has
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Family:
     """A model's spec, and where its checkpoint keeps every role.
 
@@ -150,10 +151,14 @@ class Family:
 
     spec: ModelSpec
     table: Mapping[str, str | Stored]
-    shapes: Mapping[Role, tuple[int, ...]]
     ignored: tuple[str, ...]
     others: Mapping[str, str | Stored] = field(default_factory=dict)
     without: str = ""
+
+    @functools.cached_property
+    def shapes(self) -> Mapping[Role, tuple[int, ...]]:
+        """Every tensor a checkpoint must have: tens of thousands, which a folder does without."""
+        return dict(checkpoint_tensors(self.spec))
 
     def as_found(self, names: Set[str]) -> "Family":
         """The same for a checkpoint that has tensors of these names."""
@@ -290,9 +295,8 @@ def read_config(config: Mapping[str, Any]) -> Family:
     module = FAMILIES[model_type]
     spec: ModelSpec = module.spec(HfConfig(config))
     _refuse_too_many(sum(layer.feed_forward.n_experts for layer in spec.layers))
-    shapes = dict(checkpoint_tensors(spec))
     ignored = tuple(_ignored(model_type, len(spec.layers)))
-    return Family(spec, module.NAMES, shapes, ignored, _OTHER_NAMES.get(model_type, {}))
+    return Family(spec, module.NAMES, ignored, _OTHER_NAMES.get(model_type, {}))
 
 
 def _refuse_too_many(n_experts: int) -> None:

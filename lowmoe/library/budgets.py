@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lowmoe.checkpoint import files
+from lowmoe.checkpoint.file_names import CONFIG, INDEX, SINGLE
 from lowmoe.checkpoint.layout import folder_layout
 from lowmoe.checkpoint.packings.quantization_config import Packings, read_packings
-from lowmoe.checkpoint.reader import CONFIG, INDEX, SINGLE, read_json
+from lowmoe.checkpoint.reader import read_json
 from lowmoe.checkpoint.writer import SPARE_BYTES
 from lowmoe.engine.machine import physical_cores
 from lowmoe.engine.memory import available_ram_bytes

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lowmoe.checkpoint.file_names import CONFIG
 from lowmoe.checkpoint.gguf_split import SUFFIX
 from lowmoe.checkpoint.manifest import read_manifest
-from lowmoe.checkpoint.reader import CONFIG, read_json
+from lowmoe.checkpoint.reader import read_json
 from lowmoe.decoder.open_checkpoint import open_checkpoint
 from lowmoe.errors import DownloadError, UsageError
 from lowmoe.families import read_config

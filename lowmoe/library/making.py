@@ -7,9 +7,10 @@ Ignorant of:  running models; how progress is shown; how much memory and disk is
 from pathlib import Path
 
 from lowmoe.checkpoint import files
+from lowmoe.checkpoint.file_names import CONFIG, MANIFEST
 from lowmoe.checkpoint.layout import Recipe
-from lowmoe.checkpoint.manifest import MANIFEST, Source, read_manifest
-from lowmoe.checkpoint.reader import CONFIG, Checkpoint, read_json
+from lowmoe.checkpoint.manifest import Source, read_manifest
+from lowmoe.checkpoint.reader import Checkpoint, read_json
 from lowmoe.checkpoint.writer import JOURNAL
 from lowmoe.decoder.open_checkpoint import OpenCheckpoint, in_folder, open_checkpoint
 from lowmoe.decoder.weights import CheckpointTensors
@@ -31,6 +32,7 @@ from lowmoe.library.names import (
     LocalFolder,
     Located,
     locked,
+    made_folder,
     models_home,
     work_home,
 )
@@ -50,14 +52,6 @@ NO_TEMPLATE = (
     "has no chat template, so it goes on with texts and answers no messages; a base model, or "
     "one whose makers write prompts in code."
 )
-
-
-def made_folder(located: Located, settings: Settings) -> Path | None:
-    """The finished model folder of what was located, if there is one."""
-    if isinstance(located, LocalFolder):
-        return located.path
-    folder = models_home(settings) / located.home_name
-    return folder if (folder / MANIFEST).is_file() else None
 
 
 def prepare(located: Located, settings: Settings, options: MakeOptions, report: Reporter) -> Path:

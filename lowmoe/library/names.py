@@ -1,12 +1,12 @@
-"""What a name stands for, which models this home holds, checking and removing them.
+"""What a name stands for, which models this home holds, removing them.
 
 Knows:        aliases, hub ids, checkpoints, model folders, what a pull leaves under way.
-Ignorant of:  making and running models; how progress is shown.
+Ignorant of:  making and running models; torch, so that a name is understood before that is there.
 """
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
@@ -16,12 +16,8 @@ import xxhash
 from filelock import FileLock, Timeout
 
 from lowmoe.checkpoint import files
-from lowmoe.checkpoint.folder import ModelFolder
+from lowmoe.checkpoint.file_names import CONFIG, MANIFEST
 from lowmoe.checkpoint.gguf_split import SUFFIX, split_paths
-from lowmoe.checkpoint.layout import Place
-from lowmoe.checkpoint.manifest import MANIFEST
-from lowmoe.checkpoint.reader import CONFIG
-from lowmoe.checkpoint.safetensors_file import SafetensorsFile
 from lowmoe.errors import FolderError, UnknownModelError
 from lowmoe.families.aliases import ALIASES, DEMO, near_names
 from lowmoe.settings import Settings
@@ -128,6 +124,14 @@ def _locate_folder(path: Path) -> Located:
         f"{path}: has neither {MANIFEST} (a model folder) nor {CONFIG} (a checkpoint). "
         "If a conversion was interrupted, run it again: it goes on where it stopped."
     )
+
+
+def made_folder(located: Located, settings: Settings) -> Path | None:
+    """The finished model folder of what was located, if there is one."""
+    if isinstance(located, LocalFolder):
+        return located.path
+    folder = models_home(settings) / located.home_name
+    return folder if (folder / MANIFEST).is_file() else None
 
 
 def demo_folder() -> Path:
@@ -237,34 +241,3 @@ def _disk_faults(path: Path, doing: str) -> Iterator[None]:
         raise FolderError(
             f"{path}: {doing} gave {e.strerror or e}. Choose a folder that can be written to."
         ) from e
-
-
-def verify(folder: ModelFolder, report: Callable[[int, int], None]) -> None:
-    """Read every byte of a model folder.  report: bytes done and in all.
-
-    Raises FolderError for a span, CheckpointError for a header that was damaged.
-    """
-    spans = folder.manifest.spans
-    _verify_headers(folder)
-    total, done = sum(s.place.n_bytes for s in spans.values()), 0
-    for name, span in spans.items():
-        folder.read(name)
-        done += span.place.n_bytes
-        report(done, total)
-    for name in folder.manifest.small_files:
-        folder.small_file(name)
-
-
-def _verify_headers(folder: ModelFolder) -> None:
-    """We never read them; other people's readers of safetensors do."""
-    spans = folder.manifest.spans
-    for file in sorted({span.place.file for span in spans.values()}):
-        found = SafetensorsFile.open(folder.path / file).tensors
-        places = {name: Place(file, e.offset, e.n_bytes) for name, e in found.items()}
-        wanted = {name: s.place for name, s in spans.items() if s.place.file == file}
-        if places != wanted:
-            name = min(n for n in {*places, *wanted} if places.get(n) != wanted.get(n))
-            raise FolderError(
-                f"{folder.path / file}: its header and the manifest disagree about {name}. "
-                "The file was damaged; make the model again."
-            )

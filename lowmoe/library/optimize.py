@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from lowmoe.checkpoint import files
-from lowmoe.checkpoint.manifest import MANIFEST, read_manifest
+from lowmoe.checkpoint.file_names import MANIFEST
+from lowmoe.checkpoint.manifest import read_manifest
 from lowmoe.checkpoint.popularity import POPULARITY, popularity_json
 from lowmoe.checkpoint.writer import small_file_table
 from lowmoe.errors import UsageError

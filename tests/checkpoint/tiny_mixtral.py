@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lowmoe.checkpoint.file_names import INDEX, SINGLE
 from lowmoe.checkpoint.layout import Recipe
 from lowmoe.checkpoint.manifest import Source
-from lowmoe.checkpoint.reader import INDEX, SINGLE, Checkpoint, Shards
+from lowmoe.checkpoint.reader import Checkpoint, Shards
 from lowmoe.decoder.weights import CheckpointTensors
 from lowmoe.families import read_config
 from lowmoe.kernels.cpu import isas

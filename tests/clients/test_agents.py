@@ -15,7 +15,8 @@ import pytest
 
 import lowmoe
 from benchmarks.server.process import Served, served
-from lowmoe.checkpoint.manifest import MANIFEST, read_manifest
+from lowmoe.checkpoint.file_names import MANIFEST
+from lowmoe.checkpoint.manifest import read_manifest
 from tests.clients.driven import ENVIRONMENTS, environment_of, launched
 
 DEMO = Path(lowmoe.__file__).parent / "demo"

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lowmoe.checkpoint.reader import INDEX
+from lowmoe.checkpoint.file_names import INDEX
 from lowmoe.families import read_config
 from lowmoe.spec import checkpoint_tensors
 from tests.checkpoint.tiny_mixtral import config_with

@@ -10,7 +10,7 @@ from lowmoe.checkpoint.folder import ModelFolder
 from lowmoe.checkpoint.layout import Recipe, folder_layout
 from lowmoe.errors import FolderError
 from lowmoe.families import read_config
-from lowmoe.library import verify
+from lowmoe.library.verify import verify
 from lowmoe.loader.synthetic import write_synthetic
 from tests.checkpoint.tiny_mixtral import contents
 from tests.talking_mixtral import CONFIG
