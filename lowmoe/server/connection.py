@@ -72,6 +72,13 @@ class BoundedHttp(HttpToolsProtocol):
             self._arm()  # uvicorn's own clock stopped when the rest of this body came
         super().on_message_complete()
 
+    def shutdown(self) -> None:
+        """Let an answer under way end; a request that is not whole becomes none."""
+        if self.cycle is not None and self.cycle.more_body:
+            self.transport.close()
+        else:
+            super().shutdown()
+
     def _arm(self) -> None:
         if self._timer is None:
             self._timer = self.loop.call_later(HEAD_S, self._expired)

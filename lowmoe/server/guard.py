@@ -92,8 +92,8 @@ class Guard:
             response = self._dialects.response(scope["path"], problem_of(error))
             await response(scope, receive, guarded_send)
 
-    async def _admit(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The body of a request that has one.  Raises _Refused, cheapest checks first."""
+    async def _admit(self, scope: Scope, receive: Receive) -> bytes:
+        """The body that the routes are to see.  Raises _Refused, cheapest checks first."""
         headers = Headers(scope=scope)
         n_head = sum(len(name) + len(value) for name, value in headers.raw)
         n_head += len(scope["raw_path"]) + len(scope["query_string"])
@@ -102,8 +102,8 @@ class Guard:
         self._check_host(headers)
         _check_origin(scope, headers)
         self._check_key(scope, headers)
-        if scope["method"] not in ("POST", "PUT", "PATCH"):
-            return None  # no route takes a body of others
+        if scope["method"] != "POST":
+            return b""  # whatever comes beside others, no route ever sees it
         _check_media_type(headers)
         body = await _read_all(headers, receive)
         _check_json(body)
@@ -194,10 +194,8 @@ def _check_json(body: bytes) -> None:
         raise _Refused(400, f"The body is not JSON: {error}.") from None
 
 
-def _replay(body: bytes | None, receive: Receive) -> Receive:
+def _replay(body: bytes, receive: Receive) -> Receive:
     """A `receive` that gives the body in one piece, then what comes after it."""
-    if body is None:
-        return receive
     first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:

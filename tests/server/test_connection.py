@@ -58,6 +58,19 @@ def test_a_body_must_come_in_time(impatient: str) -> None:
     assert status(impatient, head("POST", "/v1/messages", [JSON, "content-length: 9"])) == 408
 
 
+def test_a_server_that_ends_waits_for_no_half_of_a_body(caplog: pytest.LogCaptureFixture) -> None:
+    asked = head("POST", "/v1/messages", [JSON, "content-length: 900"]) + b"{"
+    with contextlib.ExitStack() as until_here:
+        with serving(FakeService()) as url:
+            slow = until_here.enter_context(connected(url))
+            slow.sendall(asked)
+            time.sleep(WAIT_S)  # for it to arrive
+            told = time.monotonic()
+        assert time.monotonic() - told < 2
+        assert until_closed(slow) == b""
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_what_is_left_of_a_refused_body_is_not_waited_for(impatient: str) -> None:
     with connected(impatient) as slow:
         slow.sendall(head("POST", "/v1/messages", ["content-length: 900"]) + b"{")
