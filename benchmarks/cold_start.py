@@ -4,13 +4,15 @@
 
 Counts:      from the start of the process, imports included, to each token of an answer to a prompt
              of 16 tokens. Files are told to leave the page cache before; experts are read past it.
+Ceilings:    importing torch alone, and plain reads of experts, before and after each row.
 Leaves out:  a tokenizer: the model is made up.
 
 The model has the shape of gpt-oss-120b: 128 experts a layer, 4 bits, 41 GB in 24 layers. Its files
 take 4.5 GB, spans repeat (larger_folders.py). Its routers have biases with which some experts are
 used more than others, as much as was published of Qwen3-30B and guessed of DeepSeek
-(lowmoe/families/routing_fits.py). "unordered" knows nothing of that; "optimized" is told by
-`lowmoe optimize` with a trace of other tokens.
+(lowmoe/families/routing_fits.py). A row each: 2 bits, which `--bits auto` takes where so much more
+than RAM is on disk; the same told by `lowmoe optimize`, with a trace of other tokens, which experts
+are popular; 4 bits; and 4 bits of which what is missed is used at 2 first (`--miss-planes 1`).
 """
 
 import argparse
@@ -27,6 +29,7 @@ from benchmarks.larger_folders import larger
 from benchmarks.one_cold_start import MARKS
 from lowmoe.checkpoint.layout import Recipe
 from lowmoe.checkpoint.manifest import read_manifest
+from lowmoe.checkpoint.popularity import POPULARITY
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
 from lowmoe.families.fewer_layers import with_layers
@@ -37,6 +40,14 @@ from lowmoe.settings import read_settings
 SHAPE, WRITTEN, WRITTEN_LAYERS = "gpt-oss-120b", "gpt-oss-20b", 8  # experts of one size
 RECIPE = Recipe()
 TRACED = 256
+OPTIMIZED = "2 bits, optimized"
+# What it is called, --bits, --miss-planes (0: not given).
+ROWS = (
+    ("2 bits", "auto", 0),
+    (OPTIMIZED, "auto", 0),
+    ("4 bits", "4", 0),
+    ("4 bits, misses at 2", "4", 1),
+)
 
 
 def folder_of(n_layers: int, skew: float) -> Path:
@@ -85,14 +96,14 @@ def optimize_from_a_trace(folder: Path, ram: str) -> None:
     optimize(folder, trace)
 
 
-def start(folder: Path, ram: str, seconds: float) -> dict[str, Any]:
-    """One cold start, in a process of its own."""
+def start(folder: Path, ram: str, bits: str, miss_planes: int, seconds: float) -> dict[str, Any]:
+    """One cold start, in a process of its own.  miss_planes: 0 for all there are."""
     for path in folder.iterdir():
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)  # what is not yet written cannot leave
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
-    asked = [str(folder), ram, str(seconds), str(time.time())]
+    asked = [str(folder), ram, bits, str(miss_planes), str(seconds), str(time.time())]
     run = subprocess.run(
         [sys.executable, "-m", "benchmarks.one_cold_start", *asked],
         capture_output=True, text=True, check=False,
@@ -101,6 +112,18 @@ def start(folder: Path, ram: str, seconds: float) -> dict[str, Any]:
         raise SystemExit(run.stderr.strip().splitlines()[-1])
     found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
     return found
+
+
+def ceilings(folder: Path) -> dict[str, float]:
+    """What nothing that begins here can be faster than."""
+    from lowmoe.checkpoint.folder import ModelFolder
+    from lowmoe.engine.bench import disk_bandwidth
+
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    torch_s = time.perf_counter() - began
+    with ModelFolder(folder) as opened:
+        return {"torch_s": torch_s, "disk_bytes_per_s": disk_bandwidth(opened)}
 
 
 def main() -> None:
@@ -116,30 +139,38 @@ def main() -> None:
         places = [span.place for span in read_manifest(folder).spans.values()]
         n_bytes = sum(place.n_bytes for place in places)
         print(f"{folder}: {n_bytes / 1e9:.1f} GB, skewed as {name}")
-        for how in ("unordered", "optimized"):
-            if how == "optimized":
+        for how, bits, miss_planes in ROWS:
+            if how == OPTIMIZED:
                 optimize_from_a_trace(folder, asked.ram)
-            runs = [start(folder, asked.ram, max(MARKS)) for _ in range(asked.runs)]
-            results[f"{name} {how}"] = {"bytes": n_bytes, "runs": runs}
-            show(how, runs)
+            elif (folder / POPULARITY).exists():
+                (folder / POPULARITY).unlink()
+            before = ceilings(folder)
+            runs = [
+                start(folder, asked.ram, bits, miss_planes, max(MARKS)) for _ in range(asked.runs)
+            ]
+            row = {"bytes": n_bytes, "ceilings": [before, ceilings(folder)], "runs": runs}
+            results[f"{name} {how}"] = row
+            show(how, row)
     if asked.out is not None:
         asked.out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
-def show(how: str, runs: list[dict[str, Any]]) -> None:
+def show(how: str, row: dict[str, Any]) -> None:
     """Medians, in a line."""
 
-    def middle(key: str) -> float:
-        return statistics.median(run[key] for run in runs)
+    def middle(key: str, of: str = "runs") -> float:
+        return statistics.median(one[key] for one in row[of])
 
     counts = ", ".join(
-        f"{statistics.median(run['tokens'][str(mark)] for run in runs):.0f} in {mark:.0f} s"
+        f"{statistics.median(run['tokens'][str(mark)] for run in row['runs']):.0f} in {mark:.0f} s"
         for mark in MARKS
     )
     print(
-        f"{how:10} imported {middle('imported_s'):.2f} s, loaded {middle('loaded_s'):.2f} s, "
-        f"first token {middle('first_token_s'):.2f} s; tokens {counts}; hits "
-        f"{middle('hit_rate'):.0%}, disk {middle('disk_bytes_per_s') / 1e9:.1f} GB/s",
+        f"{how:22} imported {middle('imported_s'):.2f} s (torch alone "
+        f"{middle('torch_s', 'ceilings'):.2f}), loaded {middle('loaded_s'):.2f} s, first token "
+        f"{middle('first_token_s'):.2f} s; tokens {counts}; hits {middle('hit_rate'):.0%}; disk "
+        f"{middle('disk_bytes_per_s') / 1e9:.1f} GB/s, plain reads "
+        f"{middle('disk_bytes_per_s', 'ceilings') / 1e9:.1f}",
         flush=True,
     )
 

@@ -1,9 +1,9 @@
 """One cold start, in the process that cold_start.py begins for it; what it saw, as JSON on stdout.
 
-    python -m benchmarks.one_cold_start FOLDER RAM SECONDS BEGAN
+    python -m benchmarks.one_cold_start FOLDER RAM BITS MISS_PLANES SECONDS BEGAN
 
-BEGAN: when the start of the process was asked for, in seconds of the epoch; everything is counted
-from then. As `lowmoe run` does, it has the disk at work before it imports torch.
+MISS_PLANES: 0 for all there are. BEGAN: when the start of the process was asked for, in seconds of
+the epoch; everything is counted from then. As `lowmoe run` does, it has the disk at work before it imports torch.
 """
 
 import json
@@ -20,7 +20,9 @@ MARKS = (3.0, 5.0, 10.0)  # seconds at which tokens are counted
 PROMPT = 16
 
 
-def observe(folder: str, ram: str, seconds: float, began: float) -> dict[str, Any]:
+def observe(
+    folder: str, ram: str, bits: str, miss_planes: int, seconds: float, began: float
+) -> dict[str, Any]:
     """Load and answer for so many seconds."""
     read_ahead(folder, read_settings())
     from lowmoe.engine.generate import Session
@@ -29,7 +31,16 @@ def observe(folder: str, ram: str, seconds: float, began: float) -> dict[str, An
     from lowmoe.engine.options import SamplingOptions
 
     imported_s = time.time() - began
-    runtime = load_folder(Path(folder), LoadOptions(gpu="none", ram=ram, context=1024))
+    runtime = load_folder(
+        Path(folder),
+        LoadOptions(
+            gpu="none",
+            bits=bits if bits == "auto" else int(bits),
+            miss_planes=miss_planes or None,
+            ram=ram,
+            context=1024,
+        ),
+    )
     loaded_s = time.time() - began
     generator = random.Random(0)
     ids = [generator.randrange(runtime.spec.n_vocab) for _ in range(PROMPT)]
@@ -45,6 +56,7 @@ def observe(folder: str, ram: str, seconds: float, began: float) -> dict[str, An
         "imported_s": imported_s,
         "loaded_s": loaded_s,
         "first_token_s": times[0],
+        "bits": runtime.bits,
         "tokens": {str(mark): sum(t <= mark for t in times) for mark in MARKS},
         "hit_rate": traffic.ram_requests / (traffic.ram_requests + traffic.disk_requests),
         "disk_bytes_per_s": traffic.disk_bytes / traffic.disk_busy_s,
@@ -52,4 +64,5 @@ def observe(folder: str, ram: str, seconds: float, began: float) -> dict[str, An
 
 
 if __name__ == "__main__":
-    print(json.dumps(observe(sys.argv[1], sys.argv[2], float(sys.argv[3]), float(sys.argv[4]))))
+    folder, ram, bits, miss_planes, seconds, began = sys.argv[1:]
+    print(json.dumps(observe(folder, ram, bits, int(miss_planes), float(seconds), float(began))))

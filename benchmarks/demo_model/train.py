@@ -287,6 +287,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.device != "cpu":
         arguments.processes = 1
+    # Experts get other numbers of tokens each time, and oneDNN makes code for every shape; with its
+    # default of 1024 it makes much of it again.  Read when the first product is computed.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "processes").unlink(missing_ok=True)
     if arguments.processes == 1:
