@@ -3,7 +3,8 @@
     python -m benchmarks.one_cold_start FOLDER RAM BITS MISS_PLANES SECONDS BEGAN
 
 MISS_PLANES: 0 for all there are. BEGAN: when the start of the process was asked for, in seconds of
-the epoch; everything is counted from then. As `lowmoe run` does, it has the disk at work before it imports torch.
+the epoch; everything is counted from then. As `lowmoe run` does, it has the disk at
+work before it imports torch.
 """
 
 import json
