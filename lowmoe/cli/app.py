@@ -36,7 +36,6 @@ from lowmoe.cli.options import (
 from lowmoe.errors import LowMoeError
 
 if TYPE_CHECKING:
-    from lowmoe.engine.load_options import LoadOptions
     from lowmoe.library.options import MakeOptions
 
 app = typer.Typer(
@@ -89,6 +88,7 @@ def run(
     """Chat with a model, or let it go on with a text; pulls and quantizes on first use."""
     _read_ahead(model)
     from lowmoe.cli.run import Asked, Generating, run_model
+    from lowmoe.engine.load_options import LoadOptions
 
     run_model(
         model,
@@ -100,8 +100,17 @@ def run(
             hide_thinking=hide_thinking,
             timeline=trace_timeline,
         ),
-        _load_options(
-            gpu, bits, ram, vram, threads, context, kv, misses, cache_aware_routing, miss_planes
+        LoadOptions(
+            gpu=gpu,
+            bits=_bits_of(bits),
+            ram=ram,
+            vram=vram,
+            threads=threads,
+            context=context,
+            kv=kv,
+            misses=misses,
+            cache_aware_routing=cache_aware_routing,
+            miss_planes=miss_planes,
         ),
         Generating(
             temperature=temperature,
@@ -122,36 +131,6 @@ def _read_ahead(model: str) -> None:
     from lowmoe.settings import read_settings
 
     read_ahead(model, read_settings())
-
-
-def _load_options(
-    gpu: str,
-    bits: str,
-    ram: str | None,
-    vram: str | None,
-    threads: int | None,
-    context: int | None,
-    kv: str | None,
-    misses: str,
-    cache_aware_routing: float | None,
-    miss_planes: int | None,
-    sequences: int = 1,
-) -> "LoadOptions":
-    from lowmoe.engine.load_options import LoadOptions
-
-    return LoadOptions(
-        gpu=gpu,
-        bits=_bits_of(bits),
-        ram=ram,
-        vram=vram,
-        threads=threads,
-        context=context,
-        kv=kv,
-        misses=misses,
-        sequences=sequences,
-        cache_aware_routing=cache_aware_routing,
-        miss_planes=miss_planes,
-    )
 
 
 def _bits_of(text: str) -> int | str:
@@ -219,6 +198,7 @@ def serve(
     """Answer programs that speak OpenAI's or Anthropic's API; Ctrl-C ends it."""
     _read_ahead(model)
     from lowmoe.cli.serve import Asked, serve_command
+    from lowmoe.engine.load_options import LoadOptions
 
     serve_command(
         model,
@@ -231,18 +211,18 @@ def serve(
             n_waiting=queue,
             timeline=trace_timeline,
         ),
-        _load_options(
-            gpu,
-            bits,
-            ram,
-            vram,
-            threads,
-            context,
-            kv,
-            misses,
-            cache_aware_routing,
-            miss_planes,
-            1 if sequences is None else sequences,
+        LoadOptions(
+            gpu=gpu,
+            bits=_bits_of(bits),
+            ram=ram,
+            vram=vram,
+            threads=threads,
+            context=context,
+            kv=kv,
+            misses=misses,
+            cache_aware_routing=cache_aware_routing,
+            miss_planes=miss_planes,
+            sequences=1 if sequences is None else sequences,
         ),
     )
 
@@ -363,22 +343,23 @@ def bench(
     """Measure tokens/s of prefill and decode beside what the machine allows."""
     from lowmoe.cli.bench import bench_command
     from lowmoe.engine.bench import BenchOptions
+    from lowmoe.engine.load_options import LoadOptions
 
     options = BenchOptions(
         runs=runs, prompt_tokens=prompt_tokens, new_tokens=new_tokens, profile=profile
     )
-    load = _load_options(
-        gpu,
-        bits,
-        ram,
-        vram,
-        threads,
-        context,
-        kv,
-        misses,
-        cache_aware_routing,
-        miss_planes,
-        sequences,
+    load = LoadOptions(
+        gpu=gpu,
+        bits=_bits_of(bits),
+        ram=ram,
+        vram=vram,
+        threads=threads,
+        context=context,
+        kv=kv,
+        misses=misses,
+        cache_aware_routing=cache_aware_routing,
+        miss_planes=miss_planes,
+        sequences=sequences,
     )
     bench_command(
         model,
@@ -421,12 +402,20 @@ def plan_(
 ) -> None:
     """Will it run, at which width, how fast: before a byte is downloaded."""
     from lowmoe.cli.plan import Asked, plan_all_command, plan_command
+    from lowmoe.engine.load_options import LoadOptions
     from lowmoe.errors import UsageError
     from lowmoe.plan.here import Described
 
     # Refuses bits, a context or a format of the cache that cannot be; a card need not be here.
-    options = _load_options(
-        "none", bits, ram, None, threads, context, kv, misses, None, None, sequences
+    options = LoadOptions(
+        gpu="none",
+        bits=_bits_of(bits),
+        ram=ram,
+        threads=threads,
+        context=context,
+        kv=kv,
+        misses=misses,
+        sequences=sequences,
     )
     asked = Asked(
         machine=Described(
@@ -464,8 +453,9 @@ def trace(
 ) -> None:
     """Record which experts the tokens of a text go to."""
     from lowmoe.cli.simulate import trace_command
+    from lowmoe.engine.load_options import LoadOptions
 
-    load = _load_options("none", "auto", ram, None, threads, None, None, "auto", None, None)
+    load = LoadOptions(gpu="none", ram=ram, threads=threads)
     trace_command(model, file, out, tokens, load, synthetic=synthetic)
 
 
@@ -491,10 +481,17 @@ def simulate(
 ) -> None:
     """Replay a trace through the tiers of a machine: hit rates and tokens/s by policy."""
     from lowmoe.cli.simulate import Asked, simulate_command
+    from lowmoe.engine.load_options import LoadOptions
     from lowmoe.plan.here import Described
 
     # Refuses what cannot be; a card need not be here.
-    _load_options("none", "auto", ram, None, threads, context, kv, "auto", None, None)
+    LoadOptions(
+        gpu="none",
+        ram=ram,
+        threads=threads,
+        context=context,
+        kv=kv,
+    )
     asked = Asked(
         machine=Described(
             gpu=gpu, ram=ram, vram=vram, disk=disk, ram_speed=ram_speed, threads=threads
@@ -551,9 +548,18 @@ def evaluate(
 ) -> None:
     """Perplexity of a text, and how far quantization has moved the model."""
     from lowmoe.cli.evaluate import evaluate_command
+    from lowmoe.engine.load_options import LoadOptions
 
-    load = _load_options(
-        gpu, bits, ram, vram, threads, None, kv, misses, cache_aware_routing, miss_planes
+    load = LoadOptions(
+        gpu=gpu,
+        bits=_bits_of(bits),
+        ram=ram,
+        vram=vram,
+        threads=threads,
+        kv=kv,
+        misses=misses,
+        cache_aware_routing=cache_aware_routing,
+        miss_planes=miss_planes,
     )
     evaluate_command(model, file, against, window, load, token_by_token=token_by_token, json=json)
 
