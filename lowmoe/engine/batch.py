@@ -18,6 +18,7 @@ from lowmoe.engine.gpu import gpu_failures
 from lowmoe.engine.run_clock import Tally
 from lowmoe.engine.runtime import Runtime
 from lowmoe.errors import UsageError
+from lowmoe.experts.lender import NoLongerWanted
 
 # What copying a token from another cache costs of reading it: bytes beside arithmetic. A token's
 # 128 KiB in Mixtral-8x7B take some 20 us at the speed of memory, reading it a millisecond or more.
@@ -119,7 +120,7 @@ class Batch:
             answer.settle()
         joining = self._next_to_read()
         if joining is not None:
-            self.run(joining.conversation, joining.missing[: self.chunk_tokens])
+            self._read(joining)
             ended += self._leave_cancelled()
         running = [answer for answer in self._answers if answer.is_read]
         if running:
@@ -135,14 +136,23 @@ class Batch:
             return min(unread, key=lambda answer: len(answer.missing))
         return unread[0] if unread else None
 
+    def _read(self, answer: Answer) -> None:
+        """A chunk of its prompt, or less where it is cancelled meanwhile."""
+        with (
+            contextlib.suppress(NoLongerWanted),
+            self.runtime.store.while_wanted(lambda: not answer.is_cancelled),
+        ):
+            self.run(answer.conversation, answer.missing[: self.chunk_tokens])
+
     def run(self, conversation: Conversation, ids: Sequence[int]) -> Tensor:
         """Tokens of a prompt, chunk_tokens at most.  Returns the last hidden state, [T, H]."""
         with self.computing():
-            hidden = conversation.forward(ids, whole_chunk=len(ids) == self.chunk_tokens)
-        whole = self.runtime.store.traffic()
-        prompts = self.tally.prompts + (whole - self.tally.whole)
-        self.tally = replace(self.tally, whole=whole, prompts=prompts)
-        return hidden
+            try:
+                return conversation.forward(ids, whole_chunk=len(ids) == self.chunk_tokens)
+            finally:
+                whole = self.runtime.store.traffic()
+                prompts = self.tally.prompts + (whole - self.tally.whole)
+                self.tally = replace(self.tally, whole=whole, prompts=prompts)
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ Ignorant of:  tokens, routing, what the bits mean, how slots and buffers are kep
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -66,6 +66,10 @@ class HybridExperts:
         """Into RAM, while nothing else is read."""
         self.ram.read_rest(n_experts, self.slots.keys())
 
+    def while_wanted(self, is_wanted: Callable[[], bool]) -> AbstractContextManager[None]:
+        """As RAM does."""
+        return self.ram.while_wanted(is_wanted)
+
     def give_back(self) -> bool:
         """Experts that leave are computed like others that the GPU has no room for."""
         n_slots = self.slots.give_back()
@@ -114,8 +118,9 @@ class HybridExperts:
 
     def ask(self, layer_id: int, expert_ids: list[int]) -> list[int]:
         """Say which experts a layer needs now; counts them, and wants from RAM what is not on the
-        GPU.  Returns those.
+        GPU.  Returns those.  Raises NoLongerWanted, nothing being counted.
         """
+        self.ram.require_wanted()
         self.slots.record(layer_id, expert_ids)
         if self.uses is not None:
             self.uses.add(layer_id, expert_ids)

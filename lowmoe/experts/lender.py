@@ -4,7 +4,8 @@ Knows:        the questions.
 Ignorant of:  how experts are lent: that is between a lender and the computation made for it.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal, Protocol, TypeAlias
 
 from lowmoe.experts.ledger import Traffic
@@ -12,6 +13,10 @@ from lowmoe.experts.policy import Key
 from lowmoe.experts.uses import Uses
 
 Tier: TypeAlias = Literal["gpu", "ram"]
+
+
+class NoLongerWanted(Exception):
+    """Nobody waits for a pass any more; it ends between two of its layers."""
 
 
 class Lender(Protocol):
@@ -31,6 +36,11 @@ class Lender(Protocol):
 
     def read_rest(self, n_experts: Sequence[int]) -> None:
         """Go on reading those that are not there yet.  n_experts: of each layer."""
+
+    def while_wanted(self, is_wanted: Callable[[], bool]) -> AbstractContextManager[None]:
+        """A block with a pass that raises NoLongerWanted at its next layer once it is not wanted,
+        if reading experts may take it long.
+        """
 
     def give_back(self) -> bool:
         """Leave some of a GPU's memory to other work; False if there is none to leave."""

@@ -4,7 +4,8 @@ Knows:        how they get there from disk, where each part of each expert lies,
 Ignorant of:  tokens, routing, what the bits mean.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -62,6 +63,10 @@ class ResidentExperts:
 
     def read_rest(self, n_experts: Sequence[int]) -> None:
         """There is no rest."""
+
+    def while_wanted(self, is_wanted: Callable[[], bool]) -> AbstractContextManager[None]:
+        """Nothing is read, and a pass is over soon."""
+        return nullcontext()
 
     def give_back(self) -> bool:
         """All are needed there."""

@@ -6,7 +6,7 @@ Ignorant of:  tokens, routing, model families, what the bits mean.
 
 import contextlib
 import itertools
-from collections.abc import Collection, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from lowmoe.errors import MemoryBudgetError
 from lowmoe.experts.foresight import Foresight
 from lowmoe.experts.ledger import Ledger, Traffic
-from lowmoe.experts.lender import Tier
+from lowmoe.experts.lender import NoLongerWanted, Tier
 from lowmoe.experts.policy import UNKNOWN, Key, Policy, Popularity, UsePolicy
 from lowmoe.experts.source import CoarseFirst, ExpertSource
 from lowmoe.experts.tier import RamTier, Slot
@@ -68,6 +68,7 @@ class ExpertStore:
         self._guesses: list[tuple[int, Key]] = []  # of the latest prefetch, with their ranks
         self._ledger = Ledger()
         self._wanted: list[Key] = []
+        self._is_wanted: Callable[[], bool] | None = None
         self._is_complete = False
         self._rest: Iterator[Key] | None = None  # what read_rest has not come to yet
         self._readers = readers or ThreadPoolExecutor(N_READERS, thread_name_prefix="lowmoe-read")
@@ -164,11 +165,28 @@ class ExpertStore:
         slot = self._tier.residents.get((layer_id, expert_id))
         return slot is not None and slot.is_whole
 
+    @contextlib.contextmanager
+    def while_wanted(self, is_wanted: Callable[[], bool]) -> Iterator[None]:
+        """A block in which `want` raises NoLongerWanted once is_wanted says so: of a prompt, a pass
+        reads nearly every expert, which may be minutes of a slow disk.
+        """
+        self._is_wanted = is_wanted
+        try:
+            yield
+        finally:
+            self._is_wanted = None
+
+    def require_wanted(self) -> None:
+        """Raises NoLongerWanted where `while_wanted` asks for it."""
+        if self._is_wanted is not None and not self._is_wanted():
+            raise NoLongerWanted
+
     def want(self, layer_id: int, expert_ids: Collection[int]) -> None:
         """Say which experts a layer needs now: counts them as used and starts reading.
 
-        They stay in place until `portions` has handed them out.
+        They stay in place until `portions` has handed them out.  Raises NoLongerWanted instead.
         """
+        self.require_wanted()
         wanted = sorted(set(expert_ids))
         self._policy.record(layer_id, wanted)
         if self.uses is not None:

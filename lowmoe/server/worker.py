@@ -128,6 +128,8 @@ class Worker:
     def cancel_all(self) -> None:
         """End every answer, and whatever begins, within one token; any thread may call it."""
         self._cancelling = True
+        for asked, _ in list(self._under_way):
+            asked.stop()
 
     def _require_room(self) -> None:
         with self._changed:
@@ -321,8 +323,8 @@ def _as_told(error: Exception) -> LowMoeError:
 
 
 def chunk_tokens(runtime: Runtime) -> int:
-    """Of a prompt at once: others wait for so much between two of their tokens, and a client that
-    is gone is noticed as late.
+    """Of a prompt at once: others wait for so much between two of their tokens. A client that is
+    gone is noticed as late, or between two layers where experts are still read.
     """
     most = runtime.decoder.computation.max_tokens
     store = runtime.store

@@ -9,6 +9,7 @@ from fake_source import PATIENCE_S, FakeExperts, within_patience
 
 from lowmoe.errors import MemoryBudgetError
 from lowmoe.experts import store as store_module
+from lowmoe.experts.lender import NoLongerWanted
 from lowmoe.experts.policy import UNKNOWN, Key, Popularity
 from lowmoe.experts.store import N_READERS, ExpertStore
 from lowmoe.experts.tier import Slot
@@ -513,3 +514,18 @@ def test_of_many_experts_those_worth_least_leave_and_none_that_was_used_meanwhil
             use(store, source, 0, [n_slots + e])
         gone = [e for e in range(n_slots) if not store.has(0, e)]
         assert gone == [0, 2, 3, 4, 5, 6]
+
+
+def test_what_nobody_waits_for_is_not_wanted_and_nothing_has_changed() -> None:
+    source, is_wanted = FakeExperts(), True
+    with store_of(source, 3) as store:
+        with store.while_wanted(lambda: is_wanted):
+            use(store, source, 0, [1])
+            before = store.traffic()
+            is_wanted = False
+            with pytest.raises(NoLongerWanted):
+                store.want(1, [0, 2])
+        assert list(source.reads) == [(0, 1)]
+        assert store.traffic() == before
+        assert list(store.portions()) == []
+        use(store, source, 1, [0, 2])
