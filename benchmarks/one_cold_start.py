@@ -1,31 +1,40 @@
 """One cold start, in the process that cold_start.py begins for it; what it saw, as JSON on stdout.
 
-    python -m benchmarks.one_cold_start FOLDER RAM BITS MISS_PLANES SECONDS BEGAN
+    python -m benchmarks.one_cold_start FOLDER RAM HOW SECONDS BEGAN
 
-MISS_PLANES: 0 for all there are. BEGAN: when the start of the process was asked for, in seconds of
-the epoch; everything is counted from then. As `lowmoe run` does, it has the disk at
-work before it imports torch.
+HOW: an object of How's fields. BEGAN: when the start of the process was asked for, in seconds of
+the epoch; everything is counted from then. As `lowmoe run` does, it has the disk at work before it
+imports torch.
 """
 
 import json
 import random
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowmoe.library.read_ahead import read_ahead
+from lowmoe.library.early_reads import begin_early_reads
 from lowmoe.settings import read_settings
 
 MARKS = (3.0, 5.0, 10.0)  # seconds at which tokens are counted
 PROMPT = 16
 
 
-def observe(
-    folder: str, ram: str, bits: str, miss_planes: int, seconds: float, began: float
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """early: with reads before torch is there."""
+
+    early: bool = True
+    bits: int | str = "auto"
+    miss_planes: int | None = None
+
+
+def observe(folder: str, ram: str, how: How, seconds: float, began: float) -> dict[str, Any]:
     """Load and answer for so many seconds."""
-    read_ahead(folder, read_settings())
+    if how.early:
+        begin_early_reads(folder, read_settings())
     from lowmoe.engine.generate import Session
     from lowmoe.engine.load import load_folder
     from lowmoe.engine.load_options import LoadOptions
@@ -36,8 +45,8 @@ def observe(
         Path(folder),
         LoadOptions(
             gpu="none",
-            bits=bits if bits == "auto" else int(bits),
-            miss_planes=miss_planes or None,
+            bits=how.bits,
+            miss_planes=how.miss_planes,
             ram=ram,
             context=1024,
         ),
@@ -65,5 +74,5 @@ def observe(
 
 
 if __name__ == "__main__":
-    folder, ram, bits, miss_planes, seconds, began = sys.argv[1:]
-    print(json.dumps(observe(folder, ram, bits, int(miss_planes), float(seconds), float(began))))
+    folder, ram, how, seconds, began = sys.argv[1:]
+    print(json.dumps(observe(folder, ram, How(**json.loads(how)), float(seconds), float(began))))

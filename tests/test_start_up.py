@@ -44,11 +44,11 @@ def test_using_the_library_does_import_torch() -> None:
 def test_reading_begins_before_torch_is_imported() -> None:
     said, heavy = heavy_imports_after(
         """
-import lowmoe.cli.app as app, lowmoe.library.read_ahead as ahead, sys
+import lowmoe.cli.app as app, lowmoe.library.early_reads as early, sys
 def begins(model, settings):
     print(model, "torch" in sys.modules)
     raise SystemExit
-ahead.read_ahead = begins
+early.begin_early_reads = begins
 for command in "run", "serve":
     sys.argv = ["lowmoe", command, "some/model"]
     try: app.main()

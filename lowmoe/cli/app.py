@@ -86,7 +86,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Chat with a model, or let it go on with a text; pulls and quantizes on first use."""
-    _read_ahead(model)
+    _begin_early_reads(model)
     from lowmoe.cli.run import Asked, Generating, run_model
     from lowmoe.engine.load_options import LoadOptions
 
@@ -125,12 +125,12 @@ def run(
     )
 
 
-def _read_ahead(model: str) -> None:
+def _begin_early_reads(model: str) -> None:
     """Before the first import of torch."""
-    from lowmoe.library.read_ahead import read_ahead
+    from lowmoe.library.early_reads import begin_early_reads
     from lowmoe.settings import read_settings
 
-    read_ahead(model, read_settings())
+    begin_early_reads(model, read_settings())
 
 
 def _bits_of(text: str) -> int | str:
@@ -196,7 +196,7 @@ def serve(
     trace_timeline: TraceTimeline = None,
 ) -> None:
     """Answer programs that speak OpenAI's or Anthropic's API; Ctrl-C ends it."""
-    _read_ahead(model)
+    _begin_early_reads(model)
     from lowmoe.cli.serve import Asked, serve_command
     from lowmoe.engine.load_options import LoadOptions
 
@@ -485,13 +485,7 @@ def simulate(
     from lowmoe.plan.here import Described
 
     # Refuses what cannot be; a card need not be here.
-    LoadOptions(
-        gpu="none",
-        ram=ram,
-        threads=threads,
-        context=context,
-        kv=kv,
-    )
+    LoadOptions(gpu="none", ram=ram, threads=threads, context=context, kv=kv)
     asked = Asked(
         machine=Described(
             gpu=gpu, ram=ram, vram=vram, disk=disk, ram_speed=ram_speed, threads=threads

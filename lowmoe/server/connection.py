@@ -73,8 +73,9 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_complete()
 
     def shutdown(self) -> None:
-        """Let an answer under way end; a request that is not whole becomes none."""
-        if self.cycle is not None and self.cycle.more_body:
+        """Let answers under way end; a request that is not whole, and has none, becomes none."""
+        cycle = self.cycle  # of the latest request: with a pipeline, another one is being answered
+        if cycle is not None and cycle.more_body and not (cycle.response_started or self.pipeline):
             self.transport.close()
         else:
             super().shutdown()

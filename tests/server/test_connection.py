@@ -3,13 +3,14 @@
 import contextlib
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from lowmoe.server import connection, guard
-from tests.server.fake_service import FakeService
+from tests.server.fake_service import FakeService, Gate, saying
 from tests.server.raw_http import connected, head, status, until_closed
 from tests.server.serving import serving
 
@@ -69,6 +70,24 @@ def test_a_server_that_ends_waits_for_no_half_of_a_body(caplog: pytest.LogCaptur
         assert time.monotonic() - told < 2
         assert until_closed(slow) == b""
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("of_second", [1.0, 0.5])
+def test_a_server_that_ends_lets_an_answer_end_though_another_request_came_behind(
+    of_second: float,
+) -> None:
+    body = b'{"model": "demo", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}'
+    asked = head("POST", "/v1/messages", [JSON, f"content-length: {len(body)}"]) + body
+    gate = Gate()
+    with contextlib.ExitStack() as until_here:
+        with serving(FakeService([[gate, *saying("Hello")], saying("again")])) as url:
+            client = until_here.enter_context(connected(url))
+            client.sendall(asked + asked[: int(len(asked) * of_second)])
+            gate.reached.result(timeout=5)
+            threading.Timer(WAIT_S, gate.open).start()
+        answers = until_closed(client)
+    assert answers.startswith(b"HTTP/1.1 200 ")
+    assert b"Hello" in answers
 
 
 def test_what_is_left_of_a_refused_body_is_not_waited_for(impatient: str) -> None:

@@ -20,7 +20,7 @@ N_READERS, PIECE_BYTES = 4, 64 * 2**20  # several at once keep the disk busy; in
 SHARE = 0.5
 
 
-def read_ahead(model: str, settings: Settings) -> list[threading.Thread]:
+def begin_early_reads(model: str, settings: Settings) -> list[threading.Thread]:
     """Begin to read the dense weights of what MODEL stands for, if there is a model folder of it.
 
     Whatever is wrong with MODEL is said by whoever loads it.  Returns the threads that read; nobody
@@ -38,7 +38,7 @@ def read_ahead(model: str, settings: Settings) -> list[threading.Thread]:
                 take_into_page_cache(path, offset, min(PIECE_BYTES, n_bytes - offset))
 
         threads = [
-            threading.Thread(target=read, args=(number,), name="lowmoe-ahead", daemon=True)
+            threading.Thread(target=read, args=(number,), name="lowmoe-early", daemon=True)
             for number in range(N_READERS)
         ]
         for thread in threads:
