@@ -23,11 +23,13 @@ from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.statistics import RunStatistics
 from lowmoe.errors import LowMoeError, TextError
 from lowmoe.experts.store import ExpertStore
+from lowmoe.plan.of_run import keep_run
 from lowmoe.server.asked import Asked, AskedEvents, Told, offered
 from lowmoe.server.asking import Ask, ModelCard, Overloaded, shutting_down
 from lowmoe.server.numbers import Numbers, Speed
 from lowmoe.server.preparation import Preparation, takes_long
 from lowmoe.server.turns import Turns
+from lowmoe.settings import read_settings
 
 DEFAULT_WAITING = 64
 # Reads at 91 to 94 % of the speed of chunks of 512, each in half the time; 128 at 78 to 83 % (two
@@ -61,7 +63,7 @@ class Worker:
         self._ended: Counter[str] = Counter()
         self._speed = Speed()
         self._placement = placement(self._runtime)
-        self._bandwidths = session.bandwidths()
+        self._bandwidths, self._settings = session.bandwidths(), read_settings()
         self._latest: RunStatistics | None = None
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
@@ -293,6 +295,7 @@ class Worker:
         if told.answer.n_new:
             self._latest = told.answer.clock.statistics(self._bandwidths)
             self._placement = self._latest.placement
+            keep_run(self._runtime, self._latest, self._settings)
         self._end(asked, told)
 
     def _end(self, asked: Asked, told: Told | None = None) -> None:

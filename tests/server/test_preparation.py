@@ -14,7 +14,7 @@ from lowmoe.engine.messages import Message, ToolCall
 from lowmoe.engine.text_parts import TextParts
 from lowmoe.server.asking import Ask, Event, Failed, Overloaded
 from lowmoe.server.preparation import LONG_CHARS, N_COMPILING
-from tests.server.test_worker import GREEDY, answer, end_of, run, to, working
+from tests.server.working import GREEDY, answer, end_of, run, to, working
 
 N_FORMS = 40  # more than the event loop's own threads, however many processors there are
 

@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from lowmoe.server.request_log import RequestLog, note
-from tests.server.test_worker import run
+from tests.server.working import run
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:

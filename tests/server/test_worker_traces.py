@@ -15,7 +15,7 @@ import pytest
 from lowmoe.server.asking import Ask, Ended, Failed, Sampling, Text
 from lowmoe.server.worker import Worker
 from tests.engine.test_batch import prompt
-from tests.server.test_worker import working
+from tests.server.working import working
 
 N_TRACES, N_IN_CAMPAIGN = 12, 500
 LIVENESS_S = 30.0
