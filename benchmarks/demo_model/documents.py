@@ -4,7 +4,7 @@ Knows:        which sets there are, how much of each an epoch holds, how a chat 
 Ignorant of:  text, models.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +24,15 @@ class Share:
     chat: float  # of those, framed as an answer; the others are bare text
 
 
+ASKED_OTHERWISE = 2 / 3  # of chats whose text has several prompts: not by the first of them
+
+
 # Stories are what it is for. Scenes, questions and the rest teach it to answer what it is asked,
 # and words that stories lack; a question's answer says little without the question.
 MIXTURE = {
-    "stories": Share(kept=1.0, chat=0.65),
-    "fairy": Share(kept=1.0, chat=0.4),
-    "simplebooks": Share(kept=1.0, chat=0.6),
+    "stories": Share(kept=1.0, chat=0.8),
+    "fairy": Share(kept=1.0, chat=0.6),
+    "simplebooks": Share(kept=1.0, chat=0.8),
     "summ": Share(kept=0.7, chat=0.9),
     "qa": Share(kept=0.5, chat=0.9),
     "scenes": Share(kept=0.5, chat=0.6),
@@ -40,39 +43,49 @@ MIXTURE = {
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """Prompt and text of each, one after the other.  ids: all tokens; ends: [2 N], exclusive."""
+    """Of each its n_prompts prompts, then its text.  ids: all tokens; ends: [(n_prompts + 1) N],
+    exclusive.
+    """
 
     ids: Ids
     ends: NDArray[np.int64]
+    n_prompts: int
 
     @classmethod
-    def of(cls, prompts: Iterable[Sequence[int]], texts: Iterable[Sequence[int]]) -> "Documents":
-        """From lists of ids."""
-        parts = [part for pair in zip(prompts, texts, strict=True) for part in pair]
+    def of(
+        cls, prompts: Sequence[Sequence[Sequence[int]]], texts: Sequence[Sequence[int]]
+    ) -> "Documents":
+        """From lists of ids; prompts: of each text several, of all texts as many."""
+        parts = [p for of, text in zip(prompts, texts, strict=True) for p in (*of, text)]
         ids = np.array([i for part in parts for i in part], dtype=np.uint16)
-        return cls(ids, np.cumsum([len(part) for part in parts], dtype=np.int64))
+        ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        return cls(ids, ends, len(prompts[0]))
 
     def __len__(self) -> int:
-        return len(self.ends) // 2
+        return len(self.ends) // (self.n_prompts + 1)
 
-    def prompt(self, index: int) -> Ids:
-        """Its tokens."""
-        return self.ids[self.ends[2 * index - 1] if index else 0 : self.ends[2 * index]]
+    def prompt(self, index: int, which: int = 0) -> Ids:
+        """One of its prompts."""
+        return self._part(index * (self.n_prompts + 1) + which)
 
     def text(self, index: int) -> Ids:
         """Its tokens."""
-        return self.ids[self.ends[2 * index] : self.ends[2 * index + 1]]
+        return self._part(index * (self.n_prompts + 1) + self.n_prompts)
+
+    def _part(self, number: int) -> Ids:
+        return self.ids[self.ends[number - 1] if number else 0 : self.ends[number]]
 
 
 def save_documents(documents: Documents, path: Path) -> None:
     """Write a set."""
-    save_file({"ids": documents.ids, "ends": documents.ends}, path)
+    n_prompts = np.array([documents.n_prompts])
+    save_file({"ids": documents.ids, "ends": documents.ends, "n_prompts": n_prompts}, path)
 
 
 def load_documents(path: Path) -> Documents:
     """Read a set."""
     arrays = load_file(path)
-    return Documents(arrays["ids"], arrays["ends"])
+    return Documents(arrays["ids"], arrays["ends"], int(arrays["n_prompts"][0]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,17 +142,20 @@ class Epoch:
     def __init__(
         self, sets: Mapping[str, Documents], frame: Frame, *, context: int, number: int, seed: int
     ) -> None:
-        rng = np.random.default_rng((seed, number))
+        rng, asking = (
+            np.random.default_rng(seeds) for seeds in ((seed, number), (seed, number, 1))
+        )
         pieces = []
         for name, share in MIXTURE.items():
             documents = sets[name]
             kept = rng.random(len(documents)) < share.kept
             chat = rng.random(len(documents)) < share.chat
+            otherwise = asking.random(len(documents)) < ASKED_OTHERWISE
+            others = asking.integers(documents.n_prompts, size=len(documents))
             for index in np.flatnonzero(kept):
                 text = documents.text(index)
-                framed = (
-                    frame.chat(documents.prompt(index), text) if chat[index] else frame.bare(text)
-                )
+                prompt = documents.prompt(index, others[index] if otherwise[index] else 0)
+                framed = frame.chat(prompt, text) if chat[index] else frame.bare(text)
                 # A piece's last token is the next one's first: every token but a text's first is
                 # learnt once.
                 cuts = range(0, len(framed) - 1, context)

@@ -11,14 +11,17 @@ import argparse
 import json
 import shutil
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from benchmarks.demo_model.asked import KINDS, common_nouns, questions
 from benchmarks.demo_model.documents import Documents, save_documents
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
 N_VOCAB = 8192
+N_QUESTIONS = 8
 
 
 def read_jsonl(path: Path) -> list[dict[str, str]]:
@@ -50,12 +53,21 @@ def trained_tokenizer(files: list[Path]) -> Tokenizer:
     return tokenizer
 
 
-def encoded(path: Path, tokenizer: Tokenizer) -> Documents:
-    """A file's documents as tokens."""
-    documents = read_jsonl(path)
-    prompts = tokenizer.encode_batch([d["prompt"] for d in documents], add_special_tokens=False)
-    texts = tokenizer.encode_batch([d["text"] for d in documents], add_special_tokens=False)
-    return Documents.of([e.ids for e in prompts], [e.ids for e in texts])
+def encoded(path: Path, tokenizer: Tokenizer, n_questions: int) -> Documents:
+    """A file's documents as tokens.  n_questions: beside its prompt, of what is a story."""
+    documents, kinds = read_jsonl(path), KINDS.get(path.stem)
+    prompts = [[d["prompt"]] for d in documents]
+    if kinds is not None:
+        common = common_nouns(d["text"] for d in documents)
+        for asked, d in zip(prompts, documents, strict=True):
+            asked += islice(questions(d["prompt"], d["text"], kinds, common), n_questions)
+
+    def ids_of(texts: list[str]) -> list[list[int]]:
+        return [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    return Documents.of(
+        [ids_of(asked) for asked in prompts], ids_of([d["text"] for d in documents])
+    )
 
 
 def main() -> None:
@@ -77,10 +89,10 @@ def main() -> None:
     else:
         shutil.copyfile(arguments.tokenizer, destination)
     tokenizer = Tokenizer.from_file(str(destination))
-    for part in ("train", "heldout"):
+    for part, n_questions in (("train", N_QUESTIONS), ("heldout", 0)):
         (arguments.out / part).mkdir(exist_ok=True)
         for file in sorted((arguments.data / part).glob("*.jsonl")):
-            documents = encoded(file, tokenizer)
+            documents = encoded(file, tokenizer, n_questions)
             save_documents(documents, arguments.out / part / f"{file.stem}.safetensors")
             print(f"{part}/{file.stem}: {len(documents)} documents, {len(documents.ids)} tokens")
 
