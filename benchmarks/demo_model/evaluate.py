@@ -7,7 +7,8 @@ earlier model with the same tokenizer.  RESULTS.json is what page.py and card.py
 
 Counts:      every held-out document, alternately as a chat and bare, in pieces of the smaller
              model's context; bits a byte on bare stories alone; perplexities on the first
-             PERPLEXITY_TOKENS of each set, samples as they come from seed 1.
+             PERPLEXITY_TOKENS of each set, samples as they come from seed 1; of an answer to each
+             question about somebody of WHO and something of WHAT, whether it names them and ends.
 Leaves out:  what was learnt from; speed.
 """
 
@@ -44,6 +45,20 @@ PROMPTS = (
     "Write a short story about two sisters who find a map in the attic.",
     "Tell me a simple story about a boy, a kite and a storm.",
     "Tell the old fairy tale called the frog who would be king.",
+)
+WHO = (
+    "a lighthouse keeper called Ines",
+    "a boy named Tomas",
+    "an old baker called Greta",
+    "a girl named Amara",
+)
+WHAT = (
+    "a lost whale",
+    "a broken clock",
+    "a young dragon",
+    "a terrible storm",
+    "a talking crow",
+    "a golden key",
 )
 
 
@@ -105,9 +120,9 @@ def routing(folder: Path, tokens: Path) -> dict[str, Any]:
 def at_width(checkpoint: Path, quantized: Path, bits: int) -> Iterator[Model]:
     """The model at 16 bits from its checkpoint, or narrower from one folder."""
     if bits == 16:
-        loading = lowmoe.load(checkpoint, gpu="none", dtype="bfloat16")
+        loading = lowmoe.load(checkpoint, gpu="none", dtype="bfloat16", sequences=8)
     else:
-        loading = lowmoe.load(quantized, gpu="none", bits=bits)
+        loading = lowmoe.load(quantized, gpu="none", bits=bits, sequences=8)
     with loading as model:
         yield model
 
@@ -134,7 +149,8 @@ def by_width(checkpoint: Path, tokens: Path) -> list[dict[str, Any]]:
                     reference=plain.logits,
                 )
                 row = {"bits": bits, "perplexity": found.perplexity}
-                row |= {"kl": found.kl, "top1": found.top1, "samples": samples(model)}
+                row |= {"kl": found.kl, "top1": found.top1}
+                row |= {"about": about(model), "samples": samples(model)}
             rows.append(row)
     return rows
 
@@ -153,6 +169,27 @@ def samples(model: Model) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def about(model: Model) -> dict[str, float]:
+    """Shares of answers that name who was asked for, and what, and that end by themselves."""
+    asked = [(who, what) for who in WHO for what in WHAT]
+    prompts = [
+        [{"role": "user", "content": f"Tell me a story about {who} and {what}."}]
+        for who, what in asked
+    ]
+    options = model.options(temperature=0.7, seed=1)
+    answers = [""] * len(asked)
+    n_tokens = [0] * len(asked)
+    for which, token in model.stream_all(prompts, [options] * len(asked)):
+        answers[which] += token.text
+        n_tokens[which] += 1
+    pairs = list(zip(asked, answers, strict=True))
+    return {
+        "who": np.mean([who.split()[-1] in answer for (who, _), answer in pairs]).item(),
+        "what": np.mean([what.split()[-1] in answer.lower() for (_, what), answer in pairs]).item(),
+        "ended": np.mean([n < options.max_new_tokens for n in n_tokens]).item(),
+    }
 
 
 def main() -> None:
@@ -177,7 +214,10 @@ def main() -> None:
     for found in results["models"]:
         print(f"{found['name']}: {found['bits_per_byte']:.3f} bits a byte, {found['loss']}")
     for row in results["widths"]:
-        print(f"{row['bits']:2} bits: perplexity {row['perplexity']:.3f}, KL {row['kl']:.4f}")
+        print(
+            f"{row['bits']:2} bits: perplexity {row['perplexity']:.3f}, KL {row['kl']:.4f}, "
+            f"answers about what was asked: {row['about']}"
+        )
     arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

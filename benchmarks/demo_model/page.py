@@ -69,20 +69,18 @@ def losses_table(models: list[dict[str, Any]]) -> str:
 
 def widths_table(widths: list[dict[str, Any]]) -> str:
     """What narrower experts cost."""
-    head = ["experts at", "perplexity", "KL divergence, nats a token", "same top token", "ended"]
-    rows = []
-    for row in widths:
-        ended = sum(s["n_tokens"] < s["most_tokens"] for s in row["samples"])
-        rows.append(
-            [
-                f"{row['bits']} bits",
-                f"{row['perplexity']:.2f}",
-                f"{row['kl']:.4f}",
-                f"{row['top1']:.1%}",
-                f"{ended} of {len(row['samples'])}",
-            ]
-        )
-    return table(head, rows)
+    head = ["experts at", "perplexity", "KL divergence, nats a token", "same top token"]
+    rows = [
+        [
+            f"{row['bits']} bits",
+            f"{row['perplexity']:.2f}",
+            f"{row['kl']:.4f}",
+            f"{row['top1']:.1%}",
+            *(f"{row['about'][what]:.0%}" for what in ("who", "what", "ended")),
+        ]
+        for row in widths
+    ]
+    return table([*head, "name who was asked for", "and what", "end"], rows)
 
 
 def repeats_table(repeats: dict[str, list[float]]) -> str:
@@ -115,6 +113,7 @@ def page(results: dict[str, Any]) -> str:
         context=results["context"],
         losses=losses_table(results["models"]),
         widths=widths_table(widths),
+        most_tokens=widths[0]["samples"][0]["most_tokens"],
         experts=EXPERTS,
         slots=SLOTS,
         n_active=n_active,

@@ -23,7 +23,10 @@ RESULTS = {
         }
     ],
     "widths": [
-        {"bits": bits, "perplexity": 9.5, "kl": 0.25, "top1": 0.875, "samples": [SAMPLE]}
+        {
+            **{"bits": bits, "perplexity": 9.5, "kl": 0.25, "top1": 0.875, "samples": [SAMPLE]},
+            "about": {"who": 0.75, "what": 0.5, "ended": 1.0},
+        }
         for bits in (16, 2)
     ],
     "routing": {
@@ -51,7 +54,7 @@ def test_slots_for_all_miss_each_expert_once_and_slots_for_one_layer_hit_nothing
 def test_the_page_shows_every_figure_and_every_width(tmp_path: Path) -> None:
     text = page(RESULTS)
     assert "| this | 2.125 | 2.250 | 2.500 | 3.750 | 0.875 |" in text
-    assert "| 2 bits | 9.50 | 0.2500 | 87.5% | 1 of 1 |" in text
+    assert "| 2 bits | 9.50 | 0.2500 | 87.5% | 75% | 50% | 100% |" in text
     assert "**16 bits**, 5 tokens\n\n> Once.\n>\n> The end." in text
     assert "$" not in text
     for draw in (draw_experts, draw_slots):
@@ -64,7 +67,6 @@ def test_an_answer_that_did_not_end_is_said_to_be_cut_off() -> None:
     widths = [RESULTS["widths"][0] | {"samples": [cut]}]
     text = page(RESULTS | {"widths": widths})
     assert "9 tokens, cut off" in text
-    assert "| 0 of 1 |" in text
 
 
 def test_the_card_has_the_name_the_terms_ask_for_and_says_what_was_measured() -> None:
