@@ -24,7 +24,7 @@ class Share:
     chat: float  # of those, framed as an answer; the others are bare text
 
 
-ASKED_OTHERWISE = 2 / 3  # of chats whose text has several prompts: not by the first of them
+ASKED_OTHERWISE = 2 / 3  # of chats: by any prompt of their text, else by the first
 
 
 # Stories are what it is for. Scenes, questions and the rest teach it to answer what it is asked,

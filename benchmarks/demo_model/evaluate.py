@@ -15,6 +15,7 @@ Leaves out:  what was learnt from; speed.
 import argparse
 import json
 import math
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -171,6 +172,11 @@ def samples(model: Model) -> list[dict[str, Any]]:
     return found
 
 
+def names(answer: str, subject: str) -> bool:
+    """Whether it has a subject's last word, as one or as several."""
+    return re.search(rf"\b{subject.split()[-1]}s?\b", answer, re.IGNORECASE) is not None
+
+
 def about(model: Model) -> dict[str, float]:
     """Shares of answers that name who was asked for, and what, and that end by themselves."""
     asked = [(who, what) for who in WHO for what in WHAT]
@@ -183,11 +189,11 @@ def about(model: Model) -> dict[str, float]:
     n_tokens = [0] * len(asked)
     for which, token in model.stream_all(prompts, [options] * len(asked)):
         answers[which] += token.text
-        n_tokens[which] += 1
+        n_tokens[which] += token.id is not None
     pairs = list(zip(asked, answers, strict=True))
     return {
-        "who": np.mean([who.split()[-1] in answer for (who, _), answer in pairs]).item(),
-        "what": np.mean([what.split()[-1] in answer.lower() for (_, what), answer in pairs]).item(),
+        "who": np.mean([names(answer, who) for (who, _), answer in pairs]).item(),
+        "what": np.mean([names(answer, what) for (_, what), answer in pairs]).item(),
         "ended": np.mean([n < options.max_new_tokens for n in n_tokens]).item(),
     }
 

@@ -57,7 +57,7 @@ def encoded(path: Path, tokenizer: Tokenizer, n_questions: int) -> Documents:
     """A file's documents as tokens.  n_questions: beside its prompt, of what is a story."""
     documents, kinds = read_jsonl(path), KINDS.get(path.stem)
     prompts = [[d["prompt"]] for d in documents]
-    if kinds is not None:
+    if kinds is not None and n_questions:
         common = common_nouns(d["text"] for d in documents)
         for asked, d in zip(prompts, documents, strict=True):
             asked += islice(questions(d["prompt"], d["text"], kinds, common), n_questions)

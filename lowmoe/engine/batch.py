@@ -7,7 +7,7 @@ Ignorant of:  how tokens are chosen, what is done with them; how weights are kep
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -138,15 +138,22 @@ class Batch:
 
     def _read(self, answer: Answer) -> None:
         """A chunk of its prompt, or less where it is cancelled meanwhile."""
-        with (
-            contextlib.suppress(NoLongerWanted),
-            self.runtime.store.while_wanted(lambda: not answer.is_cancelled),
-        ):
-            self.run(answer.conversation, answer.missing[: self.chunk_tokens])
+        ids = answer.missing[: self.chunk_tokens]
+        with contextlib.suppress(NoLongerWanted):
+            self.run(answer.conversation, ids, is_wanted=lambda: not answer.is_cancelled)
 
-    def run(self, conversation: Conversation, ids: Sequence[int]) -> Tensor:
-        """Tokens of a prompt, chunk_tokens at most.  Returns the last hidden state, [T, H]."""
-        with self.computing():
+    def run(
+        self,
+        conversation: Conversation,
+        ids: Sequence[int],
+        *,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> Tensor:
+        """Tokens of a prompt, chunk_tokens at most.  Returns the last hidden state, [T, H].
+
+        Raises NoLongerWanted before a layer that is_wanted says no of, if experts may be on disk.
+        """
+        with self.computing(), self.runtime.store.while_wanted(is_wanted):
             try:
                 return conversation.forward(ids, whole_chunk=len(ids) == self.chunk_tokens)
             finally:

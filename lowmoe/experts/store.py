@@ -178,7 +178,8 @@ class ExpertStore:
 
     def require_wanted(self) -> None:
         """Raises NoLongerWanted where `while_wanted` asks for it."""
-        if self._is_wanted is not None and not self._is_wanted():
+        is_wanted = self._is_wanted
+        if is_wanted is not None and not is_wanted():
             raise NoLongerWanted
 
     def want(self, layer_id: int, expert_ids: Collection[int]) -> None:

@@ -106,14 +106,13 @@ def is_here(described: Described) -> bool:
 def remembered(settings: Settings, threads: int | None, *, with_disk: bool) -> Memo:
     """What is known of this machine, measured now as far as it is not.  threads: None for all."""
     n_threads = threads or physical_cores()
-    isa = _isa(settings)
-    key = f"{machine_line()}, {isa}, {n_threads} threads"
+    key = _key(settings, n_threads)
     memo = read_memo(settings, key)
     if memo is None:
         memo = Memo(
             key=key,
             ram_bytes_per_s=measured_ram(n_threads),
-            cpu=measured_processor(isa, n_threads),
+            cpu=measured_processor(_isa(settings), n_threads),
         )
         _keep(settings, memo)
     if with_disk and memo.disk_bytes_per_s is None:
@@ -136,8 +135,17 @@ def measured_again(settings: Settings) -> Memo:
 def remember_run(
     settings: Settings, threads: int | None, predicted: float, achieved: float
 ) -> None:
-    """One more run of this machine, in tokens/s; predicted: without correction."""
-    _keep(settings, with_run(remembered(settings, threads, with_disk=False), predicted, achieved))
+    """One more run of this machine, in tokens/s; predicted: without correction.
+
+    Of a machine that nothing is kept of, nothing is: measuring it would disturb who runs.
+    """
+    memo = read_memo(settings, _key(settings, threads or physical_cores()))
+    if memo is not None:
+        _keep(settings, with_run(memo, predicted, achieved))
+
+
+def _key(settings: Settings, n_threads: int) -> str:
+    return f"{machine_line()}, {_isa(settings)}, {n_threads} threads"
 
 
 def _isa(settings: Settings) -> str:

@@ -65,20 +65,21 @@ def predictor(
     return Predictor(sizes=sizes, machine=machine, places=places, skew=middle, handling=handling)
 
 
-def keep_run(runtime: Runtime, run: RunStatistics, settings: Settings) -> None:
+def keep_run(runtime: Runtime, run: RunStatistics, settings: Settings) -> bool:
     """Remember how far a run came of what was predicted, if it was long enough to tell and did
-    nothing that is not predicted.
+    nothing that is not predicted; whether it was.
     """
     predict, achieved = runtime.predict, run.decode_tokens_per_s
     if run.trades:
-        return
+        return False
     if not isinstance(predict, Predictor) or achieved is None or run.new_tokens < LEAST_TOKENS:
-        return
+        return False
     if run.predicted_tokens_per_s is None or predict.sizes.bytes_per_token < LEAST_BYTES:
-        return
+        return False
     plain = run.predicted_tokens_per_s / predict.machine.factor
     threads = None if runtime.pool is None else runtime.pool.n_threads
     remember_run(settings, threads, plain, achieved)
+    return True
 
 
 def _places(runtime: Runtime) -> Places:

@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from lowmoe.server.guard import MAX_BODY_BYTES, MAX_HEAD_BYTES
 
+CLOSING_S = 5  # for connections to close, when all answers have ended
 HEAD_S = 10.0  # for a whole head to arrive
 # Each holds some kilobytes and a descriptor.
 MAX_CONNECTIONS = 4096
@@ -136,5 +137,5 @@ def configured(app: FastAPI, host: str, port: int) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         limit_concurrency=MAX_CONNECTIONS,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=CLOSING_S,
     )

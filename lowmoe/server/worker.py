@@ -35,6 +35,7 @@ DEFAULT_WAITING = 64
 # Reads at 91 to 94 % of the speed of chunks of 512, each in half the time; 128 at 78 to 83 % (two
 # layers of OLMoE-1B-7B's shape, and the demo model, on two cores).
 SHORT_CHUNK = 256
+MOST_KEPT = 5  # runs of one server, among the RUNS_KEPT (plan/memo.py) of all models
 
 log = logging.getLogger("lowmoe.server")
 
@@ -65,6 +66,7 @@ class Worker:
         self._placement = placement(self._runtime)
         self._bandwidths, self._settings = session.bandwidths(), read_settings()
         self._latest: RunStatistics | None = None
+        self._n_kept = 0
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
@@ -267,6 +269,8 @@ class Worker:
         )
         self._batch.join(answer)
         self._under_way.append((asked, asked.begun(answer)))
+        if self._cancelling:
+            asked.stop()
         self._counts["prompt_tokens"] += answer.n_prompt
         self._counts["reused_tokens"] += answer.n_reused
 
@@ -295,8 +299,19 @@ class Worker:
         if told.answer.n_new:
             self._latest = told.answer.clock.statistics(self._bandwidths)
             self._placement = self._latest.placement
-            keep_run(self._runtime, self._latest, self._settings)
         self._end(asked, told)
+        if told.answer.n_new and self._latest is not None:
+            self._learn_from(self._latest)
+
+    def _learn_from(self, run: RunStatistics) -> None:
+        """Let the first answers that tell something of this machine correct what is predicted."""
+        if self._n_kept == MOST_KEPT:
+            return
+        try:
+            self._n_kept += keep_run(self._runtime, run, self._settings)
+        except Exception as error:  # which is no answer's fault
+            self._n_kept = MOST_KEPT
+            _as_told(error)
 
     def _end(self, asked: Asked, told: Told | None = None) -> None:
         """One of its answers is under way no more."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.demo_model.card import NAME, card
+from benchmarks.demo_model.evaluate import names
 from benchmarks.demo_model.page import draw_experts, draw_slots, page
 from benchmarks.demo_model.routing import expert_shares, hit_rate, repeat_rate
 
@@ -67,6 +68,19 @@ def test_an_answer_that_did_not_end_is_said_to_be_cut_off() -> None:
     widths = [RESULTS["widths"][0] | {"samples": [cut]}]
     text = page(RESULTS | {"widths": widths})
     assert "9 tokens, cut off" in text
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        ("A crow sat there.", True),
+        ("Two Crows!", True),
+        ("A crowd under a crown.", False),
+        ("", False),
+    ],
+)
+def test_an_answer_names_what_was_asked_for_by_its_word(answer: str, named: bool) -> None:
+    assert names(answer, "a talking crow") == named
 
 
 def test_the_card_has_the_name_the_terms_ask_for_and_says_what_was_measured() -> None:

@@ -14,6 +14,7 @@ from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.runtime import Runtime
 from lowmoe.errors import MemoryBudgetError
 from lowmoe.experts.hybrid import HybridExperts
+from lowmoe.experts.ledger import Traffic
 from lowmoe.experts.store import ExpertStore
 
 PROMPT = prompt(seed=3, n_tokens=40)
@@ -68,8 +69,31 @@ def test_a_cancelled_prompt_ends_before_its_next_layer(runtime: Runtime) -> None
     assert answer.end == "cancelled"
     assert answer.conversation.n_tokens == 0
     assert batch.answers == ()
-    of_steps = batch.tally.traffic
-    assert (of_steps.ram_requests, of_steps.disk_requests, of_steps.disk_bytes) == (0, 0, 0)
+    layer = runtime.spec.layers[0].feed_forward
+    assert 0 < n_requests(batch.tally.prompts) <= layer.n_experts
+    assert n_requests(batch.tally.traffic) == 0
+
+
+def test_what_it_read_is_not_put_down_to_others_that_are_decoded(runtime: Runtime) -> None:
+    batch, other, answer = (
+        Batch(runtime),
+        answer_to(runtime, PROMPT[:9]),
+        answer_to(runtime, PROMPT),
+    )
+    batch.join(other)
+    while other.has_new is False:
+        batch.step()
+    batch.join(answer)
+    before = n_requests(batch.tally.traffic)
+    with pytest.MonkeyPatch.context() as patch:
+        cancelled_at_first_layer(answer, patch)
+        assert set(map(id, batch.step())) == {id(answer), id(other)}
+    of_token = sum(layer.feed_forward.router.n_active for layer in runtime.spec.layers)
+    assert n_requests(batch.tally.traffic) - before == of_token
+
+
+def n_requests(traffic: Traffic) -> int:
+    return traffic.gpu_requests + traffic.ram_requests + traffic.disk_requests
 
 
 def test_others_go_on_as_if_nothing_had_been(runtime: Runtime) -> None:

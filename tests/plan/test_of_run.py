@@ -12,8 +12,9 @@ from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.statistics import PerTier, RunStatistics
 from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
+from lowmoe.plan import here
 from lowmoe.plan.cost import Places
-from lowmoe.plan.here import remembered
+from lowmoe.plan.here import remember_run, remembered
 from lowmoe.plan.machine import Machine, processor
 from lowmoe.plan.of_run import Predictor, keep_run
 from lowmoe.plan.sizes import model_sizes
@@ -57,6 +58,7 @@ def kept(run: RunStatistics, home: Path) -> tuple[tuple[float, float], ...]:
         skew=Skew(UNIFORM),
     )
     settings = Settings(home=home)
+    remembered(settings, None, with_disk=False)  # as loading a model does
     keep_run(cast(Runtime, SimpleNamespace(predict=predict, pool=None)), run, settings)
     return remembered(settings, None, with_disk=False).runs
 
@@ -77,3 +79,11 @@ def test_a_run_that_tells_nothing_of_the_machine_is_not_kept(
     run: RunStatistics, tmp_path: Path
 ) -> None:
     assert kept(run, tmp_path) == ()
+
+
+def test_of_a_machine_that_nothing_is_kept_of_no_run_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(here, "measured_ram", lambda threads: pytest.fail("it was measured"))
+    remember_run(Settings(home=tmp_path), None, 10.0, 8.0)
+    assert list(tmp_path.iterdir()) == []

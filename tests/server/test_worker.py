@@ -1,12 +1,14 @@
 """One thread owns the model: whose turn it is, what clients are told."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import lowmoe
+from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.statistics import RunStatistics
 from lowmoe.errors import PromptError, UsageError
 from lowmoe.experts.store import ExpertStore
@@ -21,6 +23,7 @@ from lowmoe.server.asking import (
     Text,
 )
 from lowmoe.server.worker import chunk_tokens
+from lowmoe.settings import Settings
 from tests.server.working import (
     GREEDY,
     Held,
@@ -263,16 +266,43 @@ def test_numbers_say_what_was_done(model_folder: Path) -> None:
     run(test)
 
 
-def test_every_answer_is_offered_as_a_run_to_learn_from(
-    model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def offered_runs(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, keep: Callable[[], bool]
+) -> int:
+    """How many of eight answers, two of them together, were offered to learn from."""
     offered: list[RunStatistics] = []
-    monkeypatch.setattr(worker_module, "keep_run", lambda _, run, __: offered.append(run))
+
+    def keeping(runtime: Runtime, run: RunStatistics, settings: Settings) -> bool:
+        offered.append(run)
+        return keep()
+
+    monkeypatch.setattr(worker_module, "keep_run", keeping)
 
     async def test() -> None:
         async with working(model_folder) as worker:
-            await answer(worker, to(1))
-            await asyncio.gather(answer(worker, to(2)), answer(worker, to(3)))
+            for seed in range(6):
+                assert end_of(await answer(worker, to(seed))).n_new == 12
+            found = await asyncio.gather(answer(worker, to(6)), answer(worker, to(7)))
+            assert [end_of(events).n_new for events in found] == [12, 12]
+            assert worker.numbers().n_open == 0
 
     run(test)
-    assert [run.new_tokens for run in offered] == [12, 12, 12]
+    assert all(run.new_tokens == 12 for run in offered)
+    return len(offered)
+
+
+def test_answers_are_offered_to_learn_from_until_enough_were_kept(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert offered_runs(model_folder, monkeypatch, lambda: False) == 8
+    assert offered_runs(model_folder, monkeypatch, lambda: True) == worker_module.MOST_KEPT
+
+
+def test_where_no_run_can_be_kept_answers_end_all_the_same(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing() -> bool:
+        raise PermissionError("the home")
+
+    assert offered_runs(model_folder, monkeypatch, failing) == 1
+    assert "PermissionError: the home" in caplog.text
