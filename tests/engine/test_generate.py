@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,11 +98,11 @@ def test_stopped_in_the_prefill_it_says_nothing(
     n_chunks = 0
     run = session.batch.run
 
-    def stopping(conversation: Conversation, ids: list[int]) -> Tensor:
+    def stopping(conversation: Conversation, ids: list[int], **how: Any) -> Tensor:
         nonlocal n_chunks
         n_chunks += 1
         session.stop()
-        return run(conversation, ids)
+        return run(conversation, ids, **how)
 
     with monkeypatch.context() as patch:
         patch.setattr(session.batch, "run", stopping)
