@@ -233,9 +233,6 @@ class Worker:
                 self._changed.wait()
             if self._closing:
                 self._turn_away()
-            if self._cancelling:
-                for asked, _ in self._under_way:
-                    asked.stop()
             return bool(self._under_way) or not self._closing
 
     def _begin(self) -> None:
@@ -296,12 +293,12 @@ class Worker:
     def _leave(self, asked: Asked, told: Told) -> None:
         self._under_way.remove((asked, told))
         self._ended[told.outcome] += 1
-        if told.answer.n_new:
-            self._latest = told.answer.clock.statistics(self._bandwidths)
-            self._placement = self._latest.placement
+        run = told.answer.clock.statistics(self._bandwidths) if told.answer.n_new else None
+        if run is not None:
+            self._latest, self._placement = run, run.placement
         self._end(asked, told)
-        if told.answer.n_new and self._latest is not None:
-            self._learn_from(self._latest)
+        if run is not None:
+            self._learn_from(run)
 
     def _learn_from(self, run: RunStatistics) -> None:
         """Let the first answers that tell something of this machine correct what is predicted."""
