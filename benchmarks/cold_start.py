@@ -20,7 +20,6 @@ optimize` told it, by a trace of other tokens, which experts are popular.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from typing import Any
 
 from benchmarks.larger_folders import larger
 from benchmarks.one_cold_start import MARKS, How
+from benchmarks.peers.turns import drop_from_page_cache
 from lowmoe.checkpoint.layout import Recipe
 from lowmoe.checkpoint.manifest import read_manifest
 from lowmoe.engine.machine import machine_line
@@ -107,11 +107,7 @@ def start(folder: Path, ram: str, how: How, seconds: float) -> dict[str, Any]:
     n_pages = -(-n_bytes // 4096)
     touch = f"bytearray({n_bytes})[::4096] = bytes({n_pages})"
     subprocess.run([sys.executable, "-c", touch], check=True)
-    for path in folder.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)  # what is not yet written cannot leave
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
+    drop_from_page_cache(list(folder.iterdir()))
     asked = [str(folder), ram, json.dumps(asdict(how)), str(seconds), str(time.time())]
     run = subprocess.run(
         [sys.executable, "-m", "benchmarks.one_cold_start", *asked],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.peers.turns import drop_from_page_cache
 from lowmoe.checkpoint import files
 from lowmoe.checkpoint.file_names import DENSE_FILE
 from lowmoe.library import early_reads as module
@@ -28,13 +29,6 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "file"
     path.write_bytes(os.urandom(BYTES))
     return path
-
-
-def leave_page_cache(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(descriptor)
 
 
 def is_cached(path: Path, offset: int) -> bool:
@@ -62,7 +56,7 @@ def finish(model: object, settings: Settings) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="nowhere else is anything read ahead")
 def test_the_kernel_has_what_was_taken_into_its_cache(file: Path) -> None:
-    leave_page_cache(file)
+    drop_from_page_cache([file])
     if is_cached(file, BYTES - 1):
         pytest.skip("this file system keeps files in memory anyway")
 

@@ -12,10 +12,10 @@ from lowmoe.engine.batch import Batch
 from lowmoe.engine.load import load_folder
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.runtime import Runtime
-from lowmoe.errors import MemoryBudgetError
 from lowmoe.experts.hybrid import HybridExperts
 from lowmoe.experts.ledger import Traffic
 from lowmoe.experts.store import ExpertStore
+from tests.least_ram import least_ram
 
 PROMPT = prompt(seed=3, n_tokens=40)
 
@@ -39,10 +39,11 @@ def runtime(
 
 def with_least_ram(model_folder: Path) -> Runtime:
     """Two experts fit."""
-    with pytest.raises(MemoryBudgetError, match="Give at least") as refused:
-        load_folder(model_folder, LoadOptions(threads=1, sequences=2, ram=1000))
-    more = int(str(refused.value).split("Give at least ")[1].split()[0])
-    return load_folder(model_folder, LoadOptions(threads=1, sequences=2, ram=1000 + more))
+
+    def load(ram: int) -> Runtime:
+        return load_folder(model_folder, LoadOptions(threads=1, sequences=2, ram=ram))
+
+    return load(least_ram(load))
 
 
 def cancelled_at_first_layer(answer: Answer, patch: pytest.MonkeyPatch) -> list[int]:

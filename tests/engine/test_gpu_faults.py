@@ -26,6 +26,7 @@ from lowmoe.experts.gpu_slots import GpuSlots
 from lowmoe.experts.hybrid import HybridExperts
 from lowmoe.experts.policy import Key
 from tests.faulty_gpu import Faults, FaultyGpu, counted_allocations
+from tests.least_ram import least_ram
 from tests.stand_in_gpu import POISON
 
 PROMPT = [6, 103, 52, 72, 117, 191, 262, 139, 75, 86, 119, 41]
@@ -106,7 +107,7 @@ def test_tokens_are_the_same_with_every_budget_from_nothing_to_everything(
 ) -> None:
     wanted = answer_of(work, gpu="none")
     assert len(set(wanted)) == GREEDY.max_new_tokens, "a text of few tokens tells little"
-    little = least_ram(work)
+    little = least_ram(lambda ram: work.again(ram=ram))
     for n_slots in range(2, N_EXPERTS):
         for ram in (None, little):
             work.give(n_slots)
@@ -114,13 +115,6 @@ def test_tokens_are_the_same_with_every_budget_from_nothing_to_everything(
     for free_bytes in (0, 2**40):
         work.free_bytes = free_bytes
         assert answer_of(work) == wanted
-
-
-def least_ram(work: FaultyWorkplace) -> int:
-    """Bytes with which only two experts fit in RAM."""
-    with pytest.raises(MemoryBudgetError, match="Give at least") as refused:
-        work.again(ram=1000)
-    return 1000 + int(str(refused.value).split("Give at least ")[1].split()[0])
 
 
 # --- memory that is short

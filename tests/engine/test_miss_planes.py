@@ -12,8 +12,9 @@ from lowmoe.engine.load import load_checkpoint, load_folder
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.runtime import Runtime
-from lowmoe.errors import MemoryBudgetError, UsageError
+from lowmoe.errors import UsageError
 from lowmoe.experts.gpu_slots import GpuSlots
+from tests.least_ram import least_ram
 
 TEXT = [5, 60, 7, 120, 9, 33, 71, 200, 13, 44]
 GREEDY = SamplingOptions(temperature=0.0, max_new_tokens=40)
@@ -26,11 +27,8 @@ def scores(runtime: Runtime, token_id: int) -> torch.Tensor:
     return session.logits(hidden)
 
 
-def least_ram(folder: Path) -> int:
-    """Bytes with which two experts fit."""
-    with pytest.raises(MemoryBudgetError, match="Give at least") as refused:
-        load_folder(folder, LoadOptions(bits=6, ram=1000, context=64))
-    return 1000 + int(str(refused.value).split("Give at least ")[1].split()[0])
+def least_ram_of(folder: Path) -> int:
+    return least_ram(lambda ram: load_folder(folder, LoadOptions(bits=6, ram=ram, context=64)))
 
 
 @pytest.mark.parametrize("isa", ["", "torch"])
@@ -57,7 +55,7 @@ def test_what_is_missed_has_the_bits_of_fewer_planes_and_in_the_end_those_of_all
 
 
 def test_with_little_ram_less_is_read_and_it_is_named(model_folder: Path) -> None:
-    ram, found = int(least_ram(model_folder) * 1.02), {}
+    ram, found = int(least_ram_of(model_folder) * 1.02), {}
     for n_first in (None, 1):
         options = LoadOptions(bits=6, ram=ram, context=64, miss_planes=n_first)
         runtime = load_folder(model_folder, options)
@@ -76,7 +74,7 @@ def test_with_little_ram_less_is_read_and_it_is_named(model_folder: Path) -> Non
 
 
 def test_what_is_wanted_again_is_whole(model_folder: Path) -> None:
-    ram = int(least_ram(model_folder) * 1.02)
+    ram = int(least_ram_of(model_folder) * 1.02)
     options = LoadOptions(bits=6, ram=ram, context=64, miss_planes=1)
     runtime = load_folder(model_folder, options)
     store: Any = runtime.store
