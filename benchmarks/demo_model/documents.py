@@ -24,13 +24,13 @@ class Share:
     chat: float  # of those, framed as an answer; the others are bare text
 
 
-ASKED_OTHERWISE = 2 / 3  # of chats: by any prompt of their text, else by the first
+ASKED_OTHERWISE = 0.85  # of chats: by any prompt of their text, else by the first
 
 
 # Stories are what it is for. Scenes, questions and the rest teach it to answer what it is asked,
 # and words that stories lack; a question's answer says little without the question.
 MIXTURE = {
-    "stories": Share(kept=1.0, chat=0.8),
+    "stories": Share(kept=1.0, chat=0.9),
     "fairy": Share(kept=1.0, chat=0.6),
     "simplebooks": Share(kept=1.0, chat=0.8),
     "summ": Share(kept=0.7, chat=0.9),

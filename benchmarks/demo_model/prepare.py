@@ -16,8 +16,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from benchmarks.demo_model.asked import KINDS, common_nouns, questions
+from benchmarks.demo_model.asked import SETS, Nouns, kinds, questions
 from benchmarks.demo_model.documents import Documents, save_documents
+from benchmarks.demo_model.varied import varied
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
 N_VOCAB = 8192
@@ -54,20 +55,23 @@ def trained_tokenizer(files: list[Path]) -> Tokenizer:
 
 
 def encoded(path: Path, tokenizer: Tokenizer, n_questions: int) -> Documents:
-    """A file's documents as tokens.  n_questions: beside its prompt, of what is a story."""
-    documents, kinds = read_jsonl(path), KINDS.get(path.stem)
-    prompts = [[d["prompt"]] for d in documents]
-    if kinds is not None and n_questions:
-        common = common_nouns(d["text"] for d in documents)
-        for asked, d in zip(prompts, documents, strict=True):
-            asked += islice(questions(d["prompt"], d["text"], kinds, common), n_questions)
+    """A file's documents as tokens.  n_questions: beside its prompt, of what is a story; every
+    second story is a varied one then.
+    """
+    documents = [(d["prompt"], d["text"]) for d in read_jsonl(path)]
+    prompts = [[prompt] for prompt, _ in documents]
+    if path.stem in SETS and n_questions:
+        documents = [varied(*d) if i % 2 else d for i, d in enumerate(documents)]
+        nouns = Nouns(text for _, text in documents)
+        prompts = [
+            [p, *islice(questions(p, text, kinds(path.stem, text), nouns), n_questions)]
+            for p, text in documents
+        ]
 
     def ids_of(texts: list[str]) -> list[list[int]]:
         return [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
 
-    return Documents.of(
-        [ids_of(asked) for asked in prompts], ids_of([d["text"] for d in documents])
-    )
+    return Documents.of([ids_of(asked) for asked in prompts], ids_of([t for _, t in documents]))
 
 
 def main() -> None:
