@@ -16,7 +16,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-# The number in the issue of this model: SmolLM2-135M, a dense model of 135M parameters.
+# SmolLM2-135M, a dense model of 135M parameters, on the same stories.
 SMOLLM2_BITS_PER_BYTE = 0.686
 TEMPLATE = Path(__file__).with_name("page_template.md")
 KINDS = {"stories": "stories", "scenes": "scenes", "qa": "questions", "fairy": "fairy tales"}

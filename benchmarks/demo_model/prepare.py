@@ -55,13 +55,13 @@ def trained_tokenizer(files: list[Path]) -> Tokenizer:
 
 
 def encoded(path: Path, tokenizer: Tokenizer, n_questions: int) -> Documents:
-    """A file's documents as tokens.  n_questions: beside its prompt, of what is a story; every
-    second story is a varied one then.
+    """A file's documents as tokens.  n_questions: beside its prompt, of what is a story, which is
+    a varied one then.
     """
     documents = [(d["prompt"], d["text"]) for d in read_jsonl(path)]
     prompts = [[prompt] for prompt, _ in documents]
     if path.stem in SETS and n_questions:
-        documents = [varied(*d) if i % 2 else d for i, d in enumerate(documents)]
+        documents = [varied(*d) for d in documents]
         nouns = Nouns(text for _, text in documents)
         prompts = [
             [p, *islice(questions(p, text, kinds(path.stem, text), nouns), n_questions)]
