@@ -91,3 +91,9 @@ CARDS: Mapping[str, CardProfile] = {
     "h100": _card(80, 3350, (5, 16), 90, 132, 1.83),
     "h200": _card(141, 4800, (5, 16), 90, 132, 1.83),
 }
+
+
+def profile_name(text: str) -> str:
+    """A card's name as CARDS has it, if it does: of "RTX 4090" or "GeForce RTX 4070 Ti Super"."""
+    words = text.lower().replace("nvidia", "").replace("geforce", "").replace("rtx", "")
+    return words.replace(" ", "")

@@ -16,6 +16,7 @@ from lowmoe.cli.options import (
     Calibration,
     Context,
     DiskSpeed,
+    FolderHere,
     Format,
     Gpu,
     HideThinking,
@@ -25,8 +26,10 @@ from lowmoe.cli.options import (
     Misses,
     MissPlanes,
     Model,
+    ModelHere,
     NoCalibration,
     OptionalModel,
+    PlannedRam,
     Ram,
     RamSpeed,
     Threads,
@@ -384,7 +387,7 @@ def plan_(
     all_: Annotated[bool, typer.Option("--all", help="Every model with an alias.")] = False,
     gpu: Gpu = "auto",
     bits: Bits = "auto",
-    ram: Ram = None,
+    ram: PlannedRam = None,
     vram: Vram = None,
     disk: DiskSpeed = None,
     ram_speed: RamSpeed = None,
@@ -467,7 +470,7 @@ def simulate(
     ] = "all",
     gpu: Gpu = "auto",
     bits: Annotated[int, typer.Option(help="Bits a weight of experts: 2, 4 or 6.")] = 4,
-    ram: Ram = None,
+    ram: PlannedRam = None,
     vram: Vram = None,
     disk: DiskSpeed = None,
     ram_speed: RamSpeed = None,
@@ -559,7 +562,7 @@ def evaluate(
 
 
 @app.command()
-def inspect(model: OptionalModel = "demo", json: Json = False) -> None:
+def inspect(model: ModelHere = "demo", json: Json = False) -> None:
     """What a model folder, a checkpoint or a GGUF file holds."""
     from lowmoe.cli.manage import inspect_command
 
@@ -567,7 +570,7 @@ def inspect(model: OptionalModel = "demo", json: Json = False) -> None:
 
 
 @app.command()
-def verify(model: OptionalModel = "demo") -> None:
+def verify(model: FolderHere = "demo") -> None:
     """Check every byte of a model folder against its hash."""
     from lowmoe.cli.manage import verify_command
 

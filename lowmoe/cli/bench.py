@@ -20,7 +20,7 @@ from lowmoe.engine.profile import require_native
 from lowmoe.engine.runtime import Runtime
 from lowmoe.errors import UnknownModelError, UsageError
 from lowmoe.families import read_config
-from lowmoe.families.aliases import ALIASES, near_names
+from lowmoe.families.aliases import ALIASES, hint_of
 from lowmoe.families.fewer_layers import with_layers
 from lowmoe.library.names import models_home
 from lowmoe.loader.synthetic import write_synthetic
@@ -101,11 +101,7 @@ def _shape(name: str) -> tuple[str, Mapping[str, Any]]:
         config = read_json(path)
         digest = json_module.dumps(config, sort_keys=True)
         return f"{path.resolve().parent.name}-{_short_hash(digest)}", config
-    near = near_names(name)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise UnknownModelError(
-        f"{name!r} is no alias and no config.json.{hint} Aliases: {', '.join(ALIASES)}."
-    )
+    raise UnknownModelError(f"{name!r} is no alias and no config.json. {hint_of(name)}")
 
 
 def _short_hash(text: str) -> str:

@@ -24,8 +24,15 @@ from quant.layout import SYMBOL_BITS
 def quantize_command(source: Path, folder: Path, options: MakeOptions) -> None:
     """Make a model folder from a checkpoint on disk."""
     if not source.is_dir() and not (source.suffix == SUFFIX and source.is_file()):
+        found = "no GGUF file" if source.is_file() else "no such folder"
+        named = f" For a model of the hub: lowmoe pull {source}." if not source.exists() else ""
         raise UsageError(
-            f"{source}: no such folder. Give the folder of a checkpoint, or a GGUF file."
+            f"{source}: {found}. Give the folder of a checkpoint, or a GGUF file.{named}"
+        )
+    if (source / MANIFEST).is_file():
+        raise UsageError(
+            f"{source}: is a finished model folder. Give the checkpoint that it was made of; or "
+            "run it with fewer --bits as it is."
         )
     if (folder / MANIFEST).is_file():
         found = recipe_words(read_manifest(folder).recipe)

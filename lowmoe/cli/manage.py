@@ -189,7 +189,10 @@ def verify_command(name: str) -> None:
     """Check every byte."""
     located = locate(name, read_settings())
     if not isinstance(located, LocalFolder):
-        raise UsageError(f"{name}: is no model folder; only those have hashes of every byte.")
+        raise UsageError(
+            f"{name}: is no model folder here; only those have hashes of every byte. Make one: "
+            "lowmoe pull, or quantize."
+        )
     with ModelFolder(located.path) as folder, TerminalReporter() as report:
         verify(folder, lambda done, total: report.step("verify", done, total, "B"))
         n_spans = len(folder.manifest.spans)

@@ -22,11 +22,32 @@ OptionalModel = Annotated[
         "file. Without it: the demo model that comes with lowmoe."
     ),
 ]
+ModelHere = Annotated[
+    str,
+    typer.Argument(
+        help="A model folder, a checkpoint, a GGUF file, or the name of a model that is here. "
+        "Without it: the demo model that comes with lowmoe."
+    ),
+]
+FolderHere = Annotated[
+    str,
+    typer.Argument(
+        help="A model folder, or the name of a model that is here. Without it: the demo model that "
+        "comes with lowmoe."
+    ),
+]
 Gpu = Annotated[str, typer.Option(help="auto, none, or a card's name such as 4090.")]
 Bits = Annotated[str, typer.Option(help="Bits a weight of experts: 2, 4, 6 or auto.")]
 Ram = Annotated[
     str | None,
     typer.Option(help="RAM for weights and cache: 24GiB, 64GB, 90%. Default: what is free."),
+]
+PlannedRam = Annotated[
+    str | None,
+    typer.Option(
+        help="RAM for weights and cache: 24GiB, 64GB, 90%. Default: what is free. With a --gpu "
+        "that is not here: all RAM that its PC has."
+    ),
 ]
 Vram = Annotated[
     str | None,
@@ -35,7 +56,13 @@ Vram = Annotated[
 DiskSpeed = Annotated[str | None, typer.Option(help="What the disk reads, such as 7GB/s.")]
 RamSpeed = Annotated[str | None, typer.Option(help="What all threads read of RAM, such as 80GB/s.")]
 Threads = Annotated[int | None, typer.Option(help="Threads. Default: the physical cores.")]
-Context = Annotated[int | None, typer.Option(help="Tokens a conversation may have.")]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens a conversation may have. Default: 8192, or what the model was made for if "
+        "that is less."
+    ),
+]
 Kv = Annotated[
     str | None,
     typer.Option(help="How keys and values are kept: float16, int8 or float32. Default: float16."),
@@ -75,7 +102,10 @@ Calibration = Annotated[
 ]
 NoCalibration = Annotated[
     bool,
-    typer.Option("--no-calibration", help="Skip calibration: faster, and worse at every width."),
+    typer.Option(
+        "--no-calibration",
+        help="Skip calibration: faster, and with a large model a worse one, at 2 bits far worse.",
+    ),
 ]
 MakeBits = Annotated[int, typer.Option("--bits", help="Bits a weight of experts: 2, 4 or 6.")]
 Format = Annotated[str, typer.Option(help="trellis, nf4, bf16, fp16 or fp32.")]

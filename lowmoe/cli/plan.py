@@ -77,6 +77,7 @@ def plan_command(model: str, asked: Asked) -> None:
         style="dim", markup=False, soft_wrap=True,
     )  # fmt: skip
     _print_table("bits", [(_width(row) + " *" * (row is chosen), row) for row in rows])
+    _print_legend(chosen, rows)
     for note in sorted({row.allotment.why for row in rows if row.allotment.why}):
         out.print(note, style="dim", markup=False, soft_wrap=True)
     if chosen is not None:
@@ -163,6 +164,22 @@ def _print_table(first: str, rows: list[tuple[str, Row]]) -> None:
     out.print(f"{first:{width}}{heads}  tokens/s", markup=False, soft_wrap=True)
     for name, row in rows:
         out.print(f"{name:{width}}{_cells(row)}", markup=False, soft_wrap=True)
+
+
+def _print_legend(chosen: Row | None, rows: list[Row]) -> None:
+    """What the table's short words stand for, of those that it has."""
+    parts = ["GPU/RAM/disk: how many experts begin there"]
+    if chosen is not None:
+        parts.insert(0, "*: what --bits auto takes")
+    narrower = [row for row in rows if row.miss_bits is not None]
+    if narrower:
+        n_planes = (narrower[0].miss_bits or 0) // SYMBOL_BITS
+        where = "on the GPU" if narrower[0].allotment.vram_bytes else "in RAM"
+        parts.append(
+            f"{_width(narrower[0])}: with --miss-planes {n_planes}, experts that are not {where} "
+            "at fewer bits, a worse model"
+        )
+    out.print("; ".join(parts), style="dim", markup=False, soft_wrap=True)
 
 
 def _cells(row: Row) -> str:

@@ -144,7 +144,9 @@ def _tiers(values: PerTier, on_gpu: float, show: Callable[[str, float], str]) ->
 
 
 def _rate(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def print_statistics(s: RunStatistics) -> None:

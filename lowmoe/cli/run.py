@@ -18,6 +18,8 @@ from lowmoe.cli.render import TerminalReporter, err, print_json, print_statistic
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.errors import PromptError, UsageError
+from lowmoe.library.names import locate
+from lowmoe.settings import read_settings
 from lowmoe.timeline import Timeline
 
 THOUGHT_ONLY = (
@@ -104,8 +106,9 @@ def run_model(name: str, asked: Asked, options: LoadOptions, generating: Generat
         raise UsageError("--json is for one answer. Give --prompt, or leave --json out.")
     if prompt is None and not chatting:
         prompt = _read_stdin()
+    locate(name, read_settings())  # before a prompt is missed: a name that means nothing is worse
     if prompt is not None and not prompt.strip():
-        raise PromptError("the prompt is empty. Give at least one word.")
+        raise PromptError("the prompt is empty. Give at least one word: --prompt, or stdin.")
     with (
         traced(options, asked.timeline) as traced_options,
         load_model(name, traced_options) as model,

@@ -13,7 +13,7 @@ import torch
 from cuda_ext.card import Card, CardError, find_card, is_without, look, why_none, why_not
 from cuda_ext.compile import CompileError
 from cuda_ext.on_card import LaunchError
-from lowmoe.cards import CARDS
+from lowmoe.cards import CARDS, profile_name
 from lowmoe.checkpoint.files import ALIGNMENT
 from lowmoe.decoder.gpu_buffers import Buffers
 from lowmoe.decoder.gpu_parts import cache_bytes
@@ -72,7 +72,7 @@ def find_gpu(wanted: str) -> FoundCard | None:
             return None
         raise GpuRefusal(why_none(facts) or why_not(facts.cards[0]) or "", GpuError)
     except CardError as e:
-        profile = CARDS.get(wanted.lower())
+        profile = CARDS.get(profile_name(wanted))
         n_bytes = 0 if profile is None else profile.memory_bytes
         usable = [] if why_none(facts) else [c for c in facts.cards if why_not(c) is None]
         larger = [c for c in usable if c.memory_bytes >= n_bytes > 0]

@@ -27,7 +27,7 @@ from lowmoe.engine.gpu import AUTO, NONE
 from lowmoe.engine.load_on_gpu import load_on_gpu, place_on_gpu
 from lowmoe.engine.load_options import DTYPES, TORCH, LoadOptions
 from lowmoe.engine.machine import PROBE_BYTES, new_pool, physical_cores
-from lowmoe.engine.memory import available_ram_bytes, parse_budget, total_ram_bytes
+from lowmoe.engine.memory import available_ram_bytes, ram_budget
 from lowmoe.engine.report import Reporter, SilentReporter
 from lowmoe.engine.runtime import Loading, Runtime
 from lowmoe.engine.text_parts import TextParts
@@ -313,5 +313,5 @@ def _divide(loading: Loading, computation: Computation[ExpertStore]) -> _Divisio
             return _Division(experts=available_ram_bytes() - cache - working, probe=weights)
         experts = available_ram_bytes() - cache - working - PROBE_BYTES
         return _Division(experts=experts, probe=None)
-    whole = parse_budget(ram, name="ram", whole_bytes=total_ram_bytes())
+    whole = ram_budget(ram)
     return _Division(experts=whole - loading.weights.n_bytes - cache - working, probe=weights)

@@ -33,7 +33,7 @@ from lowmoe.engine.gpu import (
 )
 from lowmoe.engine.load_options import TORCH
 from lowmoe.engine.machine import PROBE_BYTES, new_pool
-from lowmoe.engine.memory import available_ram_bytes, parse_budget, total_ram_bytes
+from lowmoe.engine.memory import available_ram_bytes, ram_budget
 from lowmoe.engine.report import Reporter
 from lowmoe.engine.runtime import Loading, Runtime
 from lowmoe.errors import GpuError, MemoryBudgetError, UsageError
@@ -241,7 +241,7 @@ def _ram_bytes(loading: Loading) -> int:
     ram = loading.options.ram
     if ram is None:
         return available_ram_bytes() + loading.weights.n_bytes
-    return parse_budget(ram, name="ram", whole_bytes=total_ram_bytes())
+    return ram_budget(ram)
 
 
 def _load_in_part(loading: Loading, place: GpuPlace, n_slots: int, report: Reporter) -> Runtime:

@@ -14,6 +14,7 @@ from lowmoe.errors import UsageError
 # Left to everything else on the machine: the desktop, the page cache, our own temporaries.
 MARGIN_SHARE = 0.10
 MIN_MARGIN_BYTES = 2**30
+LEAST_BYTES = 2**20  # that anybody means who writes a size: "12" is a forgotten unit
 
 _UNITS = {
     "": 1,
@@ -29,7 +30,7 @@ _SHARE = re.compile(_NUMBER + r"\s*%")
 def parse_budget(text: str | int, *, name: str, whole_bytes: int) -> int:
     """Bytes of a budget such as 24GiB, 64GB, 90% (of whole_bytes) or a number of bytes.
 
-    Raises UsageError naming the option.
+    Raises UsageError naming the option; also for few bytes without a unit, which was forgotten.
     """
     if isinstance(text, int):
         return _positive(text, name)
@@ -40,7 +41,22 @@ def parse_budget(text: str | int, *, name: str, whole_bytes: int) -> int:
     units = {unit.lower(): factor for unit, factor in _UNITS.items()}
     if size is None or size[2].lower() not in units:
         raise UsageError(f"--{name} is {text!r}, but must be a size like 24GiB, 64GB or 90%.")
-    return _positive(int(float(size[1]) * units[size[2].lower()]), name)
+    n_bytes = _positive(int(float(size[1]) * units[size[2].lower()]), name)
+    if not size[2] and n_bytes < LEAST_BYTES:
+        raise UsageError(f"--{name} is {n_bytes} bytes. Give a unit: {size[1]}GiB.")
+    return n_bytes
+
+
+def ram_budget(text: str | int) -> int:
+    """Bytes of what --ram says.  Raises UsageError, also for more than there is."""
+    total = total_ram_bytes()
+    n_bytes = parse_budget(text, name="ram", whole_bytes=total)
+    if n_bytes > total:
+        raise UsageError(
+            f"--ram is {text}, but this machine has {total / 1e9:.1f} GB. Give less, or leave it "
+            "out: then what is free is taken."
+        )
+    return n_bytes
 
 
 def _positive(n_bytes: int, name: str) -> int:

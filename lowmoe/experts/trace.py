@@ -67,6 +67,9 @@ def write_trace(path: Path, trace: RoutingTrace) -> None:
 
 def read_trace(path: Path) -> RoutingTrace:
     """Raises FolderError for what is no trace."""
+    how = "Record one: lowmoe trace MODEL TEXT --out trace.npz"
+    if not path.is_file():
+        raise FolderError(f"{path}: there is no such file. {how}")
     try:
         # Out of memory: numpy leaves a file open that it cannot read.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as values:
@@ -81,9 +84,8 @@ def read_trace(path: Path) -> RoutingTrace:
         )
         _check(trace)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
-        raise FolderError(
-            f"{path}: no trace of routing ({e}). Record one: lowmoe trace MODEL TEXT --out {path}"
-        ) from e
+        why = "no file of numpy's" if "pickle" in str(e) else e
+        raise FolderError(f"{path}: no trace of routing ({why}). {how}") from e
     return trace
 
 

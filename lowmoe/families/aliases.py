@@ -56,3 +56,10 @@ ALIASES: Mapping[str, Alias] = {
 def near_names(name: str) -> list[str]:
     """Aliases that look like `name`, nearest first."""
     return difflib.get_close_matches(name.lower(), [DEMO, *ALIASES], n=3, cutoff=0.5)
+
+
+def hint_of(name: str) -> str:
+    """What to say of aliases to whoever gave none: the nearest, or how to see all."""
+    near = near_names(name)
+    meant = f"Did you mean {' or '.join(near)}? " if near else ""
+    return f"{meant}`lowmoe list --aliases` shows all aliases."

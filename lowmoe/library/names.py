@@ -19,7 +19,7 @@ from lowmoe.checkpoint import files
 from lowmoe.checkpoint.file_names import CONFIG, MANIFEST
 from lowmoe.checkpoint.gguf_split import SUFFIX, split_paths
 from lowmoe.errors import FolderError, UnknownModelError
-from lowmoe.families.aliases import ALIASES, DEMO, near_names
+from lowmoe.families.aliases import ALIASES, DEMO, hint_of
 from lowmoe.settings import Settings
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -101,17 +101,20 @@ def locate(model: str, settings: Settings) -> Located:
         if path.is_file():
             return LocalCheckpoint(path)
         raise UnknownModelError(f"{path}: there is no such file. Give the path of a GGUF file.")
+    if path.is_file():
+        raise UnknownModelError(
+            f"{path}: is a file, but not of GGUF (*{SUFFIX}). Give the folder of a checkpoint or "
+            "of a model, or a GGUF file."
+        )
     on_hub = HubModel.named(model)
     named = models_home(settings) / on_hub.home_name
     if (named / MANIFEST).is_file():
         return LocalFolder(named)
     if on_hub.could_be:
         return on_hub
-    near = near_names(model)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UnknownModelError(
         f"{model!r} is no alias, no hub repository (owner/name, owner/name:Q8_0) and no folder "
-        f"here.{hint} Aliases: {', '.join([DEMO, *ALIASES])}."
+        f"here. {hint_of(model)}"
     )
 
 
@@ -191,6 +194,8 @@ def find_installed(name: str, settings: Settings) -> Installed:
     """The model of the home, finished or not, that an alias, hub id or listed name stands for."""
     home_name = HubModel.named(name).home_name
     models = {model.name: model for model in installed(settings)}
+    if name == DEMO:
+        raise UnknownModelError(f"{name!r} comes with lowmoe and cannot be deleted.")
     if home_name not in models:
         known = ", ".join(models) or "none"
         raise UnknownModelError(

@@ -7,7 +7,7 @@ Ignorant of:  downloads, files.
 
 from dataclasses import dataclass, fields, replace
 
-from lowmoe.cards import CARDS
+from lowmoe.cards import CARDS, profile_name
 from lowmoe.engine.gpu import AUTO, NONE, find_gpu
 from lowmoe.engine.load import DEFAULT_CONTEXT
 from lowmoe.engine.load_options import LoadOptions
@@ -77,7 +77,7 @@ def _described(options: LoadOptions) -> Described:
     if is_here(described):
         return described
     # A larger one stands in for it: as fast as that is, with no more memory than the named one has.
-    n_bytes = CARDS[options.gpu.lower()].memory_bytes
+    n_bytes = CARDS[profile_name(options.gpu)].memory_bytes
     vram = n_bytes
     if options.vram is not None:
         vram = min(n_bytes, parse_budget(options.vram, name="vram", whole_bytes=n_bytes))

@@ -10,7 +10,7 @@ from lowmoe.decoder.state_cache import states_bytes
 from lowmoe.engine.gpu import GpuRefusal, find_gpu
 from lowmoe.engine.load import DEFAULT_CONTEXT
 from lowmoe.engine.load_options import MOST_SEQUENCES, LoadOptions
-from lowmoe.engine.memory import available_ram_bytes, parse_budget, total_ram_bytes
+from lowmoe.engine.memory import available_ram_bytes, parse_budget, ram_budget
 from lowmoe.plan.sizes import kv_bytes_per_token
 from lowmoe.spec import ModelSpec
 
@@ -50,4 +50,4 @@ def _memory_bytes(options: LoadOptions) -> int:
         return min(whole, parse_budget(options.vram, name="vram", whole_bytes=whole))
     if options.ram is None:
         return available_ram_bytes()
-    return parse_budget(options.ram, name="ram", whole_bytes=total_ram_bytes())
+    return ram_budget(options.ram)

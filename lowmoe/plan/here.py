@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from cuda_ext.card import CardError, Facts, find_card, is_without, look
-from lowmoe.cards import CARDS, CardProfile
+from lowmoe.cards import CARDS, CardProfile, profile_name
 from lowmoe.engine.load_options import TORCH
 from lowmoe.engine.machine import machine_line, physical_cores
 from lowmoe.engine.memory import available_ram_bytes, margin_bytes, parse_budget, total_ram_bytes
@@ -87,7 +87,10 @@ def machine_of(described: Described, settings: Settings) -> tuple[Machine, str]:
         measured=True,
         factor=memo.factor,
     )
-    return machine, f"this machine, measured: {machine_line()}{_unknown_card(described.gpu, name)}"
+    words = f"this machine, measured: {machine_line()}{_unknown_card(described.gpu, name)}"
+    if ram > total_ram_bytes():
+        words += f"; but with more RAM than its {total_ram_bytes() / 1e9:.1f} GB, as --ram says"
+    return machine, words
 
 
 def card_here(wanted: str) -> CardProfile | None:
@@ -171,11 +174,12 @@ def _card(wanted: str) -> tuple[str, bool]:
     """The name of a profile, "" for none, and whether such a card is here."""
     if wanted == NONE:
         return "", True
-    facts, name = look(), wanted.lower()
+    facts, name = look(), profile_name(wanted)
     if wanted != AUTO:
         if name not in CARDS:
             raise UsageError(
-                f"--gpu is {wanted!r}, but must be auto, none or one of {', '.join(CARDS)}."
+                f"--gpu is {wanted!r}, but must be auto, none or one of {', '.join(CARDS)}. For "
+                "another card name a like one, and its memory: --gpu 4080 --vram 12GB."
             )
         return name, _is_here(name, facts)
     if is_without(facts) or find_card(AUTO, facts) is None:
@@ -205,6 +209,11 @@ def _ram_bytes(described: Described, *, elsewhere: bool) -> int:
         )
     if described.ram is None:
         return available_ram_bytes()
+    if elsewhere and str(described.ram).strip().endswith("%"):
+        raise UsageError(
+            f"--ram is {described.ram}, but how much RAM a PC has that is not here nobody knows. "
+            "Give a size: --ram 64GiB."
+        )
     n_bytes = parse_budget(described.ram, name="ram", whole_bytes=total_ram_bytes())
     return max(0, n_bytes - margin_bytes(n_bytes) - SYSTEM_BYTES) if elsewhere else n_bytes
 

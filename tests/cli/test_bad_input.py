@@ -211,6 +211,8 @@ HELD: object = None
 CASES = [
     # what the model is
     Case("unknown alias", lambda w: run("mixtral-9x7b"), 2, "Did you mean mixtral-8x7b"),
+    Case("another file", lambda w: run(__file__), 2, r"is a file, but not of GGUF"),
+    Case("first the model", lambda w: ["run", "none", "--prompt", ""], 2, "no folder here"),
     Case("no such path", lambda w: run("/no/such/model"), 2, "no folder here"),
     Case("neither file", lambda w: run(w.tmp), 1, r"neither manifest\.json .* nor config\.json"),
     Case(
@@ -365,6 +367,11 @@ CASES = [
     Case("pull what is here", lambda w: ["pull", w.talking], 2, "is on this disk already"),
     Case("inspect the hub", lambda w: ["inspect", "mixtral-8x7b"], 2, "Pull it first: lowmoe pull"),
     Case("verify a checkpoint", lambda w: ["verify", w.talking], 2, "is no model folder"),
+    Case("quantize a name", lambda w: ["quantize", "demo", w.tmp / "new"], 2, "lowmoe pull demo"),
+    Case(
+        "quantize what is made", lambda w: ["quantize", w.model, w.tmp / "new"], 2, "is a finished"
+    ),
+    Case("rm the demo", lambda w: ["rm", "demo"], 2, "comes with lowmoe and cannot be deleted"),
     Case("rm what is not there", lambda w: ["rm", "none"], 2, "'none' is not among the models"),
 ]
 

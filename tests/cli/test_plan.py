@@ -51,6 +51,7 @@ def test_plan_all_ranks_every_alias(lowmoe_command: RunCommand) -> None:
     ("arguments", "said"),
     [
         (["mixtral-8x7b", "--gpu", "4090"], "--ram 64GiB"),
+        (["mixtral-8x7b", "--gpu", "4090", "--ram", "90%"], "Give a size: --ram 64GiB"),
         (["mixtral-8x7b", "--gpu", "9999"], "must be auto, none or one of"),
         (["mixtral-8x7b", "--gpu", "none", "--disk", "7GB"], "a speed like 7GB/s"),
         (["mixtral-8x7b", "--gpu", "none", "--bits", "3"], "must be 2, 4, 6 or auto"),
@@ -68,6 +69,33 @@ def test_what_plan_cannot_answer_is_said_in_a_line(
     assert done.code == 2
     assert said in done.err
     assert len(done.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["RTX 4090", "rtx4090", "NVIDIA GeForce RTX 4090"])
+def test_a_card_may_be_called_as_its_box_does(lowmoe_command: RunCommand, name: str) -> None:
+    rows = [
+        json.loads(
+            lowmoe_command(
+                "plan", "mixtral-8x7b", "--gpu", gpu, "--ram", "64GiB", "--json"
+            ).out.splitlines()[-1]
+        )["rows"]
+        for gpu in ("4090", name)
+    ]
+    speeds = [[row["decode_tokens_per_s"] for row in of_one] for of_one in rows]
+    assert speeds[0] == speeds[1]
+
+
+def test_more_ram_than_is_here_is_planned_for_and_said(lowmoe_command: RunCommand) -> None:
+    done = lowmoe_command("plan", "mixtral-8x7b", "--gpu", "none", "--ram", "9TB")
+    assert "with more RAM than its" in done.out
+
+
+def test_the_words_of_the_table_are_explained(lowmoe_command: RunCommand) -> None:
+    done = lowmoe_command("plan", "mixtral-8x22b", "--gpu", "4090", "--ram", "64GiB")
+    assert "4, misses 2: with --miss-planes 1, experts that are not on the GPU" in done.out
+    done = lowmoe_command("plan", "mixtral-8x7b", "--gpu", "h100", "--ram", "256GiB")
+    assert "*: what --bits auto takes" in done.out
+    assert "miss" not in done.out
 
 
 def test_a_picture_is_drawn(lowmoe_command: RunCommand, tmp_path: Path) -> None:

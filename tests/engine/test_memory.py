@@ -6,7 +6,12 @@ import pytest
 
 from lowmoe.engine import memory
 from lowmoe.engine.cgroup import MemoryLimit
-from lowmoe.engine.memory import available_ram_bytes, parse_budget, total_ram_bytes
+from lowmoe.engine.memory import (
+    available_ram_bytes,
+    parse_budget,
+    ram_budget,
+    total_ram_bytes,
+)
 from lowmoe.errors import UsageError
 
 GIB = 2**30
@@ -46,6 +51,18 @@ def test_anything_else_is_a_usage_error_that_quotes_it(text: str) -> None:
     assert str(refused.value) == (
         f"--vram is {text!r}, but must be a size like 24GiB, 64GB or 90%."
     )
+
+
+def test_a_small_number_is_a_forgotten_unit() -> None:
+    with pytest.raises(UsageError, match=r"--ram is 12 bytes\. Give a unit: 12GiB"):
+        parse_budget("12", name="ram", whole_bytes=1000)
+
+
+def test_more_ram_than_there_is_cannot_be_given_to_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, total=24 * GIB, available=20 * GIB, limits=[])
+    assert ram_budget("24GiB") == 24 * GIB
+    with pytest.raises(UsageError, match=r"--ram is 25GiB, but this machine has 25\.8 GB"):
+        ram_budget("25GiB")
 
 
 @pytest.mark.parametrize("text", ["0", "0GiB", "0.1B", 0, -5, "0.01%"])
