@@ -5,7 +5,7 @@ Ignorant of:  the measures.
 """
 
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import lowmoe
@@ -14,6 +14,7 @@ from lowmoe.cli.render import TerminalReporter, out, print_json
 from lowmoe.cli.run import load_model
 from lowmoe.engine.evaluate import Evaluation, evaluate
 from lowmoe.engine.load_options import LoadOptions
+from lowmoe.engine.memory import available_ram_bytes, ram_budget
 from lowmoe.engine.statistics import coarse_rate, hit_rate
 from lowmoe.errors import CheckpointError, UsageError
 from lowmoe.experts.ledger import Traffic
@@ -44,6 +45,9 @@ def evaluate_command(
     text = read_text(file)
     if window < 2:
         raise UsageError(f"--window is {window}, but must be at least 2.")
+    if against is not None:  # two models: a half for each
+        ram = available_ram_bytes() if options.ram is None else ram_budget(options.ram)
+        options = replace(options, ram=ram // 2)
     with ExitStack() as stack:
         model = stack.enter_context(load_model(name, options))
         reference = None if against is None else stack.enter_context(_reference(against, options))
@@ -70,7 +74,12 @@ def evaluate_command(
 
 def _reference(path: Path, options: LoadOptions) -> Model:
     return lowmoe.load(
-        path, dtype="float32", gpu="none", threads=options.threads, context=options.context
+        path,
+        dtype="float32",
+        gpu="none",
+        ram=options.ram,
+        threads=options.threads,
+        context=options.context,
     )
 
 

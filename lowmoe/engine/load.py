@@ -27,7 +27,7 @@ from lowmoe.engine.gpu import AUTO, NONE
 from lowmoe.engine.load_on_gpu import load_on_gpu, place_on_gpu
 from lowmoe.engine.load_options import DTYPES, TORCH, LoadOptions
 from lowmoe.engine.machine import PROBE_BYTES, new_pool, physical_cores
-from lowmoe.engine.memory import available_ram_bytes, ram_budget
+from lowmoe.engine.memory import available_ram_bytes, promise_ram, ram_budget
 from lowmoe.engine.report import Reporter, SilentReporter
 from lowmoe.engine.runtime import Loading, Runtime
 from lowmoe.engine.text_parts import TextParts
@@ -225,6 +225,7 @@ def _with_store(
         computes=True,
     )
     loading.closing.enter_context(store)
+    promise_ram(store)
     computation: Computation[ExpertStore] = how.computation
     if timeline is not None:
         computation = TracedLayers(how.computation, len(spec.layers), timeline)

@@ -33,7 +33,7 @@ from lowmoe.engine.gpu import (
 )
 from lowmoe.engine.load_options import TORCH
 from lowmoe.engine.machine import PROBE_BYTES, new_pool
-from lowmoe.engine.memory import available_ram_bytes, ram_budget
+from lowmoe.engine.memory import available_ram_bytes, promise_ram, ram_budget
 from lowmoe.engine.report import Reporter
 from lowmoe.engine.runtime import Loading, Runtime
 from lowmoe.errors import GpuError, MemoryBudgetError, UsageError
@@ -310,6 +310,7 @@ def _hybrid_experts(
         computes=False,
     )
     loading.closing.enter_context(ram)
+    promise_ram(ram)
     ring = PinnedRing(place.gpu, sum(part_bytes))
     loading.closing.callback(ring.close)
     slots = GpuSlots(part_bytes, n_experts, place.gpu, ring, n_slots=n_slots, popularity=popularity)

@@ -5,6 +5,8 @@ Ignorant of:  what the memory is for.
 """
 
 import re
+from typing import Protocol
+from weakref import WeakSet
 
 import psutil
 
@@ -71,11 +73,29 @@ def total_ram_bytes() -> int:
     return min([total, *(group.limit_bytes for group in memory_limits())])
 
 
+class Promised(Protocol):
+    """Who was given RAM and takes it as it needs it."""
+
+    @property
+    def unfilled_bytes(self) -> int:
+        """What it has not taken yet."""
+        ...
+
+
+_promised: WeakSet[Promised] = WeakSet()
+
+
+def promise_ram(to: Promised) -> None:
+    """What `to` has not taken yet is no longer available to others of this process."""
+    _promised.add(to)
+
+
 def available_ram_bytes() -> int:
-    """RAM that can be taken now without swapping, a margin already taken off."""
+    """RAM that can be taken now without swapping, a margin and what was promised taken off."""
     available: int = psutil.virtual_memory().available
     rooms = [group.limit_bytes - group.used_bytes for group in memory_limits()]
-    return max(0, min([available, *rooms]) - margin_bytes(total_ram_bytes()))
+    promised = sum(store.unfilled_bytes for store in _promised)
+    return max(0, min([available, *rooms]) - promised - margin_bytes(total_ram_bytes()))
 
 
 def margin_bytes(total: int) -> int:

@@ -69,7 +69,7 @@ class ExpertStore:
         self._ledger = Ledger()
         self._wanted: list[Key] = []
         self._is_wanted: Callable[[], bool] | None = None
-        self._is_complete = False
+        self._is_complete = self._is_closed = False
         self._rest: Iterator[Key] | None = None  # what read_rest has not come to yet
         self._readers = readers or ThreadPoolExecutor(N_READERS, thread_name_prefix="lowmoe-read")
 
@@ -98,6 +98,13 @@ class ExpertStore:
     def resident_bytes(self) -> int:
         """Bytes of RAM taken for experts so far."""
         return self._tier.used_bytes
+
+    @property
+    def unfilled_bytes(self) -> int:
+        """Bytes of RAM that it has been given and will yet take."""
+        if self._is_closed:
+            return 0
+        return self._tier.n_slots * self._tier.slot_bytes - self.resident_bytes
 
     @property
     def has_all(self) -> bool:
@@ -206,11 +213,11 @@ class ExpertStore:
             in_ram=len(ready), on_disk=len(others), expert_bytes=self._tier.slot_bytes
         )
         self._wanted = ready + others
-        if self._coarse is not None:
-            self._refine(self._coarse.rest, ready)
         if others:
             self._forget_failures(others)
             self._read_wanted()
+        if self._coarse is not None:  # behind what this layer waits for
+            self._refine(self._coarse.rest, ready)
 
     def _refine(self, rest: ExpertSource, keys: list[Key]) -> None:
         """Begin to read what is missing of experts that are wanted again."""
@@ -247,9 +254,10 @@ class ExpertStore:
 
     def _read_wanted(self) -> None:
         near = self._wanted[: self.n_slots]
-        missing = [key for key in near if not self._is_ready(key)]
-        for key in missing[: N_READERS + 1]:
-            self._start_read(key, set(near))
+        # All of them, though few are read at once: what is guessed next is to wait behind them.
+        keep = set(near)
+        for key in [key for key in near if not self._is_ready(key)]:
+            self._start_read(key, keep)
 
     @contextlib.contextmanager
     def borrow(
@@ -307,11 +315,24 @@ class ExpertStore:
             self._ledger.guess(right=False)
 
     def _learn(self, layer_id: int, wanted: Collection[int]) -> None:
-        """Compare what was guessed with what a layer wants."""
-        for rank, (guessed_layer, expert_id) in self._guesses:
-            if guessed_layer == layer_id:
-                self._foresight.learn(rank, came_true=expert_id in wanted)
+        """Compare what was guessed with what a layer wants.
+
+        Wrong guesses, and those of a pass that was given up, are not read where that has not begun.
+        """
+        for rank, key in self._guesses:
+            if key[0] == layer_id:
+                self._foresight.learn(rank, came_true=key[1] in wanted)
+            if key[0] != layer_id or key[1] not in wanted:
+                self._give_up(key)
         self._guesses = []
+
+    def _give_up(self, key: Key) -> None:
+        """Empty the slot of an expert whose reading has not begun."""
+        slot = self._tier.residents.get(key)
+        if slot is not None and slot.guessed and slot.lent == 0 and slot.refining is None:
+            assert slot.filling is not None
+            if slot.filling.cancel():
+                self._tier.clear(slot)
 
     def read_rest(self, n_experts: Sequence[int], elsewhere: Collection[Key] = ()) -> None:
         """Read on beside what is wanted: towards a complete store where RAM will hold all of it, or
@@ -365,6 +386,7 @@ class ExpertStore:
 
     def close(self) -> None:
         """Wait for reads under way and give their threads back."""
+        self._is_closed = True
         self._readers.shutdown(wait=True, cancel_futures=True)
 
     # --- one expert
@@ -404,7 +426,11 @@ class ExpertStore:
         if self._coarse is not None and not whole:
             source, slot.coarse = self._coarse.first, True
         buffers = slot.buffers[: len(source.buffer_bytes)]
-        slot.filling = self._readers.submit(self._read, source, key, buffers)
+        try:
+            slot.filling = self._readers.submit(self._read, source, key, buffers)
+        except BaseException:  # Ctrl-C, or no more threads: nobody would ever fill it
+            self._tier.clear(slot)
+            raise
         return slot
 
     def _evict(self, layer_id: int, keep: set[Key]) -> Slot | None:

@@ -99,8 +99,8 @@ class RamTier:
             return None
         if self._arena is None or self._n_left == 0:
             sizes = sum(round_up(n, ALIGNMENT) for n in self.buffer_bytes)
-            self._n_left = min(max(1, ARENA_BYTES // sizes), self.n_slots - self._n_made)
-            self._arena = Arena(self._n_left * sizes)
+            n_more = min(max(1, ARENA_BYTES // sizes), self.n_slots - self._n_made)
+            self._arena, self._n_left = Arena(n_more * sizes), n_more  # it may be refused the bytes
         self._n_made += 1
         self._n_left -= 1
         return Slot([self._arena.take(n, ALIGNMENT) for n in self.buffer_bytes])

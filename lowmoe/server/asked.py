@@ -109,9 +109,10 @@ class Asked:
         """That this answer has ended, or that all of it failed: when its place is free again, so
         that who hears it can ask anew.
         """
-        if self.error is not None and not self._failure_told:
-            self._failure_told = True
-            self.outbox.put_last(Failed(self.error))
+        if self.error is not None:
+            if not self._failure_told:
+                self._failure_told = True
+                self.outbox.put_last(Failed(self.error))
         elif told is not None:
             self.outbox.put_last(told.ended())
 

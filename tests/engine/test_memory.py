@@ -1,6 +1,8 @@
 """Budgets are read as people write them, and memory is what all limits around us leave."""
 
 from collections import namedtuple
+from dataclasses import dataclass
+from weakref import WeakSet
 
 import pytest
 
@@ -9,6 +11,7 @@ from lowmoe.engine.cgroup import MemoryLimit
 from lowmoe.engine.memory import (
     available_ram_bytes,
     parse_budget,
+    promise_ram,
     ram_budget,
     total_ram_bytes,
 )
@@ -16,6 +19,11 @@ from lowmoe.errors import UsageError
 
 GIB = 2**30
 Machine = namedtuple("Machine", ["total", "available"])
+
+
+@dataclass(eq=False)
+class Store:
+    unfilled_bytes: int
 
 
 @pytest.mark.parametrize(
@@ -76,6 +84,7 @@ def machine(
 ) -> None:
     monkeypatch.setattr("psutil.virtual_memory", lambda: Machine(total, available))
     monkeypatch.setattr(memory, "memory_limits", lambda: limits)
+    monkeypatch.setattr(memory, "_promised", WeakSet())  # of models that other tests have open
 
 
 def test_without_limits_a_tenth_of_the_machine_is_left_to_others(
@@ -99,6 +108,19 @@ def test_of_several_limits_the_one_that_leaves_least_counts(
     machine(monkeypatch, total=64 * GIB, available=50 * GIB, limits=[narrow, wide])
     assert total_ram_bytes() == 16 * GIB
     assert available_ram_bytes() == 4 * GIB - int(1.6 * GIB)
+
+
+def test_what_was_promised_to_one_model_is_not_given_to_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine(monkeypatch, total=64 * GIB, available=50 * GIB, limits=[])
+    before, first = available_ram_bytes(), Store(unfilled_bytes=30 * GIB)
+    promise_ram(first)
+    assert available_ram_bytes() == before - 30 * GIB
+    first.unfilled_bytes = 10 * GIB  # it has taken the others: the system counts them now
+    assert available_ram_bytes() == before - 10 * GIB
+    del first
+    assert available_ram_bytes() == before
 
 
 def test_what_is_available_is_never_negative(monkeypatch: pytest.MonkeyPatch) -> None:

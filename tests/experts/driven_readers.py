@@ -20,10 +20,19 @@ class DrivenReaders:
         """Queue a read; as many as there are readers are under way."""
         future = DrivenFuture(self)
         self._queue.append((future, lambda: work(*arguments)))
+        self._begin()
         return future
+
+    def _begin(self) -> None:
+        """As a reader does: what was cancelled goes, what begins can be cancelled no more."""
+        self._queue = [(future, work) for future, work in self._queue if not future.cancelled()]
+        for future, _ in self._queue[: self._n_readers]:
+            if not future.running():
+                future.set_running_or_notify_cancel()
 
     def finish_one(self) -> bool:
         """Let one of the reads under way end; False if there is none."""
+        self._begin()
         if not self._queue:
             return False
         self.finish(self.luck.randrange(min(len(self._queue), self._n_readers)))
@@ -38,6 +47,7 @@ class DrivenReaders:
             future.set_exception(error)
         else:
             future.set_result(None)
+        self._begin()
 
     def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
         """Let all reads end."""

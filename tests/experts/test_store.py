@@ -1,4 +1,5 @@
 import threading
+from collections.abc import Iterable
 from concurrent.futures import wait
 from typing import cast
 
@@ -11,6 +12,7 @@ from lowmoe.errors import MemoryBudgetError
 from lowmoe.experts import store as store_module
 from lowmoe.experts.lender import NoLongerWanted
 from lowmoe.experts.policy import UNKNOWN, Key, Popularity
+from lowmoe.experts.source import CoarseFirst
 from lowmoe.experts.store import N_READERS, ExpertStore
 from lowmoe.experts.tier import Slot
 
@@ -157,6 +159,7 @@ def test_what_was_in_ram_when_wanted_is_still_there_when_its_turn_comes() -> Non
         settle(store, source, (0, 7), (0, 8))
         source.hold([(1, 0)])
         store.prefetch(1, [0])  # takes the third slot until it is released
+        source.await_begin((1, 0))
         store.want(0, [0, 7, 8])
         portions = store.portions()
         assert next(portions) == [7, 8]
@@ -232,6 +235,93 @@ def test_a_guess_takes_at_most_half_of_the_slots() -> None:
         for expert_id in range(3):
             finish(store, (1, expert_id))
         assert store.residents() == {0: [3, 4, 5], 1: [0, 1, 2]}
+
+
+def test_what_a_layer_waits_for_is_read_before_what_is_guessed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store_module, "ThreadPoolExecutor", DrivenReaders)
+    n_wanted = 2 * N_READERS + 1
+    source = FakeExperts()
+    with store_of(source, 2 * n_wanted) as store:
+        store.want(0, range(n_wanted))
+        store.prefetch(1, range(n_wanted))
+        readers = cast(DrivenReaders, store._readers)
+        for _ in range(n_wanted):
+            readers.finish(0)
+        assert source.reads.keys() == {(0, e) for e in range(n_wanted)}
+
+
+def test_what_a_layer_waits_for_is_read_before_the_rest_of_what_is_in_ram(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store_module, "ThreadPoolExecutor", DrivenReaders)
+    first, rest = FakeExperts((96,)), FakeExperts((32,))
+    budget = 20 * EXPERT_BYTES
+    with ExpertStore(
+        FakeExperts(),
+        ram_budget_bytes=budget,
+        n_experts_total=100,
+        coarse=CoarseFirst(first, rest),
+    ) as store:
+        n_ready = N_READERS + 1
+        use_parts(store, range(n_ready))
+        store.want(0, range(2 * n_ready))  # the first half again
+        for _ in range(n_ready):
+            cast(DrivenReaders, store._readers).finish(0)
+        assert first.reads.total() == 2 * n_ready
+        assert rest.reads.total() == 0
+
+
+def use_parts(store: ExpertStore, expert_ids: Iterable[int]) -> None:
+    """Have the first parts of these experts in RAM."""
+    store.want(0, list(expert_ids))
+    for group in store.portions():
+        with store.borrow(0, group):
+            pass
+
+
+def test_a_guess_that_nobody_wants_is_not_read_if_that_has_not_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store_module, "ThreadPoolExecutor", DrivenReaders)
+    source = FakeExperts()
+    with store_of(source, 40) as store:
+        guesses = range(N_READERS + 6)
+        store.prefetch(1, guesses)
+        store.want(0, [7])  # another pass: the one that guessed was given up
+        readers = cast(DrivenReaders, store._readers)
+        while readers.finish_one():
+            pass
+        begun = {(1, e) for e in range(N_READERS)}
+        assert source.reads.keys() == {*begun, (0, 7)}
+        assert store.keys() == {*begun, (0, 7)}
+
+
+def test_an_expert_whose_reading_could_not_be_begun_can_be_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = FakeExperts()
+    with store_of(source, 2) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(store._readers, "submit", raise_interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                store.want(0, [1])
+        assert use(store, source, 0, [1]) == [1]
+        assert use(store, source, 0, [0, 2]) == [0, 2]
+
+
+def raise_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_a_store_was_given_is_told_until_it_is_taken_or_closed() -> None:
+    source = FakeExperts()
+    with store_of(source, 4) as store:
+        assert store.unfilled_bytes == 4 * EXPERT_BYTES
+        use(store, source, 0, [1])
+        assert store.unfilled_bytes == 3 * EXPERT_BYTES
+    assert store.unfilled_bytes == 0
 
 
 def test_a_right_guess_is_read_once_and_counted() -> None:

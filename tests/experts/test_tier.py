@@ -3,7 +3,8 @@ import mmap
 import pytest
 import torch
 
-from lowmoe.experts.tier import RamTier, Slot
+from lowmoe.experts import tier as tier_module
+from lowmoe.experts.tier import ARENA_BYTES, RamTier, Slot
 
 
 def taken(tier: RamTier) -> Slot:
@@ -42,6 +43,23 @@ def test_a_cleared_slot_is_used_again_and_remembers_nothing() -> None:
     again = taken(tier)
     assert again is slot
     assert (again.key, again.filling, again.guessed) == (None, None, False)
+
+
+def test_memory_that_is_refused_may_be_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    n_in_arena = ARENA_BYTES // 4096
+    tier = RamTier((4096,), n_in_arena + 2)
+    for _ in range(n_in_arena):
+        taken(tier)
+    with monkeypatch.context() as patch:
+        patch.setattr(tier_module, "Arena", refused)
+        with pytest.raises(OSError, match="no memory"):
+            tier.take_free()
+    assert [taken(tier).buffers[0].numel() for _ in range(2)] == [4096, 4096]
+    assert tier.take_free() is None
+
+
+def refused(n_bytes: int) -> None:
+    raise OSError("no memory")
 
 
 def test_a_kernel_without_huge_pages_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,20 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from lowmoe.decoder.decoder import Decoder
+from lowmoe.engine.answer import Answer, Token
 from lowmoe.engine.batch import Batch
 from lowmoe.engine.sampling import Sampler
 from lowmoe.errors import FolderError, LowMoeError, MemoryBudgetError, UsageError
+from lowmoe.server.asked import Asked, Told
 from lowmoe.server.asking import (
+    Ask,
     Event,
     Failed,
     Overloaded,
@@ -116,6 +119,35 @@ def test_what_goes_wrong_with_one_answer_fails_that_one(
     assert isinstance(bad[-1], Failed)
     assert "are NaN" in str(bad[-1].error)
     assert end_of(good).reason == "length"
+
+
+def test_answers_of_one_ask_that_fail_in_the_same_step_are_told_of_once() -> None:
+    async def test() -> None:
+        asked = Asked(Ask(prompt="Once", n=2))
+        failed = [cast(Answer, FailedAnswer(LowMoeError("all are NaN"))) for _ in range(2)]
+        asked.told.extend(Told(number, answer) for number, answer in enumerate(failed))
+        for told in asked.told:
+            asked.tell(told)
+        for told in asked.told:
+            asked.tell_end(told)
+        assert [type(event) for event in await asked.outbox.take()] == [Failed]
+
+    asyncio.run(test())
+
+
+@dataclass
+class FailedAnswer:
+    error: LowMoeError
+    end: str = "error"
+    n_prompt: int = 0
+    n_reused: int = 0
+    n_new: int = 3
+
+    def take(self) -> list[Token]:
+        return []
+
+    def cancel(self) -> None:
+        pass
 
 
 @pytest.mark.parametrize("kind", [FolderError, MemoryBudgetError])
