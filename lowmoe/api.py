@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from lowmoe.engine.answer import Token, check_ids
 from lowmoe.engine.constraint import Constraint
-from lowmoe.engine.generate import Session
+from lowmoe.engine.generate import CLOSED, Session
 from lowmoe.engine.load import load_checkpoint, load_folder
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingArguments, SamplingOptions, sampling_options
@@ -56,12 +56,12 @@ class Model:
     def close(self) -> None:
         """Give memory, files and threads back; what is asked afterwards raises UsageError."""
         if self.session is not None:
-            self.session.runtime.close()
+            self.session.close()
             self.session = None
 
     def _open_session(self) -> Session:
         if self.session is None:
-            raise UsageError("the model is closed. Load it again.")
+            raise UsageError(CLOSED)
         return self.session
 
     @property

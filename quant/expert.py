@@ -15,6 +15,7 @@ Knows:        what an expert's bytes are and how to read them.
 Ignorant of:  where they are kept, which expert it is, what it is an expert of.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -232,16 +233,17 @@ class PlainFormat:
         inputs: InputCovariances = NO_COVARIANCES,
     ) -> list[Tensor]:
         buffer = torch.zeros(self.part_bytes[0], dtype=torch.uint8)
-        self.fill(buffer, gate, up, down)
+        self.fill(buffer, iter([*_wide(gate, up, gated=self.gated), down]))
         return [buffer]
 
-    def fill(self, buffer: Tensor, gate: Tensor | None, up: Tensor, down: Tensor) -> None:
-        """Write an expert into a buffer of at least part_bytes, converting to the dtype."""
-        gate_up, to = self._views(buffer)
-        wide = _wide(gate, up, gated=self.gated)
-        for rows, weights in zip(gate_up.split(self.n_inner), wide, strict=True):
-            rows[:] = weights
-        to[:] = down
+    def fill(self, buffer: Tensor, matrices: Iterator[Tensor]) -> None:
+        """Write an expert into a buffer of at least part_bytes, converting to the dtype.
+
+        matrices: gate, if there is one, up and down; none is kept while the next is made.
+        """
+        gate_up, down = self._views(buffer)
+        for rows in (*gate_up.split(self.n_inner), down):
+            rows[:] = next(matrices)
 
     def _views(self, buffer: Tensor) -> tuple[Tensor, Tensor]:
         row_bytes = self.n_hidden * self.dtype.itemsize

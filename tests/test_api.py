@@ -540,6 +540,15 @@ def test_a_closed_model_says_so_and_gives_its_memory_back(model_folder: Path) ->
             ask()
 
 
+def test_a_stream_of_a_model_that_was_closed_says_so(model_folder: Path) -> None:
+    model = lowmoe.load(model_folder, threads=1)
+    stream = model.stream(PROMPT, temperature=0.0, max_new_tokens=20)
+    next(stream)
+    model.close()
+    with pytest.raises(UsageError, match="the model is closed"):
+        list(stream)
+
+
 # --- quantize
 
 

@@ -19,6 +19,8 @@ from lowmoe.engine.runtime import Runtime
 from lowmoe.engine.statistics import Bandwidths, RunStatistics
 from lowmoe.errors import UsageError
 
+CLOSED = "the model is closed. Load it again."
+
 
 class Session:
     """A model and the tokens in its caches; a prompt that begins like one of them is not redone."""
@@ -30,6 +32,7 @@ class Session:
         self._own.taken = False
         self._ram_bandwidth: float | None = None
         self._latest: list[Answer] = []
+        self._is_closed = False
         self.last_run: RunClock | None = None
 
     # --- tokens without an answer
@@ -117,6 +120,11 @@ class Session:
         self._latest = answers  # now: a stop before the first token is asked for counts
         return self._together(answers)
 
+    def close(self) -> None:
+        """Give everything back; answers under way raise UsageError at their next token."""
+        self._is_closed = True
+        self.runtime.close()
+
     def stop(self) -> None:
         """End what was asked for last at its next token; any thread or signal handler may call."""
         for answer in self._latest:
@@ -137,6 +145,8 @@ class Session:
                     continue
                 if all(answer.end is not None for answer in answers):
                     return
+                if self._is_closed:
+                    raise UsageError(CLOSED)
                 while waiting and batch.n_free:
                     self.last_run = waiting[0].clock
                     batch.join(waiting.popleft())

@@ -5,7 +5,7 @@ Ignorant of:  names and downloads; tokens and sampling.
 """
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,7 +33,7 @@ from lowmoe.engine.runtime import Loading, Runtime
 from lowmoe.engine.text_parts import TextParts
 from lowmoe.errors import UsageError
 from lowmoe.experts.source import CheckpointExperts, CoarseFirst, ExpertSource, FolderExperts
-from lowmoe.experts.store import ExpertStore
+from lowmoe.experts.store import N_READERS, ExpertStore
 from lowmoe.experts.traced import open_store, traced
 from lowmoe.experts.uses import Uses
 from lowmoe.families import read_config
@@ -107,6 +107,8 @@ def load_checkpoint(path: Path, options: LoadOptions) -> Runtime:
         )
         how = _in_torch(loading, source.format, dtype)
         division = _divide(loading, how.computation)
+        reading = N_READERS * source.reading_bytes
+        division = replace(division, experts=division.experts - reading)
         return _with_store(loading, how, division, source, bits=dtype.itemsize * 8)
 
 

@@ -78,7 +78,13 @@ class CheckpointExperts:
         names = ("gate", "up", "down") if self._gated else ("up", "down")
         return [self._family.piece(Role(name, layer_id, expert_id)) for name in names]
 
+    @property
+    def reading_bytes(self) -> int:
+        """What a read holds beside its buffer: a matrix in float32, and what it is made of."""
+        return 2 * 4 * self.format.n_hidden * self.format.n_inner
+
     def read(self, layer_id: int, expert_id: int, buffers: list[Tensor]) -> int:
-        """Fill the one buffer."""
-        self.format.fill(buffers[0], *self.read_matrices(layer_id, expert_id))
-        return sum(self._checkpoint.stored_bytes(p) for p in self._pieces(layer_id, expert_id))
+        """Fill the one buffer, a matrix at a time."""
+        pieces = self._pieces(layer_id, expert_id)
+        self.format.fill(buffers[0], map(self._checkpoint.read_piece, pieces))
+        return sum(map(self._checkpoint.stored_bytes, pieces))
