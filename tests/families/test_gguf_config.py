@@ -13,7 +13,7 @@ from lowmoe.engine.text_parts import SMALL_FILES
 from lowmoe.errors import CheckpointError, LowMoeError, UnsupportedModelError
 from lowmoe.families.gguf import gguf_config, gguf_family
 from lowmoe.families.gguf.rope import FACTORS, LONG, SHORT, wavelengths
-from lowmoe.spec import GroupedQueryAttention, LinearScaling, Rope, SoftmaxRouter
+from lowmoe.spec import GroupedQueryAttention, LinearScaling, Rope, SigmoidRouter, SoftmaxRouter
 from tests.gguf_models import write_gguf
 from tests.gguf_tensors import llama3_factors
 from tests.test_gguf import add_tokenizer
@@ -211,6 +211,27 @@ def test_the_groups_of_a_deepseek_v2_are_its_makers(
     router = gguf_family(made, values, set()).spec.layers[1].feed_forward.router
     assert isinstance(router, SoftmaxRouter)
     assert (router.n_groups, router.n_groups_active, router.scale) == (*groups, 16.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "groups"),
+    [
+        ({}, (8, 4)),
+        ({"expert_group_count": 4, "expert_group_used_count": 2}, (4, 2)),
+        ({"expert_count": 384}, (1, 1)),
+        ({"expert_count": 64}, (1, 1)),
+    ],
+    ids=["V3 and R1, older than the key", "as the file says", "Kimi-K2", "GLM-4.7-Flash"],
+)
+def test_the_groups_of_a_deepseek_v3_are_its_makers(
+    changes: dict[str, Any], groups: tuple[int, int]
+) -> None:
+    older = {"expert_count": 256, "expert_gating_func": 2, "expert_used_count": 8}
+    values = V2 | {f"deepseek2.{key}": value for key, value in (older | changes).items()}
+    made = gguf_config(values, NEXT_SHAPES, {}.__getitem__)
+    router = gguf_family(made, values, set()).spec.layers[1].feed_forward.router
+    assert isinstance(router, SigmoidRouter)
+    assert (router.n_groups, router.n_groups_active) == groups
 
 
 @pytest.mark.parametrize("n_heads", [0, 5])

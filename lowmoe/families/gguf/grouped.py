@@ -18,8 +18,9 @@ from lowmoe.families.gguf.usual import (
     usual,
 )
 
-# The one model that limits a softmax to groups; files older than the key leave them out.
-_EXPERTS_OF_V2 = 160
+# Groups, and those of them that are chosen among, of what is known by its count of experts: V2, and
+# V3 with R1. Files older than the key leave them out.
+_GROUPS_OF_OLDER = {("deepseek_v2", 160): (8, 3), ("deepseek_v3", 256): (8, 4)}
 
 
 def _grouped(m: GgufModel) -> dict[str, Any]:
@@ -51,11 +52,12 @@ def deepseek2(m: GgufModel) -> dict[str, Any]:
     # Files older than the key: of V2, or of GLM-4.7-Flash, which has a bias for the choice.
     biased = any(name.endswith(".exp_probs_b.bias") for name in m.shapes)
     gating = m.integer("expert_gating_func", SIGMOID if biased else SOFTMAX)
+    found = _latent(m, "deepseek_v2" if gating == SOFTMAX else "deepseek_v3")
+    groups = _GROUPS_OF_OLDER.get((found["model_type"], found["n_routed_experts"]))
+    if groups and not m.has("expert_group_count"):
+        found |= {"n_group": groups[0], "topk_group": groups[1]}
     if gating != SOFTMAX:
-        return _latent(m, "deepseek_v3")
-    found = _latent(m, "deepseek_v2")
-    if not m.has("expert_group_count") and found["n_routed_experts"] == _EXPERTS_OF_V2:
-        found |= {"n_group": 8, "topk_group": 3}
+        return found
     return found | {"topk_method": ("greedy", "group_limited_greedy")[found["n_group"] > 1]}
 
 
