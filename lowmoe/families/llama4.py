@@ -65,7 +65,7 @@ def _attentions(hf: HfConfig, eps: float) -> list[GroupedQueryAttention]:
         chunk=hf.optional_integer("attention_chunk_size"),
     )
     whole = replace(chunked, rope=None, norm=None, chunk=None)
-    if hf.boolean("attn_temperature_tuning", default=True):
+    if _is_tuned(hf):
         step, scale = hf.integer("floor_scale", default=8192), hf.number("attn_scale", default=0.1)
         whole = replace(whole, temperature=QueryTemperature(step=step, scale=scale))
     every = hf.integer("no_rope_layer_interval", default=4)
@@ -73,6 +73,13 @@ def _attentions(hf: HfConfig, eps: float) -> list[GroupedQueryAttention]:
     if turns is None:
         turns = [int((i + 1) % every != 0) for i in range(n_layers(hf))]
     return [chunked if turn else whole for turn in turns]
+
+
+def _is_tuned(hf: HfConfig) -> bool:
+    key = "attn_temperature_tuning"
+    # transformers 4.51 saved a whole number, and takes any but 0 for true.
+    number = hf.values.get(key)
+    return number != 0 if type(number) is int else hf.boolean(key, default=True)
 
 
 def _feed_forwards(hf: HfConfig) -> list[ExpertsFeedForward]:

@@ -11,7 +11,7 @@ from lowmoe.errors import CheckpointError, UnsupportedModelError, UsageError
 from lowmoe.families import FAMILIES, Family, read_config
 from lowmoe.families.aliases import ALIASES, DEMO, near_names
 from lowmoe.families.fewer_layers import with_layers
-from lowmoe.spec import LayerSpec, LightningAttention, Role
+from lowmoe.spec import LayerSpec, LightningAttention, ModelSpec, Role
 
 MIXTRAL = dict(ALIASES["mixtral-8x7b"].config)
 
@@ -269,6 +269,18 @@ def test_variants_that_nobody_implemented_are_refused(
 ) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         read_config({**ALIASES[alias].config, **changes})
+
+
+@pytest.mark.parametrize(("saved", "means"), [(4, True), (1, True), (0, False)])
+def test_a_llama_4_may_say_by_a_number_that_far_tokens_are_seen_sharper(
+    saved: int, means: bool
+) -> None:
+    def spec(tuned: object) -> ModelSpec:
+        return read_config(per_layer("llama-4-scout", attn_temperature_tuning=tuned)).spec
+
+    assert spec(saved) == spec(means) != spec(not means)
+    with pytest.raises(CheckpointError, match=r"tuning is 4\.0, but must be true or false"):
+        spec(4.0)
 
 
 def test_a_misspelled_alias_has_near_names() -> None:
