@@ -4,6 +4,7 @@ Knows:        which file of a split holds which tensor, how blocks become number
 Ignorant of:  what any tensor is for, what a model's values mean.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from lowmoe.checkpoint.gguf_split import split_paths
 from lowmoe.errors import CheckpointError, UnsupportedModelError
 
 _PLAIN: Final = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
+# In float32 16 MB, and as much again while the gguf package makes them.
+_WEIGHTS_AT_ONCE: Final = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +44,37 @@ class GgufFile:
         per_row = entry.n_bytes // shape[0]
         if gguf.GGML_QUANT_SIZES[entry.type][0] > 1 and len(shape) == 1:
             return self.read_rows(name, (1, *shape), 0, 1)[0, first : first + count]
-        data = torch.empty(count * per_row, dtype=torch.uint8)
+        start, wanted = entry.offset + first * per_row, (count, *shape[1:])
         with files.opened(self.path) as descriptor:
-            files.read_at(descriptor, data.numpy().data, entry.offset + first * per_row, self.path)
-        return self._numbers(name, data, (count, *shape[1:]))
+            if entry.type not in _PLAIN:
+                return self._numbers(name, descriptor, start, wanted)
+            data = torch.empty(count * per_row, dtype=torch.uint8)
+            files.read_at(descriptor, data.numpy().data, start, self.path)
+            return data.view(_PLAIN[entry.type]).view(wanted)
 
-    def _numbers(self, name: str, data: Tensor, shape: tuple[int, ...]) -> Tensor:
-        kind = self.header.tensors[name].type
-        if kind in _PLAIN:
-            return data.view(_PLAIN[kind]).view(shape)
-        blocks = data.numpy().reshape(*shape[:-1], -1)
-        try:
-            # Scales of damaged blocks overflow; whoever reads weights refuses infinity.
-            with np.errstate(all="ignore"):
-                numbers = gguf.dequantize(blocks, kind)
-        except NotImplementedError as e:
-            raise UnsupportedModelError(
-                f"{self.path}: {name} has type {kind.name}, which cannot be read. Look for a file "
-                "of another type, such as Q4_K_M or Q8_0."
-            ) from e
-        return torch.from_numpy(np.ascontiguousarray(numbers, np.float32))
+    def _numbers(self, name: str, descriptor: int, start: int, shape: tuple[int, ...]) -> Tensor:
+        """What blocks stand for, float32, some rows at a time.
+
+        The gguf package holds all it makes twice, which of a large vocabulary is gigabytes.
+        """
+        kind, rows = self.header.tensors[name].type, math.prod(shape[:-1])
+        size, n_bytes = gguf.GGML_QUANT_SIZES[kind]
+        per_row = shape[-1] // size * n_bytes
+        at_once = max(1, _WEIGHTS_AT_ONCE // shape[-1])
+        numbers = np.empty((rows, shape[-1]), np.float32)
+        for row in range(0, rows, at_once):
+            blocks = np.empty((min(at_once, rows - row), per_row), np.uint8)
+            files.read_at(descriptor, blocks.reshape(-1).data, start + row * per_row, self.path)
+            try:
+                # Scales of damaged blocks overflow; whoever reads weights refuses infinity.
+                with np.errstate(all="ignore"):
+                    numbers[row : row + len(blocks)] = gguf.dequantize(blocks, kind)
+            except NotImplementedError as e:
+                raise UnsupportedModelError(
+                    f"{self.path}: {name} has type {kind.name}, which cannot be read. Look for a "
+                    "file of another type, such as Q4_K_M or Q8_0."
+                ) from e
+        return torch.from_numpy(numbers).view(shape)
 
     def samples(self, n_bytes: int) -> Iterator[tuple[str, bytes]]:
         """The name of every tensor, sorted, and at most n_bytes from its middle."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from lowmoe.checkpoint import gguf_file
 from lowmoe.checkpoint.gguf_file import GgufFiles
 from lowmoe.checkpoint.gguf_header import MAX_NAME_BYTES, GgufHeader, Strings, read_header
 from lowmoe.errors import CheckpointError, LowMoeError, UnsupportedModelError
@@ -65,6 +66,28 @@ def test_one_expert_of_many_is_read_alone(tmp_path: Path, type: Type) -> None:
         wanted = torch.from_numpy(np.array(gguf.dequantize(data[3:4], type), np.float32))
     found = files.read_rows("a", (5, ROWS, COLUMNS), 3, 1)
     assert torch.equal(found.float().nan_to_num(), wanted.nan_to_num())
+
+
+@pytest.mark.parametrize("type", [Type.Q4_K, Type.Q8_0], ids=lambda t: t.name)
+def test_reading_many_rows_takes_little_more_than_their_numbers(
+    tmp_path: Path, type: Type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, rows, columns = 2**14, 1000, 1024
+    monkeypatch.setattr(gguf_file, "_WEIGHTS_AT_ONCE", at_once)
+    data = blocks(type, rows, columns)
+    files = GgufFiles.open(write(tmp_path / "x.gguf", {"a": (data, type)}))
+    with np.errstate(all="ignore"):
+        wanted = torch.from_numpy(gguf.dequantize(data, type))
+    tracemalloc.start()
+    try:
+        found = files.read_rows("a", (rows, columns), 0, rows)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Of the rows at once their blocks, at most 4 bytes a weight, and their numbers twice; what
+    # Of the rows at once their blocks, their numbers twice, and what making those of 16 rows takes.
+    assert peak < 4 * rows * columns + 8 * 4 * at_once
+    assert torch.equal(found.nan_to_num(), wanted.nan_to_num())
 
 
 def test_a_part_of_a_quantized_vector_is_read(tmp_path: Path) -> None:
