@@ -29,7 +29,7 @@ from lowmoe.errors import PromptError, UsageError
 from lowmoe.families.aliases import DEMO
 from lowmoe.library.configs import spec_of
 from lowmoe.library.making import prepare, quantize_checkpoint
-from lowmoe.library.names import LocalCheckpoint, Located, locate, made_folder
+from lowmoe.library.names import LocalCheckpoint, Located, drop_finished_work, locate, made_folder
 from lowmoe.library.options import MakeOptions
 from lowmoe.plan.advice import advise
 from lowmoe.plan.here import card_here
@@ -276,6 +276,7 @@ def _prepared(
 ) -> Path:
     """The model folder, made now if need be, at what is asked for or advised."""
     if made := made_folder(located, settings):
+        drop_finished_work(made, settings)
         return made
     spec = spec_of(name, settings)
     advice = advise(name, spec, options, settings)

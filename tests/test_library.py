@@ -335,6 +335,52 @@ def test_a_pulled_model_is_that_of_the_checkpoint_and_leaves_no_shard(
     assert locate(hub.repo_id, settings) == LocalFolder(folder)
 
 
+@pytest.fixture
+def left(hub: FakeHub, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a pull left that was ended when its folder was finished; the folder."""
+
+    def killed(repository: HubRepository) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as ending:
+        ending.setattr(HubRepository, "forget", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(HubModel(hub.repo_id), settings, QUICK, SilentReporter())
+    (found,) = (settings.home / "work").iterdir()
+    assert (found / "pull.json").is_file()
+    return found
+
+
+def test_what_a_pull_left_in_its_last_moments_goes_once_the_model_is_named_again(
+    left: Path, hub: FakeHub, settings: Settings
+) -> None:
+    folder = models_home(settings) / left.name
+    for located in (HubModel(hub.repo_id), locate(hub.repo_id, settings)):
+        left.mkdir(exist_ok=True)
+        assert prepare(located, settings, QUICK, SilentReporter()) == folder
+        assert not left.exists()
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_model_runs_while_another_lowmoe_deletes_what_its_pull_left(
+    left: Path, hub: FakeHub, settings: Settings
+) -> None:
+    folder = models_home(settings) / left.name
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        assert prepare(HubModel(hub.repo_id), settings, QUICK, SilentReporter()) == folder
+    assert left.is_dir()
+
+
+def test_a_folder_elsewhere_deletes_no_pull_of_its_name(
+    settings: Settings, model_folder: Path, tmp_path: Path
+) -> None:
+    work = settings.home / "work" / "owner--model"
+    work.mkdir(parents=True)
+    elsewhere = LocalFolder(copy_of(model_folder, tmp_path / "owner--model"))
+    prepare(elsewhere, settings, QUICK, SilentReporter())
+    assert work.is_dir()
+
+
 def test_a_pull_of_a_model_without_a_chat_template_says_so(
     hub: FakeHub, settings: Settings, talking_checkpoint: Path
 ) -> None:

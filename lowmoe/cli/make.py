@@ -14,7 +14,7 @@ from lowmoe.engine.load_options import LoadOptions
 from lowmoe.errors import UsageError
 from lowmoe.library.configs import spec_of
 from lowmoe.library.making import prepare, quantize_checkpoint, recipe_words, require_recipe
-from lowmoe.library.names import HubModel, LocalFolder, locate
+from lowmoe.library.names import HubModel, LocalFolder, drop_finished_work, locate
 from lowmoe.library.options import MakeOptions
 from lowmoe.plan.advice import advise
 from lowmoe.settings import read_settings
@@ -69,6 +69,7 @@ def pull_command(name: str, options: MakeOptions) -> None:
     located = locate(name, settings)
     if isinstance(located, LocalFolder):
         require_recipe(located.path, options)
+        drop_finished_work(located.path, settings)
         err.print(f"{located.path} is complete already.", style="dim", markup=False, soft_wrap=True)
         return
     if not isinstance(located, HubModel):

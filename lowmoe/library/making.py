@@ -31,6 +31,7 @@ from lowmoe.library.names import (
     LocalCheckpoint,
     LocalFolder,
     Located,
+    drop_finished_work,
     locked,
     made_folder,
     models_home,
@@ -57,6 +58,7 @@ NO_TEMPLATE = (
 def prepare(located: Located, settings: Settings, options: MakeOptions, report: Reporter) -> Path:
     """The model folder of what was located, made now if need be."""
     if made := made_folder(located, settings):
+        drop_finished_work(made, settings)
         return made
     assert not isinstance(located, LocalFolder)
     folder = models_home(settings) / located.home_name

@@ -215,6 +215,21 @@ def remove(model: Installed, settings: Settings) -> None:
                 shutil.rmtree(path)
 
 
+def drop_finished_work(folder: Path, settings: Settings) -> None:
+    """Delete what the pull of a finished model of the home had under way.
+
+    A pull that was killed in its last moments leaves it, and none goes on from it.
+    """
+    work = work_home(settings) / folder.name
+    # A folder elsewhere only has its name in common with a pull.
+    if folder.parent != models_home(settings) or not work.is_dir():
+        return
+    # Whoever holds the lock deletes it too; a home that cannot be written to still has its models.
+    with suppress(FolderError), locked(folder), _disk_faults(work, "removing it"):
+        if (folder / MANIFEST).is_file():  # nobody removed it and began anew in between
+            shutil.rmtree(work)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from making or removing the same folder."""

@@ -159,6 +159,19 @@ def test_pulling_what_was_pulled_says_so(
     assert done.err.endswith("mistralai--Mixtral-8x7B-v0.1 is complete already.\n")
 
 
+@pytest.mark.parametrize("command", [("pull",), ("run", "--prompt", "Once", "--max-new-tokens", 1)])
+def test_what_a_finished_pull_left_goes_the_next_time_the_model_is_named(
+    lowmoe_command: RunCommand, model_folder: Path, home: Path, command: tuple[str, ...]
+) -> None:
+    copy_of(model_folder, home / "models" / "mistralai--Mixtral-8x7B-v0.1")
+    work = home / "work" / "mistralai--Mixtral-8x7B-v0.1"
+    work.mkdir(parents=True)
+    (work / "model-Q8_0.gguf").write_bytes(b"GGUF")
+    done = lowmoe_command(command[0], "mixtral-8x7b-base", *command[1:])
+    assert done.code == 0
+    assert not work.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "asked"),
     [(("--bits", "6"), "trellis at 6 bits"), (("--format", "nf4"), "nf4")],
