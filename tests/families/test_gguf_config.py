@@ -69,6 +69,7 @@ def test_a_value_for_each_layer_is_one_if_all_are_alike() -> None:
         ({"rope__freq_base": "x"}, r"freq_base is 'x', but must be a number"),
         ({"rope__scaling__type": 5}, r"scaling\.type is '5', but must be a word"),
         ({"rope__scaling__type": "ntk"}, r"scaling\.type is 'ntk', but implemented are none"),
+        ({"attention__key_length": 2**16 + 2}, r"heads have 65538 channels, but at most 65536"),
         ({"rope__dimension_count": 17}, r"17 of 16 channels turn"),
         ({"rope__freq_base": 0.0}, r"at a base of 0\.0"),
         ({"rope__freq_base": 1.0}, r"at a base of 1\.0"),
@@ -318,6 +319,15 @@ def test_factors_of_1_change_nothing() -> None:
 def test_factors_that_cannot_be_are_refused(vectors: dict[str, list[float]], found: str) -> None:
     with pytest.raises(CheckpointError, match=found):
         config(vectors=vectors)
+
+
+def test_no_factor_is_asked_for_of_heads_that_no_model_has() -> None:
+    def never(name: str) -> list[float]:
+        raise AssertionError("as many as the file claims")
+
+    values = LLAMA | {"llama.attention.key_length": 2**30, "llama.attention.value_length": 2**30}
+    with pytest.raises(CheckpointError, match=r"heads have 1073741824 channels"):
+        gguf_config(values, SHAPES | {FACTORS: (2**29,)}, never)
 
 
 def test_a_part_of_a_head_turns_where_the_file_says_so() -> None:

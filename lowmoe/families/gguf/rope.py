@@ -15,11 +15,17 @@ FACTORS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_fa
 # Factors are float32 of what was computed in float32 from rounded frequencies.
 _SAME = 1e-4
 SHORTEST = 2.0**-31  # turns a token: a wavelength of more tokens than any context has
+MAX_HEAD_SIZE = 2**16  # a hundred times any model's; every two channels may have a factor
 MAX_THETA = 1e18  # far above any model's, and its powers are still numbers
 
 
 def rope_parameters(m: GgufModel, *, theta: float, head_size: int) -> dict[str, Any]:
     """theta: where the file does not say.  head_size: of which perhaps only a part turns."""
+    if head_size > MAX_HEAD_SIZE:
+        raise CheckpointError(
+            f"GGUF: heads have {head_size} channels, but at most {MAX_HEAD_SIZE} are expected. "
+            "The file is damaged; download it again."
+        )
     found: dict[str, Any] = {"rope_theta": m.number("rope.freq_base", theta)}
     size = m.integer("rope.dimension_count", head_size)
     if not 2 <= size <= head_size or not 1 < found["rope_theta"] < MAX_THETA:
