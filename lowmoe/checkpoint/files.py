@@ -20,6 +20,7 @@ from pathlib import Path
 from lowmoe.errors import DiskSpaceError, FolderError
 
 ALIGNMENT = 4096  # bytes; what O_DIRECT asks of offsets, lengths and addresses on every common disk
+MAX_SMALL_BYTES = 256 * 2**20  # of a checkpoint's files without weights, which are read whole
 # Of files on their way to their names; what a kill leaves is removed by this ending, so no file of
 # anyone else's may bear it.
 _ASIDE = ".lowmoe-aside"

@@ -14,7 +14,6 @@ from lowmoe.checkpoint.reader import Checkpoint
 from lowmoe.checkpoint.tensors import CheckpointFiles
 from lowmoe.families import Family, read_config
 
-MAX_SMALL_BYTES = 256 * 2**20
 TOKENIZER = "tokenizer.json"
 
 
@@ -87,4 +86,4 @@ def _made_tokenizer(model_type: str, folder: Path) -> bytes | None:
 def small_file_in(folder: Path, name: str) -> bytes | None:
     """A small file's content, None where the folder has none of that name."""
     path = folder / name
-    return files.read_all(path, limit=MAX_SMALL_BYTES) if path.is_file() else None
+    return files.read_all(path, limit=files.MAX_SMALL_BYTES) if path.is_file() else None

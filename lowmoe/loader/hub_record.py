@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lowmoe.checkpoint.files import MAX_SMALL_BYTES
 from lowmoe.errors import CheckpointError, DiskSpaceError, DownloadError
 from lowmoe.families.tokenizer_files import SENTENCEPIECE, TIKTOKEN_FILES
 from lowmoe.loader.gguf_choice import SUFFIX as GGUF_SUFFIX
@@ -206,6 +207,12 @@ def read_listing(
     repeated = [name for name, n in Counter(file.name for file in files).items() if n > 1]
     if repeated:
         raise DownloadError(f"{repo_id}: the hub lists {repeated[0]} twice. Check HF_ENDPOINT.")
+    for file in files:
+        if not file.is_shard and file.bytes > MAX_SMALL_BYTES:  # it is read whole
+            raise DownloadError(
+                f"{repo_id}: {file.name} has {file.bytes:,} bytes, expected at most "
+                f"{MAX_SMALL_BYTES:,} of a file that holds no weights. Name another repository."
+            )
     return info.sha, tuple(files), said
 
 

@@ -153,6 +153,17 @@ def test_a_name_listed_twice_is_refused(hub: FakeHub, tmp_path: Path) -> None:
         pull(hub, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "tokenizer.json"])
+def test_a_file_without_weights_that_would_fill_memory_is_refused_before_it_is_fetched(
+    hub: FakeHub, tmp_path: Path, name: str
+) -> None:
+    hub.siblings = [GOOD | {"size": 2**40}, GOOD | {"rfilename": name, "size": 2**28 + 1}]
+    with pytest.raises(DownloadError, match=rf"{name} has 268,435,457 bytes, .* 268,435,456 of"):
+        pull(hub, tmp_path)
+    assert hub.downloads(name) == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_commit_that_is_none_is_refused(hub: FakeHub, tmp_path: Path) -> None:
     hub.faults["api"] = [
         Fault(body=json.dumps({"id": "x", "sha": "../x", "siblings": []}).encode())
