@@ -17,7 +17,7 @@ _KIND = re.compile(
 )
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})$")
 # What the picture encoder, the data of a quantization or a guesser of tokens are called.
-_NO_MODEL = re.compile(r"mmproj|imatrix|^mtp-|vocab-only|lora", re.I)
+_NO_MODEL = re.compile(r"mmproj|imatrix|^mtp-|vocab-only|(?:^|[-._])lora(?:[-._]|$)", re.I)
 # The codes that models run from here have 6 bits at most, and those of 8 add a three-hundredth of
 # what 6 lose: more of them would only be a longer download.
 ENOUGH_BITS = 8
@@ -35,9 +35,12 @@ class GgufChoice:
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
+    """fault: what is wrong with its parts, "" where all are there."""
+
     kind: str
     names: tuple[str, ...]
     n_bytes: int
+    fault: str
 
     @property
     def bits(self) -> int:
@@ -53,7 +56,7 @@ def choose_gguf(repo_id: str, n_bytes: Mapping[str, int], asked: str | None) -> 
     Raises UnknownModelError for a kind that is not there, CheckpointError for parts that are
     missing and for names that do not tell several models apart.
     """
-    offers = _offers(repo_id, n_bytes)
+    offers = _offers(n_bytes)
     kinds = ", ".join(sorted({offer.kind or "one without a kind" for offer in offers}))
     if asked is not None:
         found = [offer for offer in offers if offer.kind.upper() == asked.upper()]
@@ -74,6 +77,13 @@ def choose_gguf(repo_id: str, n_bytes: Mapping[str, int], asked: str | None) -> 
             f"{repo_id}: {first} and {second} cannot be told apart by a kind such as Q8_0. "
             "Download the one you mean, and give its path."
         )
+    if found[0].fault:
+        others = ", ".join(sorted({offer.kind for offer in offers if not offer.fault} - {""}))
+        instead = f" or one of {others} after the colon" if others else ""
+        raise CheckpointError(
+            f"{repo_id}: {found[0].fault}. The upload is incomplete; name another "
+            f"repository{instead}."
+        )
     return GgufChoice(kind=found[0].kind, names=found[0].names, why=why)
 
 
@@ -89,7 +99,7 @@ def _best(offers: list[_Offer]) -> tuple[list[_Offer], str]:
     return [offer for offer in offers if offer.kind.upper() == best.kind.upper()], why
 
 
-def _offers(repo_id: str, n_bytes: Mapping[str, int]) -> list[_Offer]:
+def _offers(n_bytes: Mapping[str, int]) -> list[_Offer]:
     groups: dict[tuple[str, int], dict[int, str]] = {}
     for name in sorted(n_bytes):
         stem = name.rpartition("/")[2].removesuffix(SUFFIX)
@@ -99,18 +109,17 @@ def _offers(repo_id: str, n_bytes: Mapping[str, int]) -> list[_Offer]:
         if part := _PART.fullmatch(place):
             place, number, count = part[1], int(part[2]), int(part[3])
         groups.setdefault((place, count), {})[number] = name
-    return [_offer(repo_id, place, count, of, n_bytes) for (place, count), of in groups.items()]
+    return [_offer(place, count, of, n_bytes) for (place, count), of in groups.items()]
 
 
-def _offer(
-    repo_id: str, place: str, count: int, parts: Mapping[int, str], n_bytes: Mapping[str, int]
-) -> _Offer:
+def _offer(place: str, count: int, parts: Mapping[int, str], n_bytes: Mapping[str, int]) -> _Offer:
     missing = next((n for n in range(1, count + 1) if n not in parts), None)
-    if missing is not None or len(parts) != count:
-        raise CheckpointError(
-            f"{repo_id}: {place} has {len(parts)} of {count} parts, part {missing} is missing. The "
-            "upload is incomplete; name another repository."
-        )
+    fault = f"{place} has {len(parts)} of {count} parts"
+    if missing is not None:
+        fault += f", part {missing} is missing"
+    elif len(parts) == count:
+        fault = ""
     found = _KIND.search(place.rpartition("/")[2])
-    names = tuple(parts[n] for n in range(1, count + 1))
-    return _Offer(found[1] if found else "", names, sum(n_bytes[name] for name in names))
+    names = tuple(parts[n] for n in sorted(parts))
+    total = sum(n_bytes[name] for name in names)
+    return _Offer(found[1] if found else "", names, total, fault)

@@ -72,6 +72,37 @@ def test_parts_that_are_missing_are_named() -> None:
         choose(incomplete)
 
 
+def test_parts_that_are_missing_of_one_kind_leave_the_others_to_choose() -> None:
+    incomplete = {name: size for name, size in FOLDERS.items() if "Q8_0-00002" not in name}
+    assert choose(incomplete, "BF16").names == choose(FOLDERS, "BF16").names
+    with pytest.raises(CheckpointError, match=r"part 2 is .* or one of BF16, UD-Q2_K_XL after the"):
+        choose(incomplete, "Q8_0")
+    only = {name: size for name, size in incomplete.items() if "Q8_0" in name}
+    with pytest.raises(CheckpointError, match=r"incomplete; name another repository\.$"):
+        choose(only)
+
+
+def test_more_parts_than_there_are_to_be_are_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"GLM-4\.5-Q8_0 has 4 of 3 parts\. The upload"):
+        choose(FOLDERS | {"Q8_0/GLM-4.5-Q8_0-00004-of-00003.gguf": 120})
+
+
+@pytest.mark.parametrize(
+    ("name", "is_model"),
+    [
+        ("Flora-7B-Q4_K_M", True),
+        ("Exploranium-Q8_0", True),
+        ("lora-Q8_0", False),
+        ("Llama-3-8B-LoRA.F16", False),
+        ("Llama-3-8B-lora", False),
+    ],
+)
+def test_adapters_are_told_from_models_that_have_the_letters_in_their_names(
+    name: str, is_model: bool
+) -> None:
+    assert (choose_gguf("acme/m", {f"{name}.gguf": 5}, None) is not None) is is_model
+
+
 def test_several_models_of_one_kind_are_not_guessed_among() -> None:
     two = {"small.Q8_0.gguf": 5, "large.Q8_0.gguf": 50}
     with pytest.raises(CheckpointError, match=r"large\.Q8_0\.gguf and small\.Q8_0\.gguf cannot be"):
