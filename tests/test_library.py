@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from lowmoe.library.names import (
     find_installed,
     installed,
     locate,
+    locked,
     models_home,
     remove,
 )
@@ -202,6 +204,43 @@ def test_a_model_in_the_making_is_not_removed(settings: Settings, model_folder: 
     ):
         remove(find_installed("busy", settings), settings)
     assert (folder / "manifest.json").is_file()
+
+
+def test_a_lock_that_was_let_go_while_another_asked_for_it_is_not_held_on_a_file_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")  # Windows removes no open file
+    folder, flock, ending = tmp_path / "busy", fcntl.flock, ExitStack()
+    ending.enter_context(locked(folder))
+
+    def once_opened(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        ending.close()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", once_opened)
+    with pytest.raises(FolderError, match="another lowmoe is making"), locked(folder):
+        pass
+    with locked(folder):
+        assert folder.with_name("busy.lock").is_file()
+
+
+def test_letting_go_of_a_lock_leaves_the_next_ones_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, unlink, following = tmp_path / "busy", Path.unlink, ExitStack()
+
+    def followed(path: Path) -> None:
+        monkeypatch.setattr(Path, "unlink", unlink)
+        unlink(path)
+        following.enter_context(locked(folder))
+
+    with locked(folder):
+        monkeypatch.setattr(Path, "unlink", followed)
+    with following:
+        assert folder.with_name("busy.lock").is_file()
+        with pytest.raises(FolderError, match="another lowmoe is making"), locked(folder):
+            pass
 
 
 # --- making

@@ -245,7 +245,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while it is held: whoever opened it meanwhile notices and is refused.
+        # Removed while it is held: whoever opened it meanwhile notices, as filelock looks at how
+        # many names what it locked has, and is refused.
         with suppress(OSError):  # Windows removes no open file; there it stays
             path.unlink()
         lock.release()
