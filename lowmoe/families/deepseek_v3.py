@@ -6,7 +6,7 @@ published in 8-bit floats, which are read as the tensors named here.
 
 from collections.abc import Sequence
 
-from lowmoe.families import grouped_sigmoid
+from lowmoe.families.grouped_sigmoid import Unsaid, feed_forwards
 from lowmoe.families.names import decoder_names, expert_names
 from lowmoe.families.reading import epsilon, read_model, require_plain
 from lowmoe.families.rope import magnitude, read_rope, rope_values
@@ -33,12 +33,17 @@ NAMES = {
     "kv_up": _ATTENTION + "kv_b_proj.weight",
 }
 
+# Kimi-K2's config names DeepSeek-V3's class.
+_DEEPSEEK = Unsaid(renormalize=True, scale=2.5, n_groups=8, n_groups_active=4, n_plain=3)
+_GLM_LITE = Unsaid(renormalize=True, scale=1.8)
+
 
 def spec(hf: HfConfig) -> ModelSpec:
     """The model that a config.json of this kind describes."""
     hf.require("scoring_func", "sigmoid", None)
     hf.require("topk_method", "noaux_tc", None)
-    return with_latents(hf, grouped_sigmoid.feed_forwards(hf, renormalize=True))
+    unsaid = _GLM_LITE if hf.values["model_type"] == "glm4_moe_lite" else _DEEPSEEK
+    return with_latents(hf, feed_forwards(hf, unsaid))
 
 
 def with_latents(hf: HfConfig, feed_forwards: Sequence[ExpertsFeedForward]) -> ModelSpec:

@@ -15,6 +15,7 @@ from lowmoe.families.reading import (
     require_plain,
     windows,
 )
+from lowmoe.families.rope import rope_values
 from lowmoe.spec import (
     Activation,
     ExpertsFeedForward,
@@ -40,6 +41,16 @@ _BIASES = Stored(
     experts="axis",
 )
 
+# Where the config does not say.
+_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+
 NAMES = {
     **decoder_names(),
     "router": _MLP + "router.weight",
@@ -54,6 +65,8 @@ NAMES = {
 def spec(hf: HfConfig) -> ModelSpec:
     """The model that a gpt-oss's config.json describes."""
     require_plain(hf)
+    if not rope_values(hf):
+        hf = HfConfig({**hf.values, "rope_parameters": _ROPE})
     bias = hf.boolean("attention_bias", default=True)
     attention = replace(
         read_attention(hf, theta=150_000.0, head_size=64, qkv_bias=bias, out_bias=bias),

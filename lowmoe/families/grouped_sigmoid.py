@@ -4,7 +4,7 @@ Of other attention: GLM-4.5 to 4.7, dots.llm1.
 Source: arXiv 2412.19437; transformers' Glm4MoeForCausalLM and Dots1ForCausalLM.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from lowmoe.errors import CheckpointError
 from lowmoe.families.names import decoder_names, expert_names
@@ -31,6 +31,17 @@ from lowmoe.spec import (
 NAMES = {**decoder_names(), **expert_names(shared="shared_experts")}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unsaid:
+    """What a family's experts are where the config does not say: its class in transformers."""
+
+    renormalize: bool
+    scale: float = 1.0
+    n_groups: int = 1
+    n_groups_active: int = 1
+    n_plain: int = 1
+
+
 def spec(hf: HfConfig) -> ModelSpec:
     """The model that a GLM-4.5's or a dots.llm1's config.json describes."""
     require_plain(hf)
@@ -48,7 +59,7 @@ def _with_half_rope(hf: HfConfig) -> ModelSpec:
         norm=HeadNorm(over="head", epsilon=eps) if normed else None,
         qkv_bias=hf.boolean("attention_bias", default=False),
     )
-    return read_model(hf, attention, feed_forwards(hf, renormalize=True), norm_epsilon=eps)
+    return read_model(hf, attention, feed_forwards(hf, Unsaid(renormalize=True)), norm_epsilon=eps)
 
 
 def _with_windows(hf: HfConfig) -> ModelSpec:
@@ -56,31 +67,29 @@ def _with_windows(hf: HfConfig) -> ModelSpec:
     bias = hf.boolean("attention_bias", default=False)
     norm = HeadNorm(over="head", epsilon=eps)
     attention = read_attention(hf, theta=1e4, norm=norm, qkv_bias=bias, out_bias=bias)
-    count, window = n_layers(hf), hf.optional_integer("sliding_window")
+    count, window = n_layers(hf), hf.optional_integer("sliding_window", absent=4096)
     first = count
     if window is not None:
-        first = min(hf.integer("max_window_layers", default=count), count)
+        first = min(hf.integer("max_window_layers", default=62), count)
     sizes = windows(hf, [None] * first + [window] * (count - first))
     layers = [replace(attention, window=size) for size in sizes]
-    return read_model(hf, layers, feed_forwards(hf, renormalize=False), norm_epsilon=eps)
+    experts = feed_forwards(hf, Unsaid(renormalize=False, n_plain=0))
+    return read_model(hf, layers, experts, norm_epsilon=eps)
 
 
-def feed_forwards(hf: HfConfig, *, renormalize: bool) -> list[ExpertsFeedForward]:
-    """A few plain ones first, then experts beside shared ones.
-
-    renormalize: where the config does not say.
-    """
+def feed_forwards(hf: HfConfig, unsaid: Unsaid) -> list[ExpertsFeedForward]:
+    """A few plain ones first, then experts beside shared ones."""
     n_experts = routed(hf)
-    n_groups, n_groups_active = groups(hf)
+    n_groups, n_groups_active = groups(hf, unsaid.n_groups, unsaid.n_groups_active)
     router = SigmoidRouter(
         n_active=hf.integer("num_experts_per_tok", maximum=n_experts),
-        renormalize=hf.boolean("norm_topk_prob", default=renormalize),
+        renormalize=hf.boolean("norm_topk_prob", default=unsaid.renormalize),
         choice_bias=True,
         n_groups=n_groups,
         n_groups_active=n_groups_active,
-        scale=hf.number("routed_scaling_factor", default=1.0),
+        scale=hf.number("routed_scaling_factor", default=unsaid.scale),
     )
-    return beside_shared(hf, router)
+    return beside_shared(hf, router, n_plain=unsaid.n_plain)
 
 
 def routed(hf: HfConfig) -> int:
@@ -88,11 +97,14 @@ def routed(hf: HfConfig) -> int:
     return hf.integer("n_routed_experts", default=hf.optional_integer("num_experts"))
 
 
-def groups(hf: HfConfig) -> tuple[int, int]:
-    """Into how many groups experts are divided, and among how many of them the choice is."""
+def groups(hf: HfConfig, count: int = 1, active: int = 1) -> tuple[int, int]:
+    """Into how many groups experts are divided, and among how many of them the choice is.
+
+    count, active: where the config does not say.
+    """
     n_experts, n_active = routed(hf), hf.integer("num_experts_per_tok")
-    n_groups = hf.integer("n_group", default=1, maximum=n_experts)
-    n_groups_active = hf.integer("topk_group", default=1, maximum=n_groups)
+    n_groups = hf.integer("n_group", default=count, maximum=n_experts)
+    n_groups_active = hf.integer("topk_group", default=min(active, n_groups), maximum=n_groups)
     if n_experts % n_groups or n_active > n_experts // n_groups * n_groups_active:
         raise CheckpointError(
             f"config.json: {n_active} of {n_experts} experts in {n_groups_active} of {n_groups} "
@@ -101,8 +113,13 @@ def groups(hf: HfConfig) -> tuple[int, int]:
     return n_groups, n_groups_active
 
 
-def beside_shared(hf: HfConfig, router: SoftmaxRouter | SigmoidRouter) -> list[ExpertsFeedForward]:
-    """A few plain ones first, then experts that a router chooses beside shared ones."""
+def beside_shared(
+    hf: HfConfig, router: SoftmaxRouter | SigmoidRouter, *, n_plain: int
+) -> list[ExpertsFeedForward]:
+    """A few plain ones first, then experts that a router chooses beside shared ones.
+
+    n_plain: where the config does not say.
+    """
     n_inner = hf.integer("moe_intermediate_size")
     experts = ExpertsFeedForward(
         n_experts=routed(hf),
@@ -115,7 +132,9 @@ def beside_shared(hf: HfConfig, router: SoftmaxRouter | SigmoidRouter) -> list[E
     kinds = layer_list(hf, "mlp_layer_types", ("dense", "sparse"))
     if kinds is not None:
         return [plain if kind == "dense" else experts for kind in kinds]
-    n_plain = 0
-    if hf.values.get("first_k_dense_replace") != 0:
-        n_plain = hf.integer("first_k_dense_replace", default=1, maximum=count)
+    said = hf.values.get("first_k_dense_replace")
+    if said is None:
+        n_plain = min(n_plain, count)
+    else:
+        n_plain = hf.integer("first_k_dense_replace", maximum=count) if said != 0 else 0
     return [plain] * n_plain + [experts] * (count - n_plain)

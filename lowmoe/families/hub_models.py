@@ -115,7 +115,7 @@ _LLAMA2_70B = _decoder(
 )  # fmt: skip
 _MISTRAL_7B = _decoder(
     "mistral", layers=32, hidden=4096, inner=14336, heads=(32, 8, 128), vocab=32768, context=32768,
-    theta=1e6,
+    theta=1e6, sliding_window=None,
 )  # fmt: skip
 _OLMOE = _decoder(
     "olmoe", layers=16, hidden=2048, inner=1024, heads=(16, 16, 128), vocab=50304, context=4096,

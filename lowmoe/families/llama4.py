@@ -62,7 +62,7 @@ def _attentions(hf: HfConfig, eps: float) -> list[GroupedQueryAttention]:
         norm=HeadNorm(over="head", epsilon=eps, after_rope=True, weighted=False)
         if normed
         else None,
-        chunk=hf.optional_integer("attention_chunk_size"),
+        chunk=hf.optional_integer("attention_chunk_size", absent=8192),
     )
     whole = replace(chunked, rope=None, norm=None, chunk=None)
     if _is_tuned(hf):

@@ -20,5 +20,6 @@ def spec(hf: HfConfig) -> ModelSpec:
     """The model that a Mistral's config.json describes."""
     require_plain(hf)
     hf.require("layer_types", None)
-    attention = read_attention(hf, theta=1e4, window=hf.optional_integer("sliding_window"))
+    window = hf.optional_integer("sliding_window", absent=4096)
+    attention = read_attention(hf, theta=1e4, window=window)
     return read_model(hf, attention, one_expert(hf), norm_epsilon=epsilon(hf, default=1e-6))

@@ -26,9 +26,9 @@ class HfConfig:
             )
         return value
 
-    def optional_integer(self, key: str) -> int | None:
-        """A whole number from 1, or None where the key is absent or null."""
-        return None if self.values.get(key) is None else self.integer(key)
+    def optional_integer(self, key: str, *, absent: int | None = None) -> int | None:
+        """A whole number from 1, None where the key is null, `absent` where it is not there."""
+        return None if self.values.get(key, absent) is None else self.integer(key, default=absent)
 
     def number(self, key: str, *, default: float | None = None) -> float:
         """A finite number above 0; absent or null gives the default, if there is one."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 import quant
 from lowmoe.errors import CheckpointError, UnsupportedModelError, UsageError
@@ -281,6 +282,45 @@ def test_a_llama_4_may_say_by_a_number_that_far_tokens_are_seen_sharper(
     assert spec(saved) == spec(means) != spec(not means)
     with pytest.raises(CheckpointError, match=r"tuning is 4\.0, but must be true or false"):
         spec(4.0)
+
+
+_OF_EXPERTS = (
+    "first_k_dense_replace",
+    "n_group",
+    "norm_topk_prob",
+    "routed_scaling_factor",
+    "topk_group",
+)
+
+
+@pytest.mark.parametrize(
+    ("alias", "absent"),
+    [
+        ("mistral-7b", ("sliding_window",)),
+        ("llama-4-scout", ("attention_chunk_size", "attn_temperature_tuning")),
+        ("gpt-oss-20b", ("rope_scaling",)),
+        ("dots.llm1", (*_OF_EXPERTS, "sliding_window", "max_window_layers")),
+        ("glm-4.5", _OF_EXPERTS),
+        ("glm-4.7-flash", _OF_EXPERTS),
+        ("deepseek-v2-lite", _OF_EXPERTS),
+        ("deepseek-v3", _OF_EXPERTS),
+        ("deepseek-v3.2", _OF_EXPERTS),
+    ],
+)
+def test_what_a_config_does_not_say_is_as_in_transformers_class(
+    alias: str, absent: tuple[str, ...]
+) -> None:
+    whole = dict(ALIASES[alias].config)
+    config = {k: v for k, v in whole.get("text_config", whole).items() if k not in absent}
+    said = AutoConfig.for_model(**config).to_dict() | {"eos_token_id": None}
+    assert read_config(config).spec == read_config(said).spec
+
+
+def test_a_window_that_is_null_is_none() -> None:
+    config = ALIASES["mistral-7b"].config
+    for window, found in ((None, None), (512, 512)):
+        spec = read_config({**config, "sliding_window": window}).spec
+        assert spec.layers[0].attention.window == found
 
 
 def test_a_misspelled_alias_has_near_names() -> None:
