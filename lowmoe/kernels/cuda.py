@@ -93,7 +93,10 @@ class CudaCopies:
     """A stream of its own."""
 
     def __init__(self, place: torch.device, clock: Callable[[], CudaClock]) -> None:
-        self._stream, self._clock = torch.cuda.Stream(place), clock
+        # Of another priority than captures': torch has 32 streams of each and hands them out in
+        # turn, so that the 33rd capture would have this very one, and what is copied meanwhile
+        # would become part of it or break it off.
+        self._stream, self._clock = torch.cuda.Stream(place, priority=-1), clock
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         with torch.cuda.stream(self._stream):

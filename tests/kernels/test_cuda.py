@@ -1,7 +1,13 @@
-"""What of a card can be tried without one: the arithmetic of its memory, that there is but one."""
+"""What of a card can be tried without one: the arithmetic of its memory, that there is but one,
+which streams and events it is asked for.
+"""
 
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -81,3 +87,84 @@ def test_kernels_are_loaded_once_and_for_one_card(
     assert loaded == [0]
     with pytest.raises(UsageError, match="gpu is cuda:1, but this process computes on cuda:0 alre"):
         opened(replace(CARD, index=1))
+
+
+# --- streams
+
+
+@dataclass(frozen=True, slots=True)
+class FakeStream:
+    """One of those that torch has.  priority: None for the default stream."""
+
+    priority: int | None
+    number: int
+
+    def wait_stream(self, other: "FakeStream") -> None:
+        """Nothing is ever under way."""
+
+
+class Streams:
+    """torch's streams, 32 of each priority handed out in turn, and how work is captured on them."""
+
+    IN_POOL = 32
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.current = FakeStream(None, 0)
+        self._n_taken = {0: 0, -1: 0}
+        fakes: dict[str, Any] = {
+            "Stream": self._take,
+            "current_stream": lambda place=None: self.current,
+            "stream": self._being_current,
+            "device": self._on_device,
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+            "graph": self._captured,
+        }
+        for name, fake in fakes.items():
+            patch.setattr(torch.cuda, name, fake)
+
+    def _take(self, place: torch.device | None = None, priority: int = 0) -> FakeStream:
+        number, self._n_taken[priority] = self._n_taken[priority], self._n_taken[priority] + 1
+        return FakeStream(priority, number % self.IN_POOL)
+
+    @contextmanager
+    def _being_current(self, stream: FakeStream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def _on_device(self, place: torch.device) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def _captured(
+        self, graph: object, *, stream: FakeStream, capture_error_mode: str
+    ) -> Iterator[None]:
+        with self._being_current(stream):
+            yield
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> Streams:
+    return Streams(monkeypatch)
+
+
+def noted(note: Callable[[], None]) -> Any:
+    """In place of a tensor that is copied to."""
+    return SimpleNamespace(copy_=lambda source, non_blocking: note())
+
+
+def test_no_work_is_captured_on_the_stream_of_copies(streams: Streams) -> None:
+    gpu = CudaGpu(CARD, limit_bytes=None)
+    captured: set[FakeStream] = set()
+    copied: set[FakeStream] = set()
+    copies = gpu.copies()
+    copies.copy(noted(lambda: copied.add(streams.current)), torch.zeros(1))
+    for _ in range(2 * Streams.IN_POOL):
+        gpu.capture(lambda: captured.add(streams.current))
+    assert len(captured) == Streams.IN_POOL
+    assert len(copied) == 1
+    assert not copied & captured
+    assert streams.current == FakeStream(None, 0)
