@@ -50,10 +50,12 @@ class CapturedWork:
 
 
 class CudaEvent:
-    """An event on a stream.  stream: of the work it comes after."""
+    """An event on a stream.  stream: of the work it comes after; sleeping: whether who waits for
+    it sleeps instead of spinning, and wakes up later.
+    """
 
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.event = torch.cuda.Event(enable_timing=True)
+    def __init__(self, stream: torch.cuda.Stream, *, sleeping: bool) -> None:
+        self.event = torch.cuda.Event(enable_timing=True, blocking=sleeping)
         self.event.record(stream)
 
     def wait(self) -> None:
@@ -107,7 +109,9 @@ class CudaCopies:
         self._stream.wait_event(event.event)
 
     def event(self) -> CudaEvent:
-        return CudaEvent(self._stream)
+        # Who sends waits most of the time for a buffer, another being copied meanwhile: spinning,
+        # it would take a core from the threads that compute.
+        return CudaEvent(self._stream, sleeping=True)
 
     def mark(self) -> CudaMark:
         return CudaMark(self._stream, self._clock())
@@ -149,7 +153,8 @@ class CudaGpu:
         target.add_(source)
 
     def event(self) -> CudaEvent:
-        return CudaEvent(torch.cuda.current_stream(self.place))
+        # A layer's routing is waited for at every layer of every token, so without sleep.
+        return CudaEvent(torch.cuda.current_stream(self.place), sleeping=False)
 
     def mark(self) -> CudaMark:
         return CudaMark(torch.cuda.current_stream(self.place), self._clock_now())

@@ -168,3 +168,20 @@ def test_no_work_is_captured_on_the_stream_of_copies(streams: Streams) -> None:
     assert len(copied) == 1
     assert not copied & captured
     assert streams.current == FakeStream(None, 0)
+
+
+def test_who_waits_for_copies_sleeps_and_who_waits_for_the_gpu_does_not(
+    streams: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bool] = []
+
+    def event(*, enable_timing: bool, blocking: bool) -> SimpleNamespace:
+        assert enable_timing, "copies are timed by their events"
+        made.append(blocking)
+        return SimpleNamespace(record=lambda stream: None)
+
+    monkeypatch.setattr(torch.cuda, "Event", event)
+    gpu = CudaGpu(CARD, limit_bytes=None)
+    gpu.copies().event()
+    gpu.event()
+    assert made == [True, False]
