@@ -18,7 +18,8 @@ from torch import Tensor
 from lowmoe.kernels.gpu import Event, Gpu
 
 N_BUFFERS = 3  # one to write, one to copy from, one for whoever is late
-# Of a buffer: PCIe 4 x16 takes it in 0.3 ms, many times what it costs to begin its copy.
+# Of a buffer: PCIe 4 x16 takes it in 0.3 ms, many times what it costs to begin its copy. A power of
+# two, as every buffer is: torch pins no other sizes.
 PIECE_BYTES = 8 * 2**20
 # One thread copies within RAM slower than PCIe 4 x16 takes it on.
 N_COPIERS = 4
@@ -73,7 +74,7 @@ class PinnedRing:
     def __init__(self, gpu: Gpu, buffer_bytes: int) -> None:
         """buffer_bytes: the most that is sent at once."""
         self.copies = gpu.copies()
-        self._buffers = [gpu.staging(min(buffer_bytes, PIECE_BYTES)) for _ in range(N_BUFFERS)]
+        self._buffers = [gpu.staging(_size(buffer_bytes)) for _ in range(N_BUFFERS)]
         self._in_use: list[Event | None] = [None] * N_BUFFERS
         self._next = 0
         self._copiers = ThreadPoolExecutor(N_COPIERS, thread_name_prefix="lowmoe-copy")
@@ -82,7 +83,7 @@ class PinnedRing:
     @staticmethod
     def needed_bytes(buffer_bytes: int) -> int:
         """RAM that it takes."""
-        return N_BUFFERS * min(buffer_bytes, PIECE_BYTES)
+        return N_BUFFERS * _size(buffer_bytes)
 
     def begin(self, send: Callable[[], object], after: Event | None) -> Sending:
         """Do what sends, and asks for other `copies`, in the background, in the order of calls.
@@ -139,6 +140,12 @@ class PinnedRing:
         copied = [self._copiers.submit(_copy, *pair) for pair in pairs]
         for copy in copied:
             copy.result()
+
+
+def _size(buffer_bytes: int) -> int:
+    """Of each buffer, in bytes."""
+    power = 1 << (buffer_bytes - 1).bit_length()  # no less than buffer_bytes
+    return min(power, PIECE_BYTES)
 
 
 def _copy(target: Tensor, source: Tensor) -> None:

@@ -139,10 +139,11 @@ class CudaGpu:
         return max(0, min(free, self.memory_bytes - taken) - MARGIN_BYTES)
 
     def staging(self, n_bytes: int) -> Tensor:
-        try:
-            memory = torch.empty(n_bytes + PAGE_BYTES, dtype=torch.uint8, pin_memory=True)
-        except torch.AcceleratorError as e:
-            raise torch.OutOfMemoryError(f"{n_bytes} bytes of RAM cannot be pinned") from e
+        memory = _pinned(n_bytes)
+        # The driver cuts small pieces out of pages. To find the next one in a page more is not for
+        # all: torch pins a power of two, which of 8 MiB and a page is 16 MiB.
+        if memory.data_ptr() % PAGE_BYTES:
+            memory = _pinned(n_bytes + PAGE_BYTES)
         first = round_up(memory.data_ptr(), PAGE_BYTES) - memory.data_ptr()
         return memory[first : first + n_bytes]
 
@@ -180,6 +181,13 @@ class CudaGpu:
             n_bytes = min(PROBE_BYTES, self.available_bytes() // 4)
             self._bandwidth = 2 * n_bytes / _copy_seconds(n_bytes, self.place)
         return self._bandwidth
+
+
+def _pinned(n_bytes: int) -> Tensor:
+    try:
+        return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
+    except torch.AcceleratorError as e:
+        raise torch.OutOfMemoryError(f"{n_bytes} bytes of RAM cannot be pinned") from e
 
 
 def _copy_seconds(n_bytes: int, place: torch.device) -> float:

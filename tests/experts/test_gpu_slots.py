@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lowmoe.errors import MemoryBudgetError
 from lowmoe.experts.gpu_slots import GpuSlots
-from lowmoe.experts.pinned_ring import N_BUFFERS, PinnedRing
+from lowmoe.experts.pinned_ring import N_BUFFERS, PIECE_BYTES, PinnedRing
 from lowmoe.experts.policy import UNKNOWN, Key, Popularity
 from lowmoe.experts.staging import Staging
 from tests.stand_in_gpu import POISON, StandInGpu
@@ -233,6 +233,22 @@ def test_what_is_longer_than_a_buffer_is_sent_in_pieces(monkeypatch: pytest.Monk
     ring.begin(lambda: ring.send(places, [source] * 3), None).event().wait()
     assert all(torch.equal(place, source[: place.shape[0]]) for place in places)
     ring.close()
+
+
+@pytest.mark.parametrize(
+    ("longest", "size"), [(1, 1), (1024, 1024), (1025, 2048), (5 * 2**20, PIECE_BYTES)]
+)
+def test_buffers_are_powers_of_two_since_torch_pins_nothing_else(longest: int, size: int) -> None:
+    staged: list[int] = []
+
+    class Counting(StandInGpu):
+        def staging(self, n_bytes: int) -> Tensor:
+            staged.append(n_bytes)
+            return super().staging(n_bytes)
+
+    PinnedRing(Counting(), longest).close()
+    assert staged == [size] * N_BUFFERS
+    assert PinnedRing.needed_bytes(longest) == N_BUFFERS * size
 
 
 def test_large_parts_are_copied_by_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:

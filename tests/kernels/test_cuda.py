@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from cuda_ext.card import Card
+from lowmoe.checkpoint.buffers import page_aligned
 from lowmoe.errors import UsageError
 from lowmoe.kernels import cuda
 from lowmoe.kernels.cuda import MARGIN_BYTES, CudaGpu, open_card
@@ -87,6 +88,56 @@ def test_kernels_are_loaded_once_and_for_one_card(
     assert loaded == [0]
     with pytest.raises(UsageError, match="gpu is cuda:1, but this process computes on cuda:0 alre"):
         opened(replace(CARD, index=1))
+
+
+# --- memory to copy from
+
+PAGE = 4096
+
+
+class PinnedMemory:
+    """What torch pins.  first_bytes: behind a page's beginning where each piece begins in turn, 0
+    after those; asked: for how many bytes.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, *first_bytes: int) -> None:
+        self._firsts, self.asked = list(first_bytes), list[int]()
+        patch.setattr(torch, "empty", self._empty)
+
+    def _empty(self, n_bytes: int, *, dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:
+        assert pin_memory
+        self.asked.append(n_bytes)
+        first = self._firsts.pop(0) if self._firsts else 0
+        return page_aligned(first + n_bytes)[first:]
+
+
+def test_a_power_of_two_of_bytes_is_all_that_is_pinned_for_it(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = PinnedMemory(monkeypatch)
+    memory = CudaGpu(CARD, limit_bytes=None).staging(8 * 2**20)
+    assert pinned.asked == [memory.nbytes] == [8 * 2**20]
+
+
+@pytest.mark.parametrize("firsts", [(512,), (3584, 16)])
+def test_what_is_copied_from_begins_where_a_page_does_wherever_the_driver_puts_it(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, firsts: tuple[int, ...]
+) -> None:
+    pinned = PinnedMemory(monkeypatch, *firsts)
+    memory = CudaGpu(CARD, limit_bytes=None).staging(1000)
+    assert (memory.nbytes, memory.data_ptr() % PAGE) == (1000, 0)
+    assert pinned.asked == [1000, 1000 + PAGE]
+
+
+def test_ram_that_cannot_be_pinned_is_a_shortage(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: object, **options: object) -> None:
+        raise torch.AcceleratorError("CUDA error: invalid argument")
+
+    monkeypatch.setattr(torch, "empty", refused)
+    with pytest.raises(torch.OutOfMemoryError, match="1000 bytes of RAM cannot be pinned"):
+        CudaGpu(CARD, limit_bytes=None).staging(1000)
 
 
 # --- streams
