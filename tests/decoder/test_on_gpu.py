@@ -208,6 +208,23 @@ def test_so_they_are_however_a_text_is_cut_and_whatever_cache_it_is_kept_in(
     assert_within(found, plain.answer.logits, expected(kv))
 
 
+def test_dense_weights_are_one_piece_of_its_memory_as_they_are_of_the_hosts(tmp_path: Path) -> None:
+    """Matrix by matrix, torch would take hundreds of MB more than they have."""
+    with trellis_model(tmp_path / "folder", SHAPES["4 heads of 16 over 2"]) as model:
+        here = model.weights._tensors()
+        (piece,) = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in here}.values()
+        # A device of no memory: each tensor that is moved alone would have a storage of its own.
+        there = model.weights.at(torch.device("meta"))._tensors()
+        (storage,) = {t.untyped_storage()._cdata: t.untyped_storage() for t in there}.values()
+        assert storage.nbytes() == piece.nbytes()
+        assert model.weights.n_bytes <= storage.nbytes()
+        copies = model.weights.at(torch.device("cpu"))._tensors()
+        for tensor, moved, copied in zip(here, there, copies, strict=True):
+            found = (moved.shape, moved.dtype, moved.storage_offset(), moved.is_contiguous())
+            assert found == (tensor.shape, tensor.dtype, tensor.storage_offset(), True)
+            assert torch.equal(tensor, copied)
+
+
 def test_layers_may_differ_in_what_they_see_and_how_they_turn(tmp_path: Path) -> None:
     with trellis_model(tmp_path / "folder", Shape(config={"num_hidden_layers": 4})) as model:
         spec = layer_by_layer(model.spec, 1, window=5, rope=Rope(theta=100.0))

@@ -12,7 +12,7 @@ import lowmoe
 from cuda_ext.card import Card
 from cuda_ext.compile import CompileError
 from lowmoe.checkpoint.layout import Recipe
-from lowmoe.decoder.gpu_parts import cache_bytes
+from lowmoe.decoder.gpu_parts import CACHE_ALIGNMENT, cache_bytes
 from lowmoe.decoder.hybrid import HybridComputation
 from lowmoe.decoder.native import NativeComputation
 from lowmoe.decoder.on_gpu import GpuComputation
@@ -27,6 +27,7 @@ from lowmoe.engine.runtime import Runtime
 from lowmoe.errors import FolderError, GpuError, MemoryBudgetError, UsageError
 from lowmoe.families import read_config
 from lowmoe.loader.synthetic import write_synthetic
+from quant.layout import round_up
 from tests.conftest import NO_GPU
 from tests.stand_in_gpu import CARD, Cards, StandInGpu
 from tests.talking_mixtral import CONFIG, copy_of
@@ -444,8 +445,20 @@ def test_memory_that_does_not_do_after_all_is_one_line(
         list(Session(work.load(model_folder)).token_ids(PROMPT, GREEDY))
 
 
-def test_a_cache_is_as_large_as_was_reckoned(work: Workplace, model_folder: Path) -> None:
-    runtime = work.load(model_folder)
+@pytest.mark.parametrize("kv", ["float16", "int8", "float32"])
+def test_a_cache_is_one_piece_of_memory_and_as_large_as_was_reckoned(
+    work: Workplace, model_folder: Path, kv: Any
+) -> None:
+    """In pieces, torch would take up to a quarter more than was reckoned."""
+    runtime = work.load(model_folder, kv=kv)
     cache: Any = runtime.decoder.new_cache(100)
-    found = sum(tensor.nbytes for tensor in (*cache.keys, *cache.values))
-    assert found == cache_bytes(runtime.spec, 100, "float16") == 2 * 2 * 2 * 100 * 16 * 2
+    tensors = [*cache.keys, *cache.values]
+    row = {"float16": 16 * 2, "int8": 16 + 4, "float32": 16 * 4}[kv]
+    of_layer = 2 * 100 * row
+    assert {tensor.nbytes for tensor in tensors} == {of_layer}
+    piece = tensors[0].untyped_storage()
+    assert {tensor.untyped_storage().data_ptr() for tensor in tensors} == {piece.data_ptr()}
+    assert piece.nbytes() == cache_bytes(runtime.spec, 100, kv)
+    firsts = sorted(tensor.data_ptr() - piece.data_ptr() for tensor in tensors)
+    assert firsts == [n * round_up(of_layer, CACHE_ALIGNMENT) for n in range(2 * 2)]
+    assert not any(tensor.any() for tensor in tensors)
