@@ -36,6 +36,10 @@ class LaunchError(Exception):
     """The driver refused a call, or a launch does not fit its kernel."""
 
 
+class RefusedLaunch(LaunchError):
+    """The driver did: the card has failed, maybe long before, or its memory does not do."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedKernel:
     """A kernel in a card's memory, and how many parameters it takes."""
@@ -72,23 +76,29 @@ class OnCard:
         *arguments: Argument,
         shared_bytes: int = 0,
     ) -> None:
-        """As Launch says.  Raises LaunchError if tensors are elsewhere or are too many or few."""
+        """As Launch says.  Raises LaunchError if tensors are elsewhere or are too many or few, and
+        RefusedLaunch.
+        """
         index = self._card.index
         if torch.cuda.current_device() != index:
             with torch.cuda.device(index):
                 return self(kernel, grid, block, *arguments, shared_bytes=shared_bytes)
-        self._enter_thread()
         loaded = self.kernels[kernel]
         if len(arguments) != loaded.n_parameters:
             raise LaunchError(
                 f"{kernel} takes {loaded.n_parameters} parameters, got {len(arguments)}."
             )
-        self._core.launch(
-            self._stream(torch.cuda.current_stream(index).cuda_stream or _LEGACY_STREAM),
-            self._config(grid, block, shared_bytes),
-            loaded.kernel,
-            *as_parameters(arguments, index),
-        )
+        parameters = as_parameters(arguments, index)
+        try:
+            self._enter_thread()
+            self._core.launch(
+                self._stream(torch.cuda.current_stream(index).cuda_stream or _LEGACY_STREAM),
+                self._config(grid, block, shared_bytes),
+                loaded.kernel,
+                *parameters,
+            )
+        except Exception as e:  # of a class that cuda-core has no public name for
+            raise RefusedLaunch(f"{kernel}: {self._card.name} does not launch it, {e}.") from e
         return None
 
     def _enter_thread(self) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from cuda_ext.card import Card, CardError, find_card, is_without, look, why_none, why_not
 from cuda_ext.compile import CompileError
-from cuda_ext.on_card import LaunchError
+from cuda_ext.on_card import LaunchError, RefusedLaunch
 from lowmoe.cards import CARDS, profile_name
 from lowmoe.checkpoint.files import ALIGNMENT
 from lowmoe.decoder.gpu_buffers import Buffers
@@ -140,7 +140,7 @@ def gpu_failures() -> Iterator[None]:
         raise MemoryBudgetError(
             f"{out_of_memory(e)}. Give a smaller vram, fewer bits or a smaller context."
         ) from e
-    except torch.AcceleratorError as e:
+    except (torch.AcceleratorError, RefusedLaunch) as e:  # whoever notices first
         raise GpuError(
             f"the GPU failed: {_one_line(str(e))}. What it did is lost, and this process cannot "
             "use it again; start anew, with gpu none if it goes on."

@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from cuda_ext.card import Card
-from cuda_ext.on_card import LaunchError, LoadedKernel, OnCard, as_parameters, put_on
+from cuda_ext.on_card import (
+    LaunchError,
+    LoadedKernel,
+    OnCard,
+    RefusedLaunch,
+    as_parameters,
+    put_on,
+)
 
 CARD = Card(
     index=-1,  # what torch calls the CPU, where the tensors of these tests are
@@ -149,6 +156,24 @@ def test_a_launch_with_too_many_or_too_few_arguments_is_refused(
     with pytest.raises(LaunchError, match=f"vectors/add takes 3 parameters, got {len(arguments)}"):
         launch("vectors/add", (1, 1, 1), 32, *arguments)
     assert core.launched == []
+
+
+@pytest.mark.parametrize("refusing", ["launch", "Device"])
+def test_what_the_driver_says_to_a_launch_is_said_with_the_kernel(
+    launch: OnCard, core: FakeCore, monkeypatch: pytest.MonkeyPatch, refusing: str
+) -> None:
+    class DriverError(Exception):
+        """As cuda-core's, of no public name."""
+
+    def refuse(*arguments: object, **sizes: object) -> None:
+        raise DriverError("CUDA_ERROR_LAUNCH_FAILED: an exception occurred")
+
+    monkeypatch.setattr(core, refusing, refuse)
+    with pytest.raises(
+        RefusedLaunch,
+        match=r"^vectors/zero: a fake does not launch it, CUDA_ERROR_LAUNCH_FAILED: an exception",
+    ):
+        launch("vectors/zero", (1, 1, 1), 32)
 
 
 def test_a_tensor_that_is_elsewhere_is_refused() -> None:

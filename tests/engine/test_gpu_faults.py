@@ -16,12 +16,13 @@ import torch
 from test_gpu_in_part import Reports, Workplace
 
 from cuda_ext.card import Card
+from cuda_ext.on_card import LaunchError, RefusedLaunch
 from lowmoe.engine.generate import Session
 from lowmoe.engine.load import load_folder
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.runtime import Runtime
-from lowmoe.errors import GpuError, LowMoeError, MemoryBudgetError
+from lowmoe.errors import GpuError, MemoryBudgetError
 from lowmoe.experts.gpu_slots import GpuSlots
 from lowmoe.experts.hybrid import HybridExperts
 from lowmoe.experts.policy import Key
@@ -35,6 +36,8 @@ N_EXPERTS = 8
 N_SLOTS = 5
 SHORT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB")
 BROKEN = torch.AcceleratorError("CUDA error: unspecified launch failure\nmore")
+# As a launch says it, if it is the first to notice.
+REFUSED = RefusedLaunch("vectors/embed: a card does not launch it, CUDA_ERROR_LAUNCH_FAILED: ..\n.")
 
 
 class FaultyWorkplace(Workplace):
@@ -214,12 +217,22 @@ def test_a_copy_that_fails_ends_in_one_line_and_nothing_hangs(work: FaultyWorkpl
 
 def test_an_operation_that_fails_ends_in_one_line(work: FaultyWorkplace) -> None:
     wanted = answer_of(work)
+    said = {BROKEN: "CUDA error: unspecified launch", REFUSED: "vectors/embed: a card does not"}
     for at in range(1, work.faults.counts["operation"], 29):
-        work.faults.arm("operation", at, BROKEN)
-        with pytest.raises(LowMoeError, match=r"^the GPU failed: CUDA error: unspecified launch"):
+        error = (BROKEN, REFUSED)[at // 29 % 2]
+        work.faults.arm("operation", at, error)
+        with pytest.raises(GpuError, match=f"^the GPU failed: {said[error]}[^\n]*start anew"):
             answer_of(work)
     work.faults.disarm()
     assert answer_of(work) == wanted
+
+
+def test_a_launch_that_is_a_bug_keeps_its_traceback(work: FaultyWorkplace) -> None:
+    runtime = work.again()
+    work.faults.arm("operation", 1, LaunchError("vectors/embed takes 3 parameters, got 4."))
+    with pytest.raises(LaunchError, match="takes 3 parameters"):
+        answer(runtime)
+    runtime.close()
 
 
 # --- cancellation
