@@ -112,7 +112,9 @@ class StandInCopies:
 
 
 class StandInGpu:
-    """free_bytes: what may be taken, whatever was; n_captured, n_replayed: how often."""
+    """free_bytes: what may be taken, whatever was; n_captured, n_replayed,
+    n_released: how often.
+    """
 
     name = "a stand-in"
     place = torch.device("cpu")
@@ -123,10 +125,13 @@ class StandInGpu:
     ) -> None:
         self.operations: Any = _Operations(operations)
         self.memory_bytes = self.free_bytes = free_bytes
-        self.n_captured = self.n_replayed = 0
+        self.n_captured = self.n_replayed = self.n_released = 0
 
     def available_bytes(self) -> int:
         return self.free_bytes
+
+    def release_unused(self) -> None:
+        self.n_released += 1
 
     def staging(self, n_bytes: int) -> Tensor:
         return page_aligned(n_bytes)

@@ -169,6 +169,9 @@ class SimulatedGpu:
     def available_bytes(self) -> int:
         return self.memory_bytes
 
+    def release_unused(self) -> None:
+        """Nothing."""
+
     def staging(self, n_bytes: int) -> Tensor:
         return torch.zeros(n_bytes, dtype=torch.uint8)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lowmoe.decoder.computation import Cache, Computation, Together
 from lowmoe.experts.lender import Lender
+from lowmoe.kernels.shortage import shortages
 from lowmoe.spec import ModelSpec
 
 L = TypeVar("L", bound=Lender)
@@ -78,7 +79,8 @@ class Decoder(Generic[L]):
         """
         while True:
             try:
-                return work()
+                with shortages():
+                    return work()
             except torch.OutOfMemoryError:
                 if not self.store.give_back():
                     raise

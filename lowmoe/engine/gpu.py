@@ -26,6 +26,7 @@ from lowmoe.experts.staging import Staging
 from lowmoe.kernels import cpu
 from lowmoe.kernels.cuda import kernels_home, open_card
 from lowmoe.kernels.gpu import Gpu, GpuSizes
+from lowmoe.kernels.shortage import shortages
 from lowmoe.settings import read_settings
 from lowmoe.spec import ModelSpec
 from quant.layout import SYMBOL_BITS, round_up
@@ -135,7 +136,8 @@ def gpu_failures() -> Iterator[None]:
     otherwise.
     """
     try:
-        yield
+        with shortages():
+            yield
     except torch.OutOfMemoryError as e:
         raise MemoryBudgetError(
             f"{out_of_memory(e)}. Give a smaller vram, fewer bits or a smaller context."

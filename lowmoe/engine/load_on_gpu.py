@@ -50,6 +50,7 @@ from lowmoe.experts.traced import open_store, traced
 from lowmoe.experts.uses import Uses
 from lowmoe.kernels import cpu
 from lowmoe.kernels.gpu import Gpu
+from lowmoe.kernels.shortage import shortages
 from lowmoe.kernels.traced_gpu import TracedGpu
 from lowmoe.settings import read_settings
 from quant.layout import SYMBOL_BITS
@@ -140,7 +141,8 @@ def load_on_gpu(loading: Loading, place: GpuPlace, report: Reporter) -> Runtime 
     while True:
         with gpu_failures():
             try:
-                return _attempt(loading, place, report)
+                with shortages():
+                    return _attempt(loading, place, report)
             except torch.OutOfMemoryError as e:
                 shortage = out_of_memory(e)
         gc.collect()  # what of the attempt refers to itself holds memory as well

@@ -161,7 +161,9 @@ class GpuSlots:
             self._evict(key)
         self._free = [slot for slot in self._free if slot < first]
         self._gpu.event().wait()
-        return self._pieces.pop().shape[0]
+        n_slots = self._pieces.pop().shape[0]
+        self._gpu.release_unused()  # graphs and cuBLAS do not take theirs from where tensors do
+        return n_slots
 
     # --- promotion, between passes
 

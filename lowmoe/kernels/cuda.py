@@ -37,13 +37,17 @@ class CapturedWork:
         with torch.cuda.device(place):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
+            # torch.cuda.graph leaves its stream the current one where ending the capture fails, as
+            # it does for want of memory; this puts the one before back.
             with torch.cuda.stream(stream):
                 work()
+                self._graph = torch.cuda.CUDAGraph()
+                # Other threads may allocate meanwhile, which ends a capture in the default mode.
+                with torch.cuda.graph(
+                    self._graph, stream=stream, capture_error_mode="thread_local"
+                ):
+                    work()
             torch.cuda.current_stream().wait_stream(stream)
-            self._graph = torch.cuda.CUDAGraph()
-            # Other threads may allocate meanwhile, which ends a capture in the default mode.
-            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-                work()
 
     def __call__(self) -> None:
         self._graph.replay()
@@ -137,6 +141,9 @@ class CudaGpu:
         taken = torch.cuda.memory_allocated(self.place)
         free += torch.cuda.memory_reserved(self.place) - taken  # torch's own, for it to give again
         return max(0, min(free, self.memory_bytes - taken) - MARGIN_BYTES)
+
+    def release_unused(self) -> None:
+        torch.cuda.empty_cache()
 
     def staging(self, n_bytes: int) -> Tensor:
         memory = _pinned(n_bytes)

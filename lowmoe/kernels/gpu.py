@@ -63,7 +63,10 @@ class GpuSizes(Protocol):
 
 
 class Gpu(GpuSizes, Protocol):
-    """One GPU, opened.  Work is done in the order it is asked for; reading a result waits."""
+    """One GPU, opened.  Work is done in the order it is asked for; reading a result waits.
+
+    Where its memory does not do, requests raise what shortage.py knows.
+    """
 
     @property
     def place(self) -> torch.device:
@@ -72,6 +75,9 @@ class Gpu(GpuSizes, Protocol):
     @property
     def operations(self) -> Any:
         """Those of cuda_ext/ops.py by their names, for tensors at `place`."""
+
+    def release_unused(self) -> None:
+        """Leave memory that no tensor takes any more to whoever else takes some there."""
 
     def staging(self, n_bytes: int) -> Tensor:
         """Memory of the host to copy from and to, [n_bytes] uint8, beginning where a page does.

@@ -99,6 +99,9 @@ class TracedGpu:
     def available_bytes(self) -> int:
         return self._gpu.available_bytes()
 
+    def release_unused(self) -> None:
+        self._gpu.release_unused()
+
     def staging(self, n_bytes: int) -> Tensor:
         return self._gpu.staging(n_bytes)
 

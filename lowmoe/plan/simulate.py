@@ -86,6 +86,8 @@ class _Nowhere:
     def available_bytes(self) -> int:
         return self.memory_bytes
 
+    def release_unused(self) -> None: ...
+
     def staging(self, n_bytes: int) -> Tensor:
         return torch.empty(n_bytes, dtype=torch.uint8)
 

@@ -200,6 +200,38 @@ def test_memory_that_is_short_in_the_middle_of_a_pass_is_found_among_the_experts
     assert begun > 100
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (torch.AcceleratorError, "CUDA error: out of memory\nmore"),
+        (RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(..)`"),
+        (RefusedLaunch, "vectors/embed: a card does not launch it, CUDA_ERROR_OUT_OF_MEMORY: .."),
+    ],
+)
+def test_so_it_is_whoever_says_that_memory_is_short(
+    work: FaultyWorkplace, kind: type[Exception], text: str
+) -> None:
+    short = kind(text)
+    wanted = answer_of(work)
+    work.faults.arm("allocation", 3, short)
+    runtime = work.again()
+    assert work.faults.has_failed
+    assert n_slots_of(runtime) == N_SLOTS - 1
+    session = Session(runtime)
+    for n_given_up, what in enumerate(("allocation", "operation"), 2):  # a cache, then a pass
+        work.faults.arm(what, 1, short)
+        assert list(session.token_ids(PROMPT, GREEDY)) == wanted
+        assert work.faults.has_failed
+        assert n_slots_of(runtime) == N_SLOTS - n_given_up
+        assert isinstance(runtime.gpu, FaultyGpu)
+        assert runtime.gpu.n_released == n_given_up - 1, "memory is kept from who is not torch"
+        session.rewind([])
+    work.faults.arm("operation", 1, short, for_ever=True)
+    with pytest.raises(MemoryBudgetError, match=r"^the GPU ran out of memory: .*Give a smaller"):
+        list(session.token_ids(PROMPT, GREEDY))
+    runtime.close()
+
+
 # --- a GPU that fails
 
 

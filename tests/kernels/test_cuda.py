@@ -155,12 +155,16 @@ class FakeStream:
 
 
 class Streams:
-    """torch's streams, 32 of each priority handed out in turn, and how work is captured on them."""
+    """torch's streams, 32 of each priority handed out in turn, and how work is captured on them.
+
+    refusal: what ending a capture raises, None for nothing.
+    """
 
     IN_POOL = 32
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.current = FakeStream(None, 0)
+        self.refusal: Exception | None = None
         self._n_taken = {0: 0, -1: 0}
         fakes: dict[str, Any] = {
             "Stream": self._take,
@@ -193,8 +197,11 @@ class Streams:
     def _captured(
         self, graph: object, *, stream: FakeStream, capture_error_mode: str
     ) -> Iterator[None]:
-        with self._being_current(stream):
-            yield
+        before, self.current = self.current, stream
+        yield
+        if self.refusal is not None:
+            raise self.refusal  # as torch.cuda.graph does: its stream stays the current one
+        self.current = before
 
 
 @pytest.fixture
@@ -218,6 +225,16 @@ def test_no_work_is_captured_on_the_stream_of_copies(streams: Streams) -> None:
     assert len(captured) == Streams.IN_POOL
     assert len(copied) == 1
     assert not copied & captured
+    assert streams.current == FakeStream(None, 0)
+
+
+def test_after_a_capture_that_cannot_be_ended_the_stream_before_it_is_the_current_one(
+    streams: Streams,
+) -> None:
+    gpu = CudaGpu(CARD, limit_bytes=None)
+    streams.refusal = torch.AcceleratorError("CUDA error: out of memory")
+    with pytest.raises(torch.AcceleratorError):
+        gpu.capture(lambda: None)
     assert streams.current == FakeStream(None, 0)
 
 
