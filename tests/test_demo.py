@@ -32,7 +32,8 @@ WINDOW = 512
 EXCERPT = 1024  # tokens of it where torch computes, twenty times slower
 # Measured when the folder was made; benchmarks/demo_quality.py. Floating-point differences between
 # machines move single near-ties of the router, which the story's 1700 tokens average out.
-STORY_PERPLEXITY = 29.3
+# It was 29.3 with a demo that had learnt from 9 million tokens; now from 84 million.
+STORY_PERPLEXITY = 14.97
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +108,9 @@ def test_its_likeliest_tokens_are_torchs(demo: Model, demo_in_torch: Model, prom
 
 
 def test_the_demo_model_tells_a_story_and_answers_a_message(demo: Model) -> None:
-    told = demo.generate("Once upon a time", seed=1, max_new_tokens=40)
+    told = demo.generate("Once upon a time", seed=1, max_new_tokens=80)
     answered = demo.generate(
-        [{"role": "user", "content": "Tell me a story."}], seed=1, max_new_tokens=40
+        [{"role": "user", "content": "Tell me a story."}], seed=1, max_new_tokens=80
     )
     for text in (told, answered):
         words = [word.strip(".,!?\"'").lower() for word in text.split()]

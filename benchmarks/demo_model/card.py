@@ -14,6 +14,7 @@ from benchmarks.demo_model.page import KINDS, SMOLLM2_BITS_PER_BYTE
 
 # Llama 3.1's licence, section 1.b.i: what was trained on its output carries its name in front.
 NAME = "Llama-Storyteller-MoE-29M"
+SHIPPED_BITS = 6
 TEMPLATE = Path(__file__).with_name("card_template.md")
 
 
@@ -25,11 +26,14 @@ def card(results: dict[str, Any]) -> str:
             "benchmarks.demo_model.export wrote."
         )
     found = results["models"][0]
+    shipped = next(row for row in results["widths"] if row["bits"] == SHIPPED_BITS)
     losses = ", ".join(f"{name} {found['loss'][kind]:.2f}" for kind, name in KINDS.items())
     return Template(TEMPLATE.read_text("utf-8")).substitute(
         name=NAME,
         million_tokens=f"{results['tokens'] / 1e6:.0f}",
         losses=losses,
+        **{what: f"{share:.0%}" for what, share in shipped["about"].items()},
+        most_tokens=shipped["samples"][0]["most_tokens"],
         bits_per_byte=f"{found['bits_per_byte']:.3f}",
         smollm2_bits_per_byte=f"{SMOLLM2_BITS_PER_BYTE:.3f}",
     )

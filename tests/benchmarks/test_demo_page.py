@@ -28,7 +28,7 @@ RESULTS = {
             **{"bits": bits, "perplexity": 9.5, "kl": 0.25, "top1": 0.875, "samples": [SAMPLE]},
             "about": {"who": 0.75, "what": 0.5, "ended": 1.0},
         }
-        for bits in (16, 2)
+        for bits in (16, 6, 2)
     ],
     "routing": {
         "shares": {"stories": [[0.25, 0.75], [0.5, 0.5]], "qa": [[0.25, 0.75], [0.5, 0.5]]},
@@ -88,6 +88,7 @@ def test_the_card_has_the_name_the_terms_ask_for_and_says_what_was_measured() ->
     assert NAME.startswith("Llama")
     assert text.startswith(f"# {NAME}\n\n**Built with Llama.**")
     assert "80 million tokens" in text
+    assert "75% of its answers name the one and 50% the other, and 100% end" in text
     assert "stories 2.12" in text
     assert "$" not in text
 
