@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 SETS = frozenset({"stories", "simplebooks", "fairy"})  # those that hold stories
-SHORT, LONG = 400, 600  # words of a story: a quarter have fewer, a fifth more
+SHORT, LONG = 400, 540  # words of a story: over a quarter have fewer, a quarter more
 QUESTIONS = (
     "tell me {kind} about {of}.",
     "tell me {kind} about {of}.",
@@ -103,6 +103,18 @@ def kinds(name: str, text: str) -> Sequence[str]:
     if n_words > LONG:
         return ("a long story",)
     return ("a short story", "a little story", "a story") if n_words < SHORT else ("a story",)
+
+
+def asking_words() -> Iterator[str]:
+    """What questions have beside what they ask for, each word as it may stand in one."""
+    called = {k for name in SETS for n in (0, SHORT, LONG + 1) for k in kinds(name, " " * n)}
+    for pattern in (*QUESTIONS, *BY_TITLE):
+        for kind in called:
+            words = pattern.format(kind=kind, of="", title="")
+            yield from (words, words[0].upper() + words[1:])
+    for word in ("a", "an", "and", "the", "of", "in", "bedtime", "girl", "boy", *CALLED):
+        yield f" {word}"
+    yield from (",", ", ", '."', " the old")
 
 
 def questions(prompt: str, text: str, called: Sequence[str], nouns: Nouns) -> Iterator[str]:

@@ -4,7 +4,7 @@ Knows:        which sets there are, how much of each an epoch holds, how a chat 
 Ignorant of:  text, models.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 END_OF_TEXT, IM_START, IM_END, PAD = 0, 1, 2, 3
 Ids = NDArray[np.uint16]
+Weights = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,7 @@ class Share:
     chat: float  # of those, framed as an answer; the others are bare text
 
 
+ASKED_FOR = 8.0  # how much a word of the question counts where the answer first has it; others 1
 ASKED_OTHERWISE = 0.85  # of chats: by any prompt of their text, else by the first
 
 
@@ -90,17 +92,36 @@ def load_documents(path: Path) -> Documents:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """The tokens around a chat's messages, which a tokenizer gives."""
+    """The tokens around a chat's messages, which a tokenizer gives.
+
+    asking: those that any question may have, whatever it asks for.
+    """
 
     user: Sequence[int]  # of "user\n"
     assistant: Sequence[int]
     newline: Sequence[int]
+    asking: Set[int] = frozenset()
 
     def chat(self, prompt: Ids, text: Ids) -> Ids:
         """A question and its answer in ChatML."""
         before = [*self.newline, IM_START, *self.assistant]
         parts = ([IM_START, *self.user], prompt, [IM_END], before, text, [IM_END, END_OF_TEXT])
         return np.concatenate([np.asarray(part, dtype=np.uint16) for part in parts])
+
+    def weights(self, prompt: Ids, chat: Ids) -> Weights:
+        """How much each token of a chat counts.
+
+        What is asked for comes up first in a token or two of an answer of hundreds: counted as all
+        others are, a small model learns all of a story's habits before it learns to look there.
+        """
+        found = np.ones(len(chat), dtype=np.float32)
+        begin = 1 + len(self.user) + len(prompt) + 1  # and the answer's own beginning:
+        begin += len(self.newline) + 1 + len(self.assistant)
+        text = chat[begin:]
+        for token in set(prompt.tolist()) - self.asking:
+            places = np.flatnonzero(text == token)
+            found[begin + places[:1]] = ASKED_FOR
+        return found
 
     @staticmethod
     def bare(text: Ids) -> Ids:
@@ -115,6 +136,7 @@ class Batch:
     ids: Ids  # [T]
     targets: Ids  # [T], what follows each
     lengths: list[int]  # T in all
+    weights: Weights  # [T], how much each target counts
 
     def split(self, n_tokens: int) -> "list[Batch]":
         """In batches of whole documents, of at most n_tokens or one document."""
@@ -125,10 +147,12 @@ class Batch:
             else:
                 groups.append([length])
         ends = np.cumsum([sum(group) for group in groups])
-        parts = zip(np.split(self.ids, ends[:-1]), np.split(self.targets, ends[:-1]), strict=True)
+        parts = zip(
+            *(np.split(of, ends[:-1]) for of in (self.ids, self.targets, self.weights)), strict=True
+        )
         return [
-            Batch(ids=ids, targets=targets, lengths=group)
-            for (ids, targets), group in zip(parts, groups, strict=True)
+            Batch(ids=ids, targets=targets, lengths=group, weights=weights)
+            for (ids, targets, weights), group in zip(parts, groups, strict=True)
         ]
 
 
@@ -145,7 +169,7 @@ class Epoch:
         rng, asking = (
             np.random.default_rng(seeds) for seeds in ((seed, number), (seed, number, 1))
         )
-        pieces = []
+        pieces: list[tuple[Ids, Weights]] = []
         for name, share in MIXTURE.items():
             documents = sets[name]
             kept = rng.random(len(documents)) < share.kept
@@ -156,14 +180,23 @@ class Epoch:
                 text = documents.text(index)
                 prompt = documents.prompt(index, others[index] if otherwise[index] else 0)
                 framed = frame.chat(prompt, text) if chat[index] else frame.bare(text)
+                weights = (
+                    frame.weights(prompt, framed)
+                    if chat[index]
+                    else np.ones(len(framed), dtype=np.float32)
+                )
                 # A piece's last token is the next one's first: every token but a text's first is
                 # learnt once.
                 cuts = range(0, len(framed) - 1, context)
-                pieces += [framed[cut : cut + context + 1] for cut in cuts]
+                pieces += [
+                    (framed[cut : cut + context + 1], weights[cut : cut + context + 1])
+                    for cut in cuts
+                ]
         pieces = [pieces[i] for i in rng.permutation(len(pieces))]
-        self.ids = np.concatenate([piece[:-1] for piece in pieces])
-        self.targets = np.concatenate([piece[1:] for piece in pieces])
-        self.ends = np.cumsum([len(piece) - 1 for piece in pieces])
+        self.ids = np.concatenate([ids[:-1] for ids, _ in pieces])
+        self.targets = np.concatenate([ids[1:] for ids, _ in pieces])
+        self.weights = np.concatenate([weights[1:] for _, weights in pieces])
+        self.ends = np.cumsum([len(ids) - 1 for ids, _ in pieces])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -177,5 +210,8 @@ class Epoch:
         ]
         lengths = np.diff(np.concatenate([[first], within, [end]]))
         return Batch(
-            ids=self.ids[first:end], targets=self.targets[first:end], lengths=lengths.tolist()
+            ids=self.ids[first:end],
+            targets=self.targets[first:end],
+            lengths=lengths.tolist(),
+            weights=self.weights[first:end],
         )

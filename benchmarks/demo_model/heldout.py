@@ -64,6 +64,7 @@ def together(pieces: Sequence[Ids]) -> Batch:
         ids=np.concatenate([p[:-1] for p in pieces]),
         targets=np.concatenate([p[1:] for p in pieces]),
         lengths=[len(p) - 1 for p in pieces],
+        weights=np.ones(sum(len(p) - 1 for p in pieces), dtype=np.float32),
     )
 
 

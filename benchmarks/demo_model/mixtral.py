@@ -137,11 +137,17 @@ class Mixtral(nn.Module):
         return self.norm(x)
 
     def loss(
-        self, ids: Tensor, targets: Tensor, lengths: Sequence[int], *, dropout: float = 0.0
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        lengths: Sequence[int],
+        *,
+        weights: Tensor | None = None,
+        dropout: float = 0.0,
     ) -> Tensor:
-        """Nats a token."""
+        """Nats a token, weighted where a gradient is taken."""
         x = self(ids, lengths, dropout=dropout)
-        return cross_entropy(x, self.embed_tokens.weight.to(x.dtype), targets)
+        return cross_entropy(x, self.embed_tokens.weight.to(x.dtype), targets, weights)
 
     def router_losses(self) -> tuple[Tensor, Tensor]:
         """Balance and z of the last forward pass, mean over layers."""

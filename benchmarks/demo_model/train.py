@@ -23,6 +23,7 @@ import torch.distributed as dist
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from benchmarks.demo_model.asked import asking_words
 from benchmarks.demo_model.documents import (
     MIXTURE,
     Batch,
@@ -133,7 +134,8 @@ class Run:
         total = torch.zeros((), device=self.device)
         for batch in batches:
             ids, targets = (self.tensor(x) for x in (batch.ids, batch.targets))
-            loss = self.model.loss(ids, targets, batch.lengths, dropout=dropout)
+            weights = torch.from_numpy(batch.weights).to(self.device)
+            loss = self.model.loss(ids, targets, batch.lengths, weights=weights, dropout=dropout)
             balance, z = self.model.router_losses()
             share = len(ids) * self.world / self.options.step_tokens
             ((loss + BALANCE * balance + Z * z) * share).backward()
@@ -233,7 +235,8 @@ def frame_of(tokenizer: Path) -> Frame:
     """Its tokens around a message."""
     encode = Tokenizer.from_file(str(tokenizer)).encode
     user, assistant, newline = (encode(s).ids for s in ("user\n", "assistant\n", "\n"))
-    return Frame(user=user, assistant=assistant, newline=newline)
+    asking = {token for words in asking_words() for token in encode(words).ids}
+    return Frame(user=user, assistant=assistant, newline=newline, asking=asking)
 
 
 def work(rank: int, arguments: argparse.Namespace) -> None:

@@ -26,6 +26,8 @@ _LISTS = json.loads(Path(__file__).with_name("words.json").read_text("utf-8"))
 WOMEN, MEN = _words(_LISTS["women"]), _words(_LISTS["men"])
 # Of one kind, and of regular plurals; none that is a verb as well or half of a usual compound.
 KINDS = [_words(lines) for lines in _LISTS["kinds"].values()]
+_SYLLABLES = {name: _words(lines) for name, lines in _LISTS["syllables"].items()}
+LISTED = 0.25  # of names, those of a list; the others are made up
 MOST_WORDS = 2  # of the story that others take the place of
 _WORDS = {word: kind for kind in KINDS for word in kind}
 _SHE, _HE = re.compile(r"\b[Ss]he\b|\bher\b"), re.compile(r"\b[Hh]e\b|\bhis\b|\bhim\b")
@@ -57,7 +59,19 @@ def _other_name(text: str, draw: random.Random) -> dict[str, str]:
     name = names[0][0]
     if len(re.findall(_PLACE.format(name), text)) * 4 > len(re.findall(rf"\b{name}\b", text)):
         return {}
-    return {name: draw.choice([n for n in (WOMEN if women > men else MEN) if n not in text])}
+    while True:
+        listed = draw.choice(WOMEN if women > men else MEN)
+        other = listed if draw.random() < LISTED else made_up_name(draw, woman=women > men)
+        if other not in text:
+            return {name: other}
+
+
+def made_up_name(draw: random.Random, *, woman: bool) -> str:
+    """One that nobody need ever have had: names of a list are learnt by heart, not looked up."""
+    beginnings, vowels = _SYLLABLES["beginnings"], _SYLLABLES["vowels"]
+    ends = _SYLLABLES["ends of women" if woman else "ends of men"]
+    syllables = [draw.choice(beginnings) + draw.choice(vowels) for _ in range(draw.choice((1, 2)))]
+    return "".join((*syllables, draw.choice(beginnings), draw.choice(ends))).capitalize()
 
 
 def _other_words(text: str, draw: random.Random) -> dict[str, str]:

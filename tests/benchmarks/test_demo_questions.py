@@ -2,12 +2,13 @@
 
 import re
 from itertools import islice
+from random import Random
 
 import pytest
 
 from benchmarks.demo_model.asked import LONG, QUESTIONS, SHORT, Nouns, kinds, questions
 from benchmarks.demo_model.evaluate import WHO
-from benchmarks.demo_model.varied import KINDS, MEN, WOMEN, plural, varied
+from benchmarks.demo_model.varied import KINDS, MEN, WOMEN, made_up_name, plural, varied
 
 LIGHTHOUSE = (
     "Once upon a time there lived an old woman named Ines in a tall lighthouse, far out at sea. "
@@ -127,6 +128,13 @@ def test_a_varied_story_is_the_same_of_somebody_else(pronoun: str) -> None:
     assert back == bare
     assert prompt == f"Tell of `{other} and the {bird.capitalize()}`."
     assert varied("Tell of `Luna and the Owl`.", told("Luna", pronoun)) == (prompt, text)
+
+
+def test_made_up_names_are_many_and_can_be_said() -> None:
+    draw = Random(0)
+    names = [made_up_name(draw, woman=bool(i % 2)) for i in range(400)]
+    assert len(set(names)) > 380
+    assert all(re.fullmatch(r"[A-Z][a-z]{2,13}", name) for name in names)
 
 
 def test_articles_go_with_the_words_they_stand_before() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from benchmarks.demo_model import train as training
 from benchmarks.demo_model.attention import QUERIES, attend, attend_padded
 from benchmarks.demo_model.documents import (
+    ASKED_FOR,
     END_OF_TEXT,
     IM_END,
     IM_START,
@@ -97,11 +98,15 @@ def test_every_document_attends_to_itself_as_torch_does_it(attention) -> None:
         torch.testing.assert_close(mine, torchs, atol=1e-5, rtol=1e-5)
 
 
-def test_the_loss_and_its_gradients_are_torchs() -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_loss_and_its_gradients_are_torchs(*, weighted: bool) -> None:
     torch.manual_seed(0)
     x, matrix = (torch.randn(n, 16, requires_grad=True) for n in (ROWS + 5, 50))
     targets = torch.randint(0, 50, (len(x),))
-    found, expected = cross_entropy(x, matrix, targets), F.cross_entropy(x @ matrix.T, targets)
+    weights = torch.rand(len(x)) if weighted else torch.ones(len(x))
+    found = cross_entropy(x, matrix, targets, weights if weighted else None)
+    each = F.cross_entropy(x @ matrix.T, targets, reduction="none")
+    expected = (each * weights).mean()
     torch.testing.assert_close(found, expected)
     for mine, torchs in zip(
         torch.autograd.grad(found * 3, (x, matrix)),
@@ -110,7 +115,7 @@ def test_the_loss_and_its_gradients_are_torchs() -> None:
     ):
         torch.testing.assert_close(mine, torchs, atol=1e-6, rtol=1e-4)
     with torch.no_grad():
-        torch.testing.assert_close(cross_entropy(x, matrix, targets), expected)
+        torch.testing.assert_close(cross_entropy(x, matrix, targets), each.mean())
 
 
 def test_a_chat_asks_now_in_one_way_now_in_another_and_has_the_same_answer() -> None:
@@ -150,6 +155,30 @@ def test_batches_are_the_epoch_cut_anywhere() -> None:
     assert (np.concatenate([b.ids for b in batches]) == epoch.ids[:1000]).all()
     ends = {int(first) for first in epoch.ends if first < 1000} | set(range(100, 1001, 100))
     assert set(np.cumsum([n for b in batches for n in b.lengths]).tolist()) == ends
+
+
+def test_what_is_asked_for_counts_more_where_the_answer_first_has_it() -> None:
+    frame = dataclasses.replace(FRAME, asking={40, 41})
+    prompt, text = (np.array(ids, dtype=np.uint16) for ids in ([40, 50, 41, 51], [7, 50, 40, 50]))
+    chat = frame.chat(prompt, text)
+    weights = frame.weights(prompt, chat)
+    assert len(weights) == len(chat)
+    first = chat.tolist().index(50, len(FRAME.user) + len(prompt) + 1)
+    assert [i for i, w in enumerate(weights) if w != 1] == [first]
+    assert weights[first] == ASKED_FOR
+
+
+def test_weights_stay_with_their_tokens_in_every_batch() -> None:
+    epoch = Epoch(SETS, FRAME, context=TINY.context, number=0, seed=0)
+    found = [
+        (target, weight)
+        for first in range(0, len(epoch) - 100, 100)
+        for part in epoch.batch(first, 100).split(30)
+        for target, weight in zip(part.targets.tolist(), part.weights.tolist(), strict=True)
+    ]
+    n = len(found)
+    assert found == list(zip(epoch.targets[:n].tolist(), epoch.weights[:n].tolist(), strict=True))
+    assert {weight for _, weight in found} == {1.0, ASKED_FOR}
 
 
 def test_a_batch_is_split_between_documents() -> None:
