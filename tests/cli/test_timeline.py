@@ -66,7 +66,7 @@ def passes_of(trace: Trace) -> list[dict[str, Any]]:
 
 def least_ram(lowmoe_command: RunCommand, model_folder: Path) -> int:
     """Bytes with which two experts fit in RAM."""
-    refused = lowmoe_command("run", model_folder, *ASKED, "--ram", "1000000")
+    refused = lowmoe_command("run", model_folder, *ASKED, "--ram", "1000000B")
     more = re.search(r"Give at least (\d+) bytes more", refused.err)
     assert more is not None
     return 1_000_000 + int(more[1])

@@ -94,7 +94,7 @@ def test_schema(driven: Mapping[str, Mapping[str, Any]]) -> None:
 def test_error(driven: Mapping[str, Mapping[str, Any]]) -> None:
     found = saw(driven, "error")
     assert found["status"] == 400
-    assert "the context holds 512" in found["message"]
+    assert "the context holds 1024" in found["message"]
 
 
 def test_two_at_once(driven: Mapping[str, Mapping[str, Any]]) -> None:

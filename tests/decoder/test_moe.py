@@ -30,7 +30,7 @@ class RandomExperts:
 
     def read(self, layer_id: int, expert_id: int, buffers: list[Tensor]) -> int:
         matrices = (m[expert_id] for m in (self.gate, self.up, self.down))
-        FORMAT.fill(buffers[0], *matrices)
+        FORMAT.fill(buffers[0], matrices)
         return sum(self.buffer_bytes)
 
 
