@@ -96,13 +96,14 @@ class Nouns:
 def kinds(name: str, text: str) -> Sequence[str]:
     """What a story of a set may be called: short or long where it is."""
     if name == "simplebooks":
-        return ("a simple story",)
+        return ("a simple book", "an easy book")
     if name == "fairy":
         return ("a fairy tale", "an old fairy tale")
     n_words = text.count(" ")
     if n_words > LONG:
         return ("a long story",)
-    return ("a short story", "a little story", "a story") if n_words < SHORT else ("a story",)
+    short = ("a short story", "a little story", "a simple story", "a story")
+    return short if n_words < SHORT else ("a story",)
 
 
 def asking_words() -> Iterator[str]:

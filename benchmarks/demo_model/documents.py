@@ -25,7 +25,7 @@ class Share:
     chat: float  # of those, framed as an answer; the others are bare text
 
 
-ASKED_FOR = 8.0  # how much a word of the question counts where the answer first has it; others 1
+ASKED_FOR = 4.0  # how much a word of the question counts where the answer first has it; others 1
 ASKED_OTHERWISE = 0.85  # of chats: by any prompt of their text, else by the first
 
 
