@@ -524,7 +524,12 @@ def evaluate(
         Path | None,
         typer.Option(help="The unquantized checkpoint: adds KL divergence and top-1 agreement."),
     ] = None,
-    window: Annotated[int, typer.Option(help="Tokens a window; windows share nothing.")] = 512,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens a window; windows share nothing.", show_default="512, or the context"
+        ),
+    ] = None,
     token_by_token: Annotated[
         bool,
         typer.Option(

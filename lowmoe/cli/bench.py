@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmoe.checkpoint.layout import Recipe
+from lowmoe.checkpoint.manifest import read_manifest
 from lowmoe.checkpoint.reader import read_json
 from lowmoe.cli.render import TerminalReporter, out, print_json, size, statistics_line
 from lowmoe.cli.run import load_model, traced
@@ -20,9 +21,9 @@ from lowmoe.engine.profile import require_native
 from lowmoe.engine.runtime import Runtime
 from lowmoe.errors import UnknownModelError, UsageError
 from lowmoe.families import read_config
-from lowmoe.families.aliases import ALIASES, hint_of
+from lowmoe.families.aliases import ALIASES, DEMO, hint_of
 from lowmoe.families.fewer_layers import with_layers
-from lowmoe.library.names import models_home
+from lowmoe.library.names import demo_folder, models_home
 from lowmoe.loader.synthetic import write_synthetic
 from lowmoe.settings import read_settings
 from quant.layout import SYMBOL_BITS
@@ -96,6 +97,8 @@ def _synthetic(name: str, load: LoadOptions, layers: int | None) -> Path:
 def _shape(name: str) -> tuple[str, Mapping[str, Any]]:
     if name in ALIASES:
         return name, ALIASES[name].config
+    if name == DEMO:
+        return name, read_manifest(demo_folder()).config
     path = Path(name)
     if path.is_file():
         config = read_json(path)

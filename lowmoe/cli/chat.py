@@ -6,9 +6,10 @@ Ignorant of:  how an answer is made.
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.history import FileHistory
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from lowmoe.api import Model
@@ -154,15 +155,26 @@ class Chat:
 
 
 def _prompt_session() -> PromptSession[str]:
-    home = read_settings().home
-    files.make_folder(home)
     keys = KeyBindings()
 
     @keys.add("escape", "enter")
     def new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    return PromptSession(history=FileHistory(str(home / "chat_history")), key_bindings=keys)
+    return PromptSession(history=_history(read_settings().home), key_bindings=keys)
+
+
+def _history(home: Path) -> History:
+    """Of what was typed, kept where it can be."""
+    path = home / "chat_history"
+    try:
+        files.make_folder(home)
+        path.open("a").close()
+    except (OSError, LowMoeError):
+        kept_nowhere = f"{path}: cannot be written, so what is typed here is not kept."
+        err.print(kept_nowhere, style="dim", markup=False, soft_wrap=True)
+        return InMemoryHistory()
+    return FileHistory(str(path))
 
 
 def _read_message(session: PromptSession[str]) -> str:

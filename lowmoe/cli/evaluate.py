@@ -16,8 +16,12 @@ from lowmoe.engine.evaluate import Evaluation, evaluate
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.memory import available_ram_bytes, ram_budget
 from lowmoe.engine.statistics import coarse_rate, hit_rate
-from lowmoe.errors import CheckpointError, UsageError
+from lowmoe.errors import CheckpointError, LowMoeError, UsageError
 from lowmoe.experts.ledger import Traffic
+from lowmoe.library.names import LocalCheckpoint, locate
+from lowmoe.settings import read_settings
+
+WINDOW = 512  # tokens, unless more or less is asked for
 
 
 def read_text(file: Path) -> str:
@@ -32,7 +36,7 @@ def evaluate_command(
     name: str,
     file: Path,
     against: Path | None,
-    window: int,
+    window: int | None,
     options: LoadOptions,
     *,
     token_by_token: bool,
@@ -43,11 +47,11 @@ def evaluate_command(
     Every window begins with what the tokenizer puts in front of a text, if anything.
     """
     text = read_text(file)
-    if window < 2:
+    if window is not None and window < 2:
         raise UsageError(f"--window is {window}, but must be at least 2.")
     if against is not None:  # two models: a half for each
         ram = available_ram_bytes() if options.ram is None else ram_budget(options.ram)
-        options = replace(options, ram=ram // 2)
+        options = replace(options, ram=max(1, ram // 2))
     with ExitStack() as stack:
         model = stack.enter_context(load_model(name, options))
         reference = None if against is None else stack.enter_context(_reference(against, options))
@@ -58,12 +62,17 @@ def evaluate_command(
             )
         if token_by_token and model.session is not None:
             model.session.batch.chunk_tokens = 1
+        n_context = model.runtime.n_context
+        if window is not None and window > n_context:
+            raise UsageError(
+                f"--window is {window} tokens, but {name} is read with a context of {n_context}."
+            )
         ids = model.runtime.text.tokenizer.encode(text, add_special=False)
         report = stack.enter_context(TerminalReporter())
         result = evaluate(
             model.logits,
             ids,
-            window=min(window, model.runtime.n_context),
+            window=window or min(WINDOW, n_context),
             prefix=model.runtime.text.tokenizer.prefix,
             reference=None if reference is None else reference.logits,
             progress=lambda done, total: report.step("evaluate", done, total, "windows"),
@@ -73,6 +82,15 @@ def evaluate_command(
 
 
 def _reference(path: Path, options: LoadOptions) -> Model:
+    try:
+        is_checkpoint = isinstance(locate(str(path), read_settings()), LocalCheckpoint)
+    except LowMoeError:
+        is_checkpoint = False
+    if not is_checkpoint:
+        raise UsageError(
+            f"--against is {path}, but must be the folder or GGUF file of an unquantized "
+            "checkpoint on this disk."
+        )
     return lowmoe.load(
         path,
         dtype="float32",

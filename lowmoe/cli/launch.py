@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lowmoe.cli.launch_clients import CLIENTS, Launch, Server
 from lowmoe.cli.render import print_json
-from lowmoe.errors import UsageError
+from lowmoe.errors import FolderError, UsageError
 from lowmoe.settings import inherited, read_settings
 
 ANSWER_S = 10.0
@@ -155,6 +155,12 @@ def _start(client: str, launch: Launch, command: tuple[str, ...] | None, cleared
 
 def _write_private(path: Path, text: str) -> None:
     """For nobody else to read: a key may be in it."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.touch(mode=0o600)
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch(mode=0o600)
+        path.write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise FolderError(
+            f"{path}: writing it gave {e.strerror}. Set LOWMOE_HOME to a folder that can be "
+            "written to."
+        ) from e

@@ -136,7 +136,7 @@ def inspect_command(name: str, *, json: bool) -> None:
 def _shown(key: str, value: Any) -> str:
     if key == "bytes":
         return ", ".join(f"{name} {size(n)}" for name, n in value.items())
-    if isinstance(value, int) and value >= 10**6:
+    if key in ("parameters", "active_parameters") and value >= 10**6:
         return f"{value / 1e9:.4g} billion"
     return str(value)
 

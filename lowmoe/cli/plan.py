@@ -17,7 +17,7 @@ from lowmoe.families import read_config
 from lowmoe.families.aliases import ALIASES
 from lowmoe.kernels import cpu
 from lowmoe.library.configs import spec_of
-from lowmoe.plan.here import AUTO, Described, is_here, machine_of
+from lowmoe.plan.here import AUTO, NONE, Described, machine_of, ram_is_here
 from lowmoe.plan.machine import Machine
 from lowmoe.plan.planner import NOT, Question, Row, best, mixed, plan, speed_words
 from lowmoe.plan.run_line import run_line
@@ -92,6 +92,12 @@ def plan_all_command(asked: Asked) -> None:
     specs = {name: read_config(alias.config).spec for name, alias in ALIASES.items()}
     if asked.context is not None:  # of models that were made for less nothing is asked
         specs = {n: spec for n, spec in specs.items() if asked.context <= spec.context_length}
+    if not specs:
+        longest = max(read_config(alias.config).spec.context_length for alias in ALIASES.values())
+        raise UsageError(
+            f"--context is {asked.context} tokens, but no model with an alias was made for more "
+            f"than {longest}."
+        )
     for name, spec in specs.items():
         question = _question(spec, asked)
         rows = [row for row in plan(question, machine) if asked.bits in (AUTO, str(row.bits))]
@@ -144,9 +150,11 @@ def _command(model: str, row: Row, asked: Asked) -> str | None:
     if row.verdict == NOT:
         return None
     said = asked.machine
+    if row.allotment.vram_bytes == 0 and said.gpu != AUTO:  # it would be refused by name
+        said = replace(said, gpu=NONE, vram=None)
     options = {
         "gpu": said.gpu,
-        "ram": said.ram if is_here(said) else None,
+        "ram": asked.machine.ram if ram_is_here(asked.machine) else None,
         "vram": said.vram,
         "threads": said.threads,
         "context": asked.context,

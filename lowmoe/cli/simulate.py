@@ -19,7 +19,7 @@ from lowmoe.errors import MemoryBudgetError, PromptError, UsageError
 from lowmoe.experts.trace import RoutingTrace, read_trace, write_trace
 from lowmoe.families import read_config
 from lowmoe.families.routing_fits import FITS
-from lowmoe.library.names import locate, made_folder
+from lowmoe.library.names import demo_folder, locate, made_folder
 from lowmoe.library.optimize import optimize
 from lowmoe.plan.cost import decode_with_hits
 from lowmoe.plan.here import Described, machine_of
@@ -86,8 +86,17 @@ def optimize_command(model: str, path: Path) -> None:
         raise UsageError(
             f"{model}: has no model folder here yet. Make one first: lowmoe pull, or quantize."
         )
+    if folder == demo_folder():
+        raise UsageError(
+            f"{model} comes with lowmoe, and has counts of its own. Make it again from a "
+            "checkpoint to have other ones."
+        )
     n_tokens = optimize(folder, read_trace(path))
-    out.print(f"{folder}: begins with the experts that {n_tokens} tokens used most", soft_wrap=True)
+    out.print(
+        f"{folder}: begins with the experts that {n_tokens} tokens used most",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def simulate_command(path: Path, asked: Asked) -> None:

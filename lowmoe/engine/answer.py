@@ -229,9 +229,10 @@ def check_prompt(runtime: Runtime, prompt_ids: Sequence[int]) -> None:
         raise PromptError("the prompt is empty. Give at least one word.")
     n_context = runtime.n_context
     if len(prompt_ids) >= n_context:
+        larger = ", or give a larger --context" * (n_context < runtime.spec.context_length)
         raise ContextError(
             f"the prompt has {len(prompt_ids)} tokens, but the context holds {n_context} and "
-            "must leave room for an answer. Shorten it, or give a larger --context."
+            f"must leave room for an answer. Shorten it{larger}."
         )
     check_ids(prompt_ids, runtime.spec.n_vocab)
 

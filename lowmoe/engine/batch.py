@@ -165,7 +165,7 @@ class Batch:
     def computing(self) -> Iterator[None]:
         """Threads and scratch serve one call at a time.
 
-        Raises UsageError for a second one, MemoryBudgetError as gpu_failures.
+        Raises UsageError for a second one, and what gpu_failures raises.
         """
         if not self._one_call.acquire(blocking=False):
             raise UsageError(

@@ -155,6 +155,11 @@ def _choose_computation(loading: Loading, report: Reporter) -> _How:
     # What torch still does, sampling, is small; its threads would spin on the cores that ours are
     # pinned to for milliseconds after each of its operations.
     torch.set_num_threads(1)
+    if options.threads is not None and options.threads > physical_cores():
+        report.note(
+            f"{options.threads} threads wait for each other on {physical_cores()} cores: slower "
+            f"than {physical_cores()}"
+        )
     pool = new_pool(options.threads)
     computation = NativeComputation(
         loading.spec,

@@ -80,7 +80,11 @@ class GpuPlace:
         of, total = self.division, self.needs.spec.n_experts_total
         n_slots = total if of.n_slots is None else of.n_slots
         n_slots -= max(1, n_slots // PARTS_GIVEN_UP)
-        available = self.needs.divided_bytes(self.gpu, replace(of, n_slots=n_slots))
+        # What is staged for fewer slots may weigh as much as they do where layers are few.
+        available = min(
+            self.needs.divided_bytes(self.gpu, replace(of, n_slots=n_slots)),
+            self.needs.divided_bytes(self.gpu, of) - 1,
+        )
         division = self.needs.divided(self.gpu, [of.n_planes], ram_bytes, available)
         return replace(self, division=division)
 

@@ -83,6 +83,10 @@ class Ledger:
         self._guessed += not right
         self._guessed_right += right
 
+    def guess_dropped(self) -> None:
+        """One is not read after all."""
+        self._guessed -= 1
+
     @property
     def n_reads_now(self) -> int:
         """Reads under way."""

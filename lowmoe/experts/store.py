@@ -56,7 +56,7 @@ class ExpertStore:
             raise MemoryBudgetError(
                 f"{max(ram_budget_bytes, 0)} bytes of RAM are left for experts, but two of "
                 f"{slot_bytes} bytes must fit. Give at least "
-                f"{MIN_SLOTS * slot_bytes - ram_budget_bytes} bytes more, or use fewer bits."
+                f"{MIN_SLOTS * slot_bytes - ram_budget_bytes} bytes more."
             )
         n_slots = min(ram_budget_bytes // slot_bytes, max(n_experts_total, MIN_SLOTS))
         self._n_experts_total = n_experts_total
@@ -333,6 +333,7 @@ class ExpertStore:
             assert slot.filling is not None
             if slot.filling.cancel():
                 self._tier.clear(slot)
+                self._ledger.guess_dropped()
 
     def read_rest(self, n_experts: Sequence[int], elsewhere: Collection[Key] = ()) -> None:
         """Read on beside what is wanted: towards a complete store where RAM will hold all of it, or

@@ -60,7 +60,7 @@ def machine_of(described: Described, settings: Settings) -> tuple[Machine, str]:
         )
     elsewhere = card is not None and not is_here
     ram = _ram_bytes(described, elsewhere=elsewhere)
-    vram = 0 if card is None else _vram_bytes(described, card)
+    vram = 0 if card is None else _vram_bytes(described, card, elsewhere=elsewhere)
     disk = None if described.disk is None else parse_speed(described.disk, name="disk")
     speed = None if described.ram_speed is None else parse_speed(described.ram_speed, "ram-speed")
     if elsewhere:
@@ -104,6 +104,14 @@ def card_here(wanted: str) -> CardProfile | None:
 def is_here(described: Described) -> bool:
     """Whether it is this machine that is meant."""
     return _card(described.gpu)[1]
+
+
+def ram_is_here(described: Described) -> bool:
+    """Whether it is this machine's RAM that is meant, and there is so much."""
+    if described.ram is None or not is_here(described):
+        return False
+    total = total_ram_bytes()
+    return parse_budget(described.ram, name="ram", whole_bytes=total) <= total
 
 
 def remembered(settings: Settings, threads: int | None, *, with_disk: bool) -> Memo:
@@ -165,9 +173,13 @@ def _keep(settings: Settings, memo: Memo) -> None:
 def parse_speed(text: str, name: str) -> float:
     """Bytes a second of a speed such as 7GB/s.  Raises UsageError naming the option."""
     amount, slash, unit = text.strip().rpartition("/")
+    refusal = UsageError(f"--{name} is {text!r}, but must be a speed like 7GB/s.")
     if not slash or unit.strip() != "s":
-        raise UsageError(f"--{name} is {text!r}, but must be a speed like 7GB/s.")
-    return float(parse_budget(amount, name=name, whole_bytes=0))
+        raise refusal
+    try:
+        return float(parse_budget(amount, name=name, whole_bytes=0))
+    except UsageError:
+        raise refusal from None
 
 
 def _card(wanted: str) -> tuple[str, bool]:
@@ -218,13 +230,14 @@ def _ram_bytes(described: Described, *, elsewhere: bool) -> int:
     return max(0, n_bytes - margin_bytes(n_bytes) - SYSTEM_BYTES) if elsewhere else n_bytes
 
 
-def _vram_bytes(described: Described, card: CardProfile) -> int:
+def _vram_bytes(described: Described, card: CardProfile, *, elsewhere: bool) -> int:
+    """What a model may take: of a card that is not here as much as is said, for it may stand for a
+    like one with more memory.
+    """
     if described.vram is None:
         return card.memory_bytes
-    return min(
-        card.memory_bytes,
-        parse_budget(described.vram, name="vram", whole_bytes=card.memory_bytes),
-    )
+    n_bytes = parse_budget(described.vram, name="vram", whole_bytes=card.memory_bytes)
+    return n_bytes if elsewhere else min(card.memory_bytes, n_bytes)
 
 
 def _of_reference(machine: Machine, threads: int) -> str:

@@ -4,6 +4,7 @@ Knows:        how `lowmoe run` spells what a plan was asked for.
 Ignorant of:  plans.
 """
 
+import shlex
 from collections.abc import Mapping
 
 # Of LoadOptions, but those that `lowmoe run` has no word for.
@@ -16,8 +17,8 @@ def run_line(model: str, bits: int, options: Mapping[str, object]) -> str:
     """
     said = {name: options.get(name) for name in OPTIONS}
     words = [
-        f"--{name.replace('_', '-')} {value}"
+        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
         for name, value in said.items()
         if value not in (None, "auto")
     ]
-    return " ".join(["lowmoe run", model, f"--bits {bits}", *words])
+    return " ".join(["lowmoe run", shlex.quote(model), f"--bits {bits}", *words])

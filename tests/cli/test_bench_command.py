@@ -117,6 +117,12 @@ def test_a_shapes_layers_are_cut(lowmoe_command: RunCommand, tmp_path: Path, hom
     assert "--layers is 9, but must be 1 to 8" in lowmoe_command(*command, 9).err
 
 
+def test_the_demo_models_shape_is_one_too(lowmoe_command: RunCommand, home: Path) -> None:
+    assert values_of(lowmoe_command("bench", "--synthetic", *SMALL, "--json", "--layers", 1))
+    (folder,) = (home / "models").iterdir()
+    assert folder.name.startswith("synthetic-demo-1layers")
+
+
 def test_layers_without_experts_are_no_shape_to_measure(lowmoe_command: RunCommand) -> None:
     refused = lowmoe_command("bench", "deepseek-v3", "--synthetic", "--layers", "3")
     assert refused.code == 2

@@ -257,6 +257,16 @@ def test_questions_are_kept_for_the_next_time(talk: Talk, home: Path) -> None:
     assert "+Who is there?" in (home / "chat_history").read_text()
 
 
+def test_a_chat_goes_on_where_questions_cannot_be_kept(talk: Talk, home: Path) -> None:
+    (home / "chat_history").mkdir(parents=True)
+    talked = talk("Hi", ENTER, "Who is there?", ENTER, CTRL_D)
+    assert "chat_history: cannot be written, so" in talked.err
+    assert [content for role, content in talked.messages if role == "user"] == [
+        "Hi",
+        "Who is there?",
+    ]
+
+
 # --- in a terminal of its own
 
 

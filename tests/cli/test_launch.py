@@ -67,6 +67,17 @@ def test_a_shell_that_follows_a_dry_run_does_what_a_launch_does(
     assert not {"OPENAI_ORG_ID", "MISTRAL_API_KEY"} & seen[0].keys()
 
 
+def test_a_home_that_cannot_be_written_to_is_said_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lowmoe_command: RunCommand
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LOWMOE_HOME", str(tmp_path / "file"))
+    done = lowmoe_command("launch", "llm", *GIVEN, "--", "true")
+    assert done.code == 1
+    (line,) = done.err.splitlines()
+    assert "Set LOWMOE_HOME to a folder that can be written to" in line
+
+
 # What a shell sets by itself.
 _SHELL = {"_", "COLUMNS", "LINES", "OLDPWD", "PWD", "SHLVL"}
 

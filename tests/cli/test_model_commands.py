@@ -67,6 +67,20 @@ def test_a_model_is_optimized_by_its_name(
     nowhere = lowmoe_command("optimize", "mixtral-8x7b", "--trace", trace)
     assert nowhere.code == 2
     assert "no model folder here yet" in nowhere.err
+    ours = lowmoe_command("optimize", "demo", "--trace", trace)
+    assert ours.code == 2
+    assert "demo comes with lowmoe" in ours.err
+
+
+@pytest.mark.parametrize("other", ["demo", "nothing/like it"])
+def test_only_a_checkpoint_is_compared_with(
+    lowmoe_command: RunCommand, model_folder: Path, tmp_path: Path, other: str
+) -> None:
+    text = tmp_path / "text"
+    text.write_text("Once upon a time there was a model. " * 9)
+    done = lowmoe_command("eval", model_folder, text, "--against", other)
+    assert done.code == 2
+    assert f"--against is {other}, but must be" in done.err
 
 
 def test_list_tells_what_is_unfinished_and_what_comes_along(
@@ -307,6 +321,9 @@ def test_eval_prints_perplexity_and_with_a_checkpoint_what_quantizing_cost(
     assert 0.5 < six["top1"] <= 1
     shown = lowmoe_command("eval", model_folder, text, "--window", "8").out
     assert shown.startswith("perplexity ")
+    refused = lowmoe_command("eval", model_folder, text, "--window", 10**6)
+    assert refused.code == 2
+    assert "is 1000000 tokens, but" in refused.err
 
 
 def test_aliases_are_listed_with_sizes_and_licences(lowmoe_command: RunCommand) -> None:

@@ -54,6 +54,7 @@ def test_plan_all_ranks_every_alias(lowmoe_command: RunCommand) -> None:
         (["mixtral-8x7b", "--gpu", "4090", "--ram", "90%"], "Give a size: --ram 64GiB"),
         (["mixtral-8x7b", "--gpu", "9999"], "must be auto, none or one of"),
         (["mixtral-8x7b", "--gpu", "none", "--disk", "7GB"], "a speed like 7GB/s"),
+        (["mixtral-8x7b", "--gpu", "none", "--disk", "7/s"], "'7/s', but must be a speed like"),
         (["mixtral-8x7b", "--gpu", "none", "--bits", "3"], "must be 2, 4, 6 or auto"),
         (["mixtral-8x7b", "--gpu", "none", "--vram", "8GB"], "no GPU is planned for"),
         (["mixtral-8x7b", "--gpu", "none", "--context", "99999999"], "was made for"),
@@ -88,6 +89,35 @@ def test_a_card_may_be_called_as_its_box_does(lowmoe_command: RunCommand, name: 
 def test_more_ram_than_is_here_is_planned_for_and_said(lowmoe_command: RunCommand) -> None:
     done = lowmoe_command("plan", "mixtral-8x7b", "--gpu", "none", "--ram", "9TB")
     assert "with more RAM than its" in done.out
+    line = done.out.splitlines()[-1]
+    assert line.startswith("lowmoe run mixtral-8x7b")
+    assert "--ram" not in line
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "options"),
+    [
+        ("mixtral-8x22b", "RTX 4090", " --gpu 'RTX 4090'"),
+        ("deepseek-v2-lite", "4090", " --gpu none"),  # whose attention no kernel of a GPU computes
+    ],
+)
+def test_the_line_that_runs_it_can_be_typed(
+    lowmoe_command: RunCommand, model: str, name: str, options: str
+) -> None:
+    done = lowmoe_command("plan", model, "--gpu", name, "--ram", "64GiB")
+    assert done.out.splitlines()[-1].endswith(options)
+
+
+def test_another_card_may_have_more_memory(lowmoe_command: RunCommand) -> None:
+    rows = [
+        json.loads(
+            lowmoe_command(
+                "plan", "mixtral-8x7b", "--gpu", "4090", "--ram", "64GiB", *more, "--json"
+            ).out.splitlines()[-1]
+        )["rows"]
+        for more in ([], ["--vram", "48GiB"])
+    ]
+    assert rows[1][-1]["bytes"]["vram"] > rows[0][-1]["bytes"]["vram"]
 
 
 def test_the_words_of_the_table_are_explained(lowmoe_command: RunCommand) -> None:
@@ -192,3 +222,6 @@ def test_plan_all_asks_of_no_model_a_longer_context_than_it_has(
     named = {row["model"] for row in json.loads(done.out.splitlines()[-1])["rows"]}
     assert "qwen3-coder-480b-a35b" in named
     assert "mixtral-8x7b" not in named
+    done = lowmoe_command("plan", "--all", *machine, "--context", 10**8)
+    assert done.code == 2
+    assert "no model with an alias was made for more than" in done.err

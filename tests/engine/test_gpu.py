@@ -18,14 +18,17 @@ from lowmoe.decoder.native import NativeComputation
 from lowmoe.decoder.on_gpu import GpuComputation
 from lowmoe.engine import gpu as gpu_module
 from lowmoe.engine.generate import Session
-from lowmoe.engine.gpu import find_gpu
+from lowmoe.engine.gpu import GpuNeeds, GpuRefusal, find_gpu
 from lowmoe.engine.load import load_checkpoint, load_folder
+from lowmoe.engine.load_on_gpu import GpuPlace
 from lowmoe.engine.load_options import LoadOptions
 from lowmoe.engine.options import SamplingOptions
 from lowmoe.engine.report import SilentReporter
 from lowmoe.engine.runtime import Runtime
 from lowmoe.errors import FolderError, GpuError, MemoryBudgetError, UsageError
 from lowmoe.families import read_config
+from lowmoe.families.aliases import ALIASES
+from lowmoe.families.fewer_layers import with_layers
 from lowmoe.loader.synthetic import write_synthetic
 from quant.layout import round_up
 from tests.conftest import NO_GPU
@@ -443,6 +446,29 @@ def test_memory_that_does_not_do_after_all_is_one_line(
         MemoryBudgetError, match=r"^the GPU ran out of memory: CUDA out of memory\. Give a smaller"
     ):
         list(Session(work.load(model_folder)).token_ids(PROMPT, GREEDY))
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 4])
+def test_less_memory_is_tried_each_time_until_nothing_is_left_to_try(n_layers: int) -> None:
+    spec = read_config(with_layers(ALIASES["mixtral-8x7b"].config, n_layers)).spec
+    recipe = Recipe(expert_planes=2)
+    needs = GpuNeeds(
+        spec=spec,
+        dense_bytes=10**9,
+        part_bytes=recipe.expert_format(spec).part_bytes[0],
+        n_context=4096,
+        kv="float16",
+        n_sequences=1,
+    )
+    gpu: Any = StandInGpu()
+    place = GpuPlace(gpu=gpu, needs=needs, division=needs.divided(gpu, [2], 10**12, 24 * 2**30))
+    taken = []
+    with pytest.raises(GpuRefusal):
+        for _ in range(100):
+            taken.append(needs.divided_bytes(gpu, place.division))
+            place = place.with_less(10**12)
+    assert 3 < len(taken) < 100
+    assert sorted(taken, reverse=True) == taken
 
 
 @pytest.mark.parametrize("kv", ["float16", "int8", "float32"])

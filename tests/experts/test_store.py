@@ -328,12 +328,24 @@ def test_a_right_guess_is_read_once_and_counted() -> None:
     source = FakeExperts()
     with store_of(source, 4) as store:
         store.prefetch(0, [1, 2])
+        finish(store, (0, 2))  # else it may be given up
         use(store, source, 0, [1, 3])
         traffic = store.traffic()
         assert (traffic.guessed, traffic.guessed_right) == (2, 1)
         use(store, source, 0, [1, 2])
         assert store.traffic().guessed_right == 2
     assert source.reads == {(0, 1): 1, (0, 2): 1, (0, 3): 1}
+
+
+def test_a_guess_that_is_not_read_after_all_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store_module, "ThreadPoolExecutor", DrivenReaders)
+    with store_of(FakeExperts(), 16) as store:
+        store.prefetch(0, range(N_READERS + 2))
+        assert store.traffic().guessed == N_READERS + 2
+        store.want(1, [0])  # only those whose reading has begun remain
+        assert store.traffic().guessed == N_READERS
 
 
 def test_a_failing_read_raises_where_the_expert_is_borrowed_and_the_store_goes_on() -> None:

@@ -4,11 +4,10 @@ Knows:        Python's strings, words and brackets; what models and templates ge
 Ignorant of:  whose argument it is, which type it should have.
 """
 
-import json
 import re
 from typing import Any
 
-from lowmoe.engine.tool_calls.definitions import to_json
+from lowmoe.engine.tool_calls.definitions import from_json, to_json
 from lowmoe.engine.tool_calls.json_object import MAX_DEPTH
 
 _WORDS = {"True": "true", "False": "false", "None": "null"}
@@ -59,7 +58,7 @@ class PythonValue:
     def read(self) -> tuple[Any] | None:
         """The value, if it is one."""
         try:
-            return (json.loads("".join(self._json), parse_constant=_no_json),)
+            return (from_json("".join(self._json)),)
         except (ValueError, RecursionError):
             return None
 
@@ -112,7 +111,3 @@ def _unescaped_one(found: re.Match[str]) -> str:
     code, char = found.groups()
     # Python leaves what is no escape as it is.
     return chr(int(code, 16)) if code else _ESCAPED.get(char, found[0])
-
-
-def _no_json(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")

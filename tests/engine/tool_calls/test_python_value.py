@@ -61,7 +61,9 @@ def test_what_python_would_refuse_is_read_where_it_is_plain(written: str, expect
     assert read(written) == (expected,)
 
 
-@pytest.mark.parametrize("written", ["Paris", "http://a.b", "f(x)", "NaN", "{1: 2}", "[1,]", ""])
+@pytest.mark.parametrize(
+    "written", ["Paris", "http://a.b", "f(x)", "NaN", "1e999", "{1: 2}", "[1,]", ""]
+)
 def test_what_is_no_value_is_none(written: str) -> None:
     assert read(written) is None
 
