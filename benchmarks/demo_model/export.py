@@ -32,7 +32,7 @@ GENERATION = {
     "do_sample": True,
     "temperature": 0.7,
     "top_p": 0.9,
-    "max_new_tokens": 800,
+    "max_new_tokens": 960,
 }
 
 
