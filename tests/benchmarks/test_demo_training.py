@@ -17,6 +17,7 @@ from torch import Tensor
 from benchmarks.demo_model import train as training
 from benchmarks.demo_model.attention import QUERIES, attend, attend_padded
 from benchmarks.demo_model.documents import (
+    AGAIN,
     ASKED_FOR,
     END_OF_TEXT,
     IM_END,
@@ -164,8 +165,7 @@ def test_what_is_asked_for_counts_more_where_the_answer_first_has_it() -> None:
     weights = frame.weights(prompt, chat)
     assert len(weights) == len(chat)
     first = chat.tolist().index(50, len(FRAME.user) + len(prompt) + 1)
-    assert [i for i, w in enumerate(weights) if w != 1] == [first]
-    assert weights[first] == ASKED_FOR
+    assert {i: w for i, w in enumerate(weights) if w != 1} == {first: ASKED_FOR, first + 2: AGAIN}
 
 
 def test_weights_stay_with_their_tokens_in_every_batch() -> None:
@@ -178,7 +178,7 @@ def test_weights_stay_with_their_tokens_in_every_batch() -> None:
     ]
     n = len(found)
     assert found == list(zip(epoch.targets[:n].tolist(), epoch.weights[:n].tolist(), strict=True))
-    assert {weight for _, weight in found} == {1.0, ASKED_FOR}
+    assert {weight for _, weight in found} == {1.0, AGAIN, ASKED_FOR}
 
 
 def test_a_batch_is_split_between_documents() -> None:

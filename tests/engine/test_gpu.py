@@ -462,12 +462,16 @@ def test_less_memory_is_tried_each_time_until_nothing_is_left_to_try(n_layers: i
     )
     gpu: Any = StandInGpu()
     place = GpuPlace(gpu=gpu, needs=needs, division=needs.divided(gpu, [2], 10**12, 24 * 2**30))
-    taken = []
+    taken: list[int] = []
+
+    def try_less(place: GpuPlace) -> None:
+        taken.append(needs.divided_bytes(gpu, place.division))
+        assert len(taken) < 100
+        try_less(place.with_less(10**12))
+
     with pytest.raises(GpuRefusal):
-        for _ in range(100):
-            taken.append(needs.divided_bytes(gpu, place.division))
-            place = place.with_less(10**12)
-    assert 3 < len(taken) < 100
+        try_less(place)
+    assert len(taken) > 3
     assert sorted(taken, reverse=True) == taken
 
 
