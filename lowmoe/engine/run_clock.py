@@ -90,7 +90,8 @@ class RunClock:
         if n_steps > 0:
             dense = PerTier(**{self._runtime.store.tier: self._runtime.dense_bytes_per_token})
             moved = Moved(traffic=decode, n_tokens=n_steps, dense=dense)
-            disk = whole.disk_bytes / whole.disk_busy_s if whole.disk_busy_s else None
+            # Of a short answer's reads most may have begun before: then it seems faster than it is.
+            disk = max(filter(None, map(_disk_speed, (whole, decode))), default=None)
             bus = whole.copied_bytes / whole.copied_s if whole.copied_s else None
             # A step makes one token of this answer, whatever it makes of others.
             bound = moved.bound_tokens_per_s(replace(bandwidths, disk=disk, bus=bus))
@@ -121,6 +122,10 @@ class RunClock:
 
     def _decode_tokens_per_s(self, n_steps: int) -> float | None:
         return n_steps / (self._now - self._first_token_at) if n_steps > 0 else None
+
+
+def _disk_speed(traffic: Traffic) -> float | None:
+    return traffic.disk_bytes / traffic.disk_busy_s if traffic.disk_busy_s else None
 
 
 def placement(runtime: Runtime) -> PerTier:
