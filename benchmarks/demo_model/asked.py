@@ -5,7 +5,7 @@ about a lighthouse keeper called Ines" is to get one too, and it is to be about 
 things of a story are put into questions, from which training learns to bring them back.
 
 Knows:        English, as far as the words around a word tell names and nouns.
-Ignorant of:  tokens, how often each question is used.
+Ignorant of:  tokens, how often training asks so instead of by the prompt.
 """
 
 import math
@@ -29,13 +29,14 @@ QUESTIONS = (
 )
 BY_TITLE = ('Tell me {kind} called "{title}".', "Write {kind} called {title}.")
 CALLED = ("called", "named")
-FIRST_WORDS = 40  # characters of a prompt that say what it asks for
+FIRST_CHARACTERS = 40  # of a prompt, which say what it asks for
 COMMON = 0.06  # of all stories: what more of them tell of says nothing of one
 MOSTLY_A_NOUN = 0.25  # of the times that a noun comes up, at least, it stands in a noun's place
 MOST_THINGS = 4  # of a story that are asked for
 EARLY = 0.5  # of a story: what it is about has come in by then
 BY_TITLE_SHARE = 0.1
 
+_BETWEEN = ("a", "an", "and", "the", "of", "in", "to", "for", "is", "was", "with", "who", "that")
 _STORY = re.compile(r"\b(?:story|tale|narrative|novel)\b")
 _TITLE = re.compile(r"called `?([^`]+?)`?\.?$")
 _NAMED = re.compile(r"\b(an? (?:[a-z-]+ ){0,3}?[a-z]+),? (?:named|called) ([A-Z][a-z]+)")
@@ -113,9 +114,9 @@ def asking_words() -> Iterator[str]:
         for kind in called:
             words = pattern.format(kind=kind, of="", title="")
             yield from (words, words[0].upper() + words[1:])
-    for word in ("a", "an", "and", "the", "of", "in", "bedtime", "girl", "boy", *CALLED):
+    for word in ("bedtime", "girl", "boy", *CALLED, *_BETWEEN):
         yield f" {word}"
-    yield from (",", ", ", '."', " the old")
+    yield from (",", ", ", '."', " the old", "'s", ":", "`", " `", "`.")
 
 
 def questions(prompt: str, text: str, called: Sequence[str], nouns: Nouns) -> Iterator[str]:
@@ -124,7 +125,7 @@ def questions(prompt: str, text: str, called: Sequence[str], nouns: Nouns) -> It
     The prompt itself where it asks for no story, or nothing is found that the story is about.
     """
     draw = random.Random(text)
-    is_story = _STORY.search(prompt[:FIRST_WORDS]) is not None
+    is_story = _STORY.search(prompt[:FIRST_CHARACTERS]) is not None
     found = _TITLE.search(prompt) if is_story else None
     title = "" if found is None else found[1]
     subjects = _subjects(text, nouns.most_told_of(text, title), draw) if is_story else []

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from benchmarks.demo_model.asked import SETS as ASKED_SETS
+
 END_OF_TEXT, IM_START, IM_END, PAD = 0, 1, 2, 3
 Ids = NDArray[np.uint16]
 Weights = NDArray[np.float32]
@@ -25,7 +27,7 @@ class Share:
     chat: float  # of those, framed as an answer; the others are bare text
 
 
-# How much a word of the question counts where the answer first has it, and where it comes again;
+# How much a token of a question counts where the answer first has it, and where it comes again;
 # others count 1.
 ASKED_FOR, AGAIN = 4.0, 2.0
 ASKED_OTHERWISE = 0.85  # of chats: by any prompt of their text, else by the first
@@ -161,10 +163,11 @@ class Batch:
 
 
 class Epoch:
-    """Everything once, in an order of its own.
+    """Everything once, in an order of its own; what is less than a step at its end is left out.
 
     A document longer than the context is cut into pieces. Batches are cut anywhere, so that all are
-    of one size: the rest of a document that one cuts begins the next.
+    of one size: the rest of a document that one cuts begins the next. What a question asks for
+    counts more only where the question is in sight: elsewhere it could but be guessed.
     """
 
     def __init__(
@@ -184,11 +187,9 @@ class Epoch:
                 text = documents.text(index)
                 prompt = documents.prompt(index, others[index] if otherwise[index] else 0)
                 framed = frame.chat(prompt, text) if chat[index] else frame.bare(text)
-                weights = (
-                    frame.weights(prompt, framed)
-                    if chat[index]
-                    else np.ones(len(framed), dtype=np.float32)
-                )
+                weights = np.ones(len(framed), dtype=np.float32)
+                if chat[index] and name in ASKED_SETS:
+                    weights[: context + 1] = frame.weights(prompt, framed)[: context + 1]
                 # A piece's last token is the next one's first: every token but a text's first is
                 # learnt once.
                 cuts = range(0, len(framed) - 1, context)
@@ -212,10 +213,13 @@ class Epoch:
         within = self.ends[
             np.searchsorted(self.ends, first, "right") : np.searchsorted(self.ends, end)
         ]
-        lengths = np.diff(np.concatenate([[first], within, [end]]))
+        lengths = np.diff(np.concatenate([[first], within, [end]])).tolist()
+        weights = self.weights[first:end].copy()
+        if first and first not in self.ends:
+            weights[: lengths[0]] = 1
         return Batch(
             ids=self.ids[first:end],
             targets=self.targets[first:end],
-            lengths=lengths.tolist(),
-            weights=self.weights[first:end],
+            lengths=lengths,
+            weights=weights,
         )

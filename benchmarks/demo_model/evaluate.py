@@ -63,9 +63,10 @@ WHAT = (
 )
 
 
-def bits_per_byte(model: Mixtral, stories: Documents, tokenizer: Tokenizer) -> float:
-    """Of bare texts, in pieces of the context; the first token of a piece is given."""
-    context = model.shape.context
+def bits_per_byte(
+    model: Mixtral, stories: Documents, tokenizer: Tokenizer, *, context: int
+) -> float:
+    """Of bare texts, in pieces of a context; the first token of a piece is given."""
     texts = [stories.text(i) for i in range(len(stories))]
     pieces = [t[a : a + context + 1] for t in texts for a in range(0, len(t) - 1, context)]
     found = batches(pieces, context=context, at_most=None)
@@ -86,7 +87,7 @@ def losses(folder: Path, tokens: Path, *, context: int) -> dict[str, Any]:
     return {
         "name": folder.name,
         "loss": heldout_losses(model, heldout),
-        "bits_per_byte": bits_per_byte(model, stories, tokenizer),
+        "bits_per_byte": bits_per_byte(model, stories, tokenizer, context=context),
     }
 
 
@@ -112,6 +113,7 @@ def routing(folder: Path, tokens: Path) -> dict[str, Any]:
     return {
         "shares": {n: expert_shares(c, shape.n_experts).tolist() for n, c in choices.items()},
         "repeats": {n: repeat_rate(c).tolist() for n, c in choices.items()},
+        "n_active": shape.n_active,
         "slots": slots,
         "hits": {n: [hit_rate(c[:, :CACHE_TOKENS], s) for s in slots] for n, c in choices.items()},
     }
@@ -165,7 +167,7 @@ def samples(model: Model) -> list[dict[str, Any]]:
             {
                 "prompt": prompt,
                 "text": "".join(token.text for token in tokens),
-                "n_tokens": len(tokens),
+                "n_tokens": sum(token.id is not None for token in tokens),
                 "most_tokens": model.options().max_new_tokens,
             }
         )

@@ -16,7 +16,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-# SmolLM2-135M, a dense model of 135M parameters, on the same stories.
+# SmolLM2-135M, a dense model of 135M parameters, on the same stories; measured with the first
+# version, in pieces of a length that was not written down.
 SMOLLM2_BITS_PER_BYTE = 0.686
 TEMPLATE = Path(__file__).with_name("page_template.md")
 KINDS = {"stories": "stories", "scenes": "scenes", "qa": "questions", "fairy": "fairy tales"}
@@ -106,7 +107,7 @@ def samples_section(widths: list[dict[str, Any]]) -> str:
 def page(results: dict[str, Any]) -> str:
     """In Markdown."""
     widths, routing = results["widths"], results["routing"]
-    n_active = routing["slots"][0]
+    n_active = routing["n_active"]
     n_experts = len(next(iter(routing["shares"].values()))[0])
     return Template(TEMPLATE.read_text("utf-8")).substitute(
         machine=results["machine"],

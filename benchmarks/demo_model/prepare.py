@@ -85,7 +85,10 @@ def main() -> None:
     arguments = parser.parse_args()
     files = sorted((arguments.data / "train").glob("*.jsonl"))
     if not files:
-        raise SystemExit(f"{arguments.data}/train holds no *.jsonl: unpack train.tar.zst there.")
+        raise SystemExit(
+            f"{arguments.data}/train holds no *.jsonl. Put one there for each set; their "
+            "sources are in benchmarks/demo_model/README.md."
+        )
     arguments.out.mkdir(parents=True, exist_ok=True)
     destination = arguments.out / "tokenizer.json"
     if arguments.train_tokenizer:

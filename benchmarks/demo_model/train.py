@@ -125,7 +125,9 @@ class Run:
         return self.epoch.batch(first, mine).split(self.micro_tokens)
 
     def step(self, *, stop: bool = False) -> tuple[float, bool]:
-        """Take one.  Returns nats a token, and whether any process wants to stop after it."""
+        """Take one.  Returns its loss, nats a token times what each counts, and whether any process
+        wants to stop after it.
+        """
         batches = self.next_batches()
         rate = self.schedule.rate(self.done_tokens)
         dropout = DROPOUT if self.position.epoch >= DROPOUT_FROM_EPOCH else 0.0
@@ -178,8 +180,13 @@ class Run:
         temporary.replace(path)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint.  Raises SystemExit for one that counts steps otherwise."""
         state = torch.load(path, weights_only=True, map_location=self.device)
+        for name in ("step_tokens", "seed"):
+            found, asked = state["options"][name], getattr(self.options, name)
+            if found != asked:
+                option = f"--{name.replace('_', '-')} {found}"
+                raise SystemExit(f"{path}: learnt with {option}, not {asked}. Give that.")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.position = Position(**state["position"])
@@ -206,7 +213,7 @@ def train(run: Run, out: Path, heldout: dict[str, list[Batch]], *, until: int) -
                 "tokens": run.done_tokens,
                 "epoch": run.position.epoch,
                 "loss": round(loss, 4),
-                "lr": run.schedule.rate(run.done_tokens),
+                "lr": run.schedule.rate(run.done_tokens - run.options.step_tokens),
                 "tokens_per_s": round(
                     (run.done_tokens - begun_tokens) / (time.monotonic() - begun)
                 ),

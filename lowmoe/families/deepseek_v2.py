@@ -27,4 +27,4 @@ def spec(hf: HfConfig) -> ModelSpec:
         n_groups_active=n_groups_active,
         scale=hf.number("routed_scaling_factor", default=1.0),
     )
-    return deepseek_v3.with_latents(hf, beside_shared(hf, router, n_plain=0))
+    return deepseek_v3.with_latents(hf, beside_shared(hf, router, n_plain=0, n_shared=2))

@@ -43,15 +43,18 @@ def spec(hf: HfConfig) -> ModelSpec:
     hf.require("scoring_func", "sigmoid", None)
     hf.require("topk_method", "noaux_tc", None)
     unsaid = _GLM_LITE if hf.values["model_type"] == "glm4_moe_lite" else _DEEPSEEK
-    return with_latents(hf, feed_forwards(hf, unsaid))
+    eps = 1e-5 if unsaid is _GLM_LITE else 1e-6
+    return with_latents(hf, feed_forwards(hf, unsaid), unsaid_epsilon=eps)
 
 
-def with_latents(hf: HfConfig, feed_forwards: Sequence[ExpertsFeedForward]) -> ModelSpec:
-    """A model of latent attention."""
+def with_latents(
+    hf: HfConfig, feed_forwards: Sequence[ExpertsFeedForward], *, unsaid_epsilon: float = 1e-6
+) -> ModelSpec:
+    """A model of latent attention.  unsaid_epsilon: where the config does not say."""
     require_plain(hf)
     hf.require("attention_bias", False, None)
     hf.require("rope_interleave", True, None)
-    eps = epsilon(hf, default=1e-6)
+    eps = epsilon(hf, default=unsaid_epsilon)
     return read_model(hf, _attention(hf), feed_forwards, norm_epsilon=eps)
 
 

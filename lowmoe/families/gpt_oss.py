@@ -42,6 +42,7 @@ _BIASES = Stored(
 )
 
 # Where the config does not say.
+_WINDOW = 128
 _ROPE = {
     "rope_type": "yarn",
     "factor": 32.0,
@@ -72,7 +73,7 @@ def spec(hf: HfConfig) -> ModelSpec:
         read_attention(hf, theta=150_000.0, head_size=64, qkv_bias=bias, out_bias=bias),
         sinks=True,
     )
-    window = hf.integer("sliding_window", default=128)
+    window = hf.integer("sliding_window", default=_WINDOW)
     by_turns = [window if i % 2 == 0 else None for i in range(n_layers(hf))]
     n_experts = hf.integer("num_local_experts")
     experts = ExpertsFeedForward(
@@ -91,5 +92,5 @@ def spec(hf: HfConfig) -> ModelSpec:
         ),
         bias=True,
     )
-    layers = [replace(attention, window=w) for w in windows(hf, by_turns)]
+    layers = [replace(attention, window=w) for w in windows(hf, by_turns, size=_WINDOW)]
     return read_model(hf, layers, experts, norm_epsilon=epsilon(hf, default=1e-5))

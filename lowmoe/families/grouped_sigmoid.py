@@ -31,6 +31,9 @@ from lowmoe.spec import (
 NAMES = {**decoder_names(), **expert_names(shared="shared_experts")}
 
 
+_WINDOW = 4096  # of dots.llm1's class in transformers
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unsaid:
     """What a family's experts are where the config does not say: its class in transformers."""
@@ -67,11 +70,11 @@ def _with_windows(hf: HfConfig) -> ModelSpec:
     bias = hf.boolean("attention_bias", default=False)
     norm = HeadNorm(over="head", epsilon=eps)
     attention = read_attention(hf, theta=1e4, norm=norm, qkv_bias=bias, out_bias=bias)
-    count, window = n_layers(hf), hf.optional_integer("sliding_window", absent=4096)
+    count, window = n_layers(hf), hf.optional_integer("sliding_window", absent=_WINDOW)
     first = count
     if window is not None:
         first = min(hf.integer("max_window_layers", default=62), count)
-    sizes = windows(hf, [None] * first + [window] * (count - first))
+    sizes = windows(hf, [None] * first + [window] * (count - first), size=_WINDOW)
     layers = [replace(attention, window=size) for size in sizes]
     experts = feed_forwards(hf, Unsaid(renormalize=False, n_plain=0))
     return read_model(hf, layers, experts, norm_epsilon=eps)
@@ -114,18 +117,18 @@ def groups(hf: HfConfig, count: int = 1, active: int = 1) -> tuple[int, int]:
 
 
 def beside_shared(
-    hf: HfConfig, router: SoftmaxRouter | SigmoidRouter, *, n_plain: int
+    hf: HfConfig, router: SoftmaxRouter | SigmoidRouter, *, n_plain: int, n_shared: int = 1
 ) -> list[ExpertsFeedForward]:
     """A few plain ones first, then experts that a router chooses beside shared ones.
 
-    n_plain: where the config does not say.
+    n_plain, n_shared: where the config does not say.
     """
     n_inner = hf.integer("moe_intermediate_size")
     experts = ExpertsFeedForward(
         n_experts=routed(hf),
         n_inner=n_inner,
         router=router,
-        shared=SharedExpert(n_inner=n_inner * hf.integer("n_shared_experts", default=1)),
+        shared=SharedExpert(n_inner=n_inner * hf.integer("n_shared_experts", default=n_shared)),
     )
     plain = without_experts(experts, hf.integer("intermediate_size"))
     count = n_layers(hf)

@@ -17,6 +17,7 @@ from lowmoe.families.reading import (
 )
 from lowmoe.spec import HfConfig, ModelSpec
 
+_WINDOW = 4096  # where the config does not say
 NAMES = {**decoder_names(), **dense_names()}
 
 
@@ -34,5 +35,5 @@ def _windows(hf: HfConfig) -> list[int | None]:
     if not hf.boolean("use_sliding_window", default=False):
         return [None] * count
     first = min(hf.integer("max_window_layers", default=28), count)
-    window = hf.integer("sliding_window")
-    return windows(hf, [None] * first + [window] * (count - first))
+    window = hf.integer("sliding_window", default=_WINDOW)
+    return windows(hf, [None] * first + [window] * (count - first), size=_WINDOW)

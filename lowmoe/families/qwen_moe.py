@@ -40,7 +40,7 @@ def spec(hf: HfConfig) -> ModelSpec:
         bias = hf.boolean("attention_bias", default=False)
         window = None
         if hf.boolean("use_sliding_window", default=False):
-            window = hf.optional_integer("sliding_window")
+            window = hf.optional_integer("sliding_window", absent=4096)
         norm = HeadNorm(over="head", epsilon=eps)
         attention = read_attention(
             hf, theta=1e4, norm=norm, window=window, qkv_bias=bias, out_bias=bias

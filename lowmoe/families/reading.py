@@ -142,12 +142,16 @@ def layer_list(hf: HfConfig, key: str, allowed: Sequence[object]) -> list[Any] |
     return value
 
 
-def windows(hf: HfConfig, default: Sequence[int | None]) -> list[int | None]:
-    """Each layer's sliding window, by layer_types where the config has them."""
+def windows(hf: HfConfig, default: Sequence[int | None], *, size: int) -> list[int | None]:
+    """Each layer's sliding window, by layer_types where the config has them.
+
+    size: of those that slide, where the config does not say.
+    """
     kinds = layer_list(hf, "layer_types", ("full_attention", "sliding_attention"))
     if kinds is None:
         return list(default)
-    return [hf.integer("sliding_window") if "sliding" in kind else None for kind in kinds]
+    size = hf.integer("sliding_window", default=size)
+    return [size if "sliding" in kind else None for kind in kinds]
 
 
 def uniform(hf: HfConfig, key: str) -> int:

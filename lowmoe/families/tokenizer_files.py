@@ -76,12 +76,8 @@ def _of_pieces(data: bytes, own: Mapping[int, tuple[str, int]], config: Mapping[
             f"but only {_BYTE_PAIRS} (byte pairs) is implemented. Put a tokenizer.json beside it."
         )
     for token_id, (token, kind) in _in_order(own, len(tokens)):
-        if token_id == len(tokens):
-            tokens.append(token)
-            kinds.append(kind)
-            scores.append(0.0)
-        elif tokens[token_id] == token:
-            kinds[token_id] = kind
+        _name(tokens, kinds, token_id, token, kind)
+    scores += [0.0] * (len(tokens) - len(scores))
     values: dict[str, Any] = {
         "model": "llama",
         "tokens": tokens,
@@ -145,13 +141,7 @@ def _of_ranks(ranks: _Ranks, data: bytes, own: Mapping[int, tuple[str, int]]) ->
     kinds = [_NORMAL] * len(tokens)
     named = own or {len(tokens) + i: (t, _CONTROL) for i, t in enumerate(ranks.special)}
     for token_id, (token, kind) in _in_order(named, len(tokens)):
-        # Between those that have names some have none, and are never written.
-        while len(tokens) < token_id:
-            tokens.append(f"<|reserved_token_{len(tokens)}|>")
-            kinds.append(_CONTROL)
-        if token_id == len(tokens):
-            tokens.append(token)
-            kinds.append(kind)
+        _name(tokens, kinds, token_id, token, kind)
     values = {
         "model": "gpt2",
         "pre": ranks.cut,
@@ -203,6 +193,16 @@ def _spelling() -> dict[int, str]:
 
 
 # --- both
+
+
+def _name(tokens: list[str], kinds: list[int], token_id: int, token: str, kind: int) -> None:
+    """Call one as the config does, whatever the vocabulary called it: a reserved token may have
+    become a chat's mark. Between those that have names some have none, and are never written.
+    """
+    while len(tokens) <= token_id:
+        tokens.append(f"<|reserved_token_{len(tokens)}|>")
+        kinds.append(_CONTROL)
+    tokens[token_id], kinds[token_id] = token, kind
 
 
 def _built(values: Mapping[str, Any]) -> Tokenizer:

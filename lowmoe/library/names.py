@@ -52,7 +52,7 @@ class LocalCheckpoint:
     def _paths(self) -> list[Path]:
         if self.path.is_file():
             return split_paths(self.path)
-        kinds = (".json", ".safetensors", ".jinja")
+        kinds = (".json", ".safetensors", ".jinja", ".model", ".tiktoken")
         return sorted(path for path in self.path.iterdir() if path.suffix in kinds)
 
 

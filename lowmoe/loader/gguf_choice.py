@@ -5,6 +5,7 @@ Ignorant of:  the network, what is in a file.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -57,13 +58,15 @@ def choose_gguf(repo_id: str, n_bytes: Mapping[str, int], asked: str | None) -> 
     missing and for names that do not tell several models apart.
     """
     offers = _offers(n_bytes)
-    kinds = ", ".join(sorted({offer.kind or "one without a kind" for offer in offers}))
+    named = sorted({offer.kind for offer in offers} - {""})
+    kinds = ", ".join([*named, *["one without a kind"] * any(not offer.kind for offer in offers)])
     if asked is not None:
         found = [offer for offer in offers if offer.kind.upper() == asked.upper()]
         if not found:
+            instead = f"Give {' or '.join(named)} after the colon, or no colon"
             raise UnknownModelError(
                 f"{repo_id}: holds no GGUF file of kind {asked!r}, but {kinds or 'none at all'}. "
-                "Give one of these after the colon, or no colon."
+                f"{instead if named else 'Leave out the colon and what follows it'}."
             )
         why = "as asked"
     elif not offers:
@@ -78,7 +81,9 @@ def choose_gguf(repo_id: str, n_bytes: Mapping[str, int], asked: str | None) -> 
             "Download the one you mean, and give its path."
         )
     if found[0].fault:
-        others = ", ".join(sorted({offer.kind for offer in offers if not offer.fault} - {""}))
+        counts = Counter(offer.kind for offer in offers)
+        whole = {offer.kind for offer in offers if not offer.fault and counts[offer.kind] == 1}
+        others = ", ".join(sorted(whole - {""}))
         instead = f" or one of {others} after the colon" if others else ""
         raise CheckpointError(
             f"{repo_id}: {found[0].fault}. The upload is incomplete; name another "
@@ -119,7 +124,8 @@ def _offer(place: str, count: int, parts: Mapping[int, str], n_bytes: Mapping[st
         fault += f", part {missing} is missing"
     elif len(parts) == count:
         fault = ""
-    found = _KIND.search(place.rpartition("/")[2])
+    folder, _, name = place.rpartition("/")
+    found = _KIND.search(name) or _KIND.search(folder)
     names = tuple(parts[n] for n in sorted(parts))
     total = sum(n_bytes[name] for name in names)
     return _Offer(found[1] if found else "", names, total, fault)

@@ -168,17 +168,42 @@ def test_what_is_asked_for_counts_more_where_the_answer_first_has_it() -> None:
     assert {i: w for i, w in enumerate(weights) if w != 1} == {first: ASKED_FOR, first + 2: AGAIN}
 
 
-def test_weights_stay_with_their_tokens_in_every_batch() -> None:
-    epoch = Epoch(SETS, FRAME, context=TINY.context, number=0, seed=0)
-    found = [
-        (target, weight)
-        for first in range(0, len(epoch) - 100, 100)
-        for part in epoch.batch(first, 100).split(30)
-        for target, weight in zip(part.targets.tolist(), part.weights.tolist(), strict=True)
-    ]
-    n = len(found)
-    assert found == list(zip(epoch.targets[:n].tolist(), epoch.weights[:n].tolist(), strict=True))
-    assert {weight for _, weight in found} == {1.0, AGAIN, ASKED_FOR}
+def test_weights_stay_with_their_tokens_while_the_question_is_in_sight() -> None:
+    # Every story is asked for 90, has it behind 91 and 92 and, past the context, behind 93.
+    text = [91, 90, 92, 90, *[7] * TINY.context, 93, 90]
+    prompts, texts = [[[90]]] * 20, [text] * 20
+    others = {name: Documents.of([[[10]]], [[11, 12]]) for name in SETS}
+    sets = others | {"stories": Documents.of(prompts, texts)}
+    epoch = Epoch(sets, FRAME, context=TINY.context, number=0, seed=0)
+    found: dict[tuple[int, int], set[float]] = {}
+    for first in range(0, len(epoch) - 50, 50):
+        batch = epoch.batch(first, 50)
+        of_part, in_sight = 0, first == 0 or first in epoch.ends
+        for part in batch.split(30):
+            for length in part.lengths:
+                span = slice(of_part, of_part + length)
+                ids, targets, weights = batch.ids[span], batch.targets[span], batch.weights[span]
+                asked = in_sight and IM_START in ids[:1]
+                for before, target, weight in zip(ids, targets, weights, strict=True):
+                    if target == 90 and before in (91, 92, 93):
+                        found.setdefault((int(before), asked), set()).add(float(weight))
+                    else:
+                        assert weight == 1
+                of_part, in_sight = of_part + length, True
+    assert found == {
+        (91, True): {ASKED_FOR},
+        (92, True): {AGAIN},
+        **{(before, False): {1.0} for before in (91, 92, 93)},
+    }
+
+
+@pytest.mark.parametrize("changed", [{"step_tokens": 1024}, {"seed": 1}])
+def test_a_checkpoint_that_counts_otherwise_is_refused(
+    tmp_path: Path, changed: dict[str, int]
+) -> None:
+    a_run().save(tmp_path / "checkpoint.pt")
+    with pytest.raises(SystemExit, match=r"checkpoint\.pt: learnt with --"):
+        a_run(**changed).load(tmp_path / "checkpoint.pt")
 
 
 def test_a_batch_is_split_between_documents() -> None:

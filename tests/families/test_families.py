@@ -299,10 +299,12 @@ _OF_EXPERTS = (
         ("mistral-7b", ("sliding_window",)),
         ("llama-4-scout", ("attention_chunk_size", "attn_temperature_tuning")),
         ("gpt-oss-20b", ("rope_scaling",)),
+        ("gpt-oss-20b", ("sliding_window",)),
+        ("gpt-oss-20b", ("sliding_window", "layer_types")),
         ("dots.llm1", (*_OF_EXPERTS, "sliding_window", "max_window_layers")),
         ("glm-4.5", _OF_EXPERTS),
-        ("glm-4.7-flash", _OF_EXPERTS),
-        ("deepseek-v2-lite", _OF_EXPERTS),
+        ("glm-4.7-flash", (*_OF_EXPERTS, "rms_norm_eps")),
+        ("deepseek-v2-lite", (*_OF_EXPERTS, "n_shared_experts", "rms_norm_eps")),
         ("deepseek-v3", _OF_EXPERTS),
         ("deepseek-v3.2", _OF_EXPERTS),
     ],
@@ -313,6 +315,21 @@ def test_what_a_config_does_not_say_is_as_in_transformers_class(
     whole = dict(ALIASES[alias].config)
     config = {k: v for k, v in whole.get("text_config", whole).items() if k not in absent}
     said = AutoConfig.for_model(**config).to_dict() | {"eos_token_id": None}
+    assert read_config(config).spec == read_config(said).spec
+
+
+@pytest.mark.parametrize(("name", "aliased"), [("qwen3_moe", "qwen3-30b-a3b"), ("qwen2", None)])
+def test_a_window_that_is_used_and_not_said_is_as_in_transformers_class(
+    name: str, aliased: str | None
+) -> None:
+    if aliased is None:
+        config = AutoConfig.for_model(name, use_sliding_window=True).to_dict()
+        config = {k: v for k, v in config.items() if k != "sliding_window"}
+    else:
+        config = {k: v for k, v in ALIASES[aliased].config.items() if k != "sliding_window"}
+    config["use_sliding_window"] = True
+    said = AutoConfig.for_model(**config).to_dict() | {"eos_token_id": None}
+    assert said["sliding_window"] == 4096
     assert read_config(config).spec == read_config(said).spec
 
 

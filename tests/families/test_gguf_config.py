@@ -235,6 +235,14 @@ def test_the_groups_of_a_deepseek_v3_are_its_makers(
     assert (router.n_groups, router.n_groups_active) == groups
 
 
+def test_a_router_of_an_unknown_kind_is_refused() -> None:
+    values = V2 | {"deepseek2.expert_gating_func": 3}
+    with pytest.raises(UnsupportedModelError, match="expert_gating_func is 3, but"):
+        gguf_config(values, NEXT_SHAPES, {}.__getitem__)
+    unsaid = gguf_config(V2 | {"deepseek2.expert_gating_func": 0}, NEXT_SHAPES, {}.__getitem__)
+    assert unsaid["model_type"] == "deepseek_v2"
+
+
 @pytest.mark.parametrize("n_heads", [0, 5])
 def test_heads_that_do_not_divide_their_channels_are_refused(n_heads: int) -> None:
     with pytest.raises(CheckpointError, match=rf"must divide into the {n_heads} heads"):

@@ -91,6 +91,16 @@ def test_what_the_config_adds_is_matched_whole() -> None:
     assert ours.token_id("<think>") == end + 1
 
 
+def test_a_piece_that_the_config_calls_otherwise_is_called_so_and_gaps_are_reserved() -> None:
+    data = trained()
+    end = sentencepiece.SentencePieceProcessor(model_proto=data).get_piece_size()
+    added = {5: ("<|im_start|>", True), end + 2: ("<|im_end|>", True)}
+    files = {"tokenizer.model": data, "tokenizer_config.json": config(added, add_bos_token=False)}
+    ours = tokenizer_of("mixtral", files)
+    assert ours.encode("<|im_start|>", add_special=True) == [5]
+    assert ours.encode("<|im_end|>", add_special=True) == [end + 2]
+
+
 def test_pieces_by_likelihood_are_refused() -> None:
     with pytest.raises(TextError, match=r"kind 1 \(unigram\), but only 2"):
         made_tokenizer("mixtral", {"tokenizer.model": trained(model_type="unigram")}.get)

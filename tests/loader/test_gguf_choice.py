@@ -62,7 +62,9 @@ def test_the_kind_after_the_colon_is_taken(asked: str) -> None:
 def test_a_kind_that_is_not_there_is_refused_with_those_that_are() -> None:
     with pytest.raises(UnknownModelError, match=r"no GGUF file of kind 'Q4_K_M', but BF16, Q8_0,"):
         choose(FOLDERS, "Q4_K_M")
-    with pytest.raises(UnknownModelError, match=r"kind 'Q8_0', but none at all"):
+    with pytest.raises(
+        UnknownModelError, match=r"kind 'Q8_0', but none at all\. Leave out the colon"
+    ):
         choose({"model.safetensors": 5}, "Q8_0")
 
 
@@ -101,6 +103,28 @@ def test_adapters_are_told_from_models_that_have_the_letters_in_their_names(
     name: str, is_model: bool
 ) -> None:
     assert (choose_gguf("acme/m", {f"{name}.gguf": 5}, None) is not None) is is_model
+
+
+def test_a_folder_may_have_the_kind_alone() -> None:
+    named = {
+        f"{kind}/m-0000{part}-of-00002.gguf": 5 for kind in ("Q4_K_M", "Q8_0") for part in (1, 2)
+    }
+    assert choose(named).kind == "Q8_0"
+    assert choose(named, "Q4_K_M").names == (
+        "Q4_K_M/m-00001-of-00002.gguf",
+        "Q4_K_M/m-00002-of-00002.gguf",
+    )
+
+
+def test_no_kind_is_advised_that_cannot_be_told_apart() -> None:
+    files = {
+        "m-Q8_0-00001-of-00002.gguf": 9,
+        "m-Q4_K_M.gguf": 5,
+        "n-Q4_K_M.gguf": 5,
+        "m-Q2_K.gguf": 3,
+    }
+    with pytest.raises(CheckpointError, match=r"or one of Q2_K after the colon"):
+        choose(files)
 
 
 def test_several_models_of_one_kind_are_not_guessed_among() -> None:

@@ -51,7 +51,9 @@ def deepseek2(m: GgufModel) -> dict[str, Any]:
     """V3, R1, Kimi-K2 and GLM-4.7-Flash, all one model here, and V2, which chooses by softmax."""
     # Files older than the key: of V2, or of GLM-4.7-Flash, which has a bias for the choice.
     biased = any(name.endswith(".exp_probs_b.bias") for name in m.shapes)
-    gating = m.integer("expert_gating_func", SIGMOID if biased else SOFTMAX)
+    gating = m.integer("expert_gating_func", 0) or (SIGMOID if biased else SOFTMAX)
+    if gating not in (SOFTMAX, SIGMOID):
+        require_gating(m, SIGMOID)
     found = _latent(m, "deepseek_v2" if gating == SOFTMAX else "deepseek_v3")
     groups = _GROUPS_OF_OLDER.get((found["model_type"], found["n_routed_experts"]))
     if groups and not m.has("expert_group_count"):
