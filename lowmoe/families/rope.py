@@ -83,10 +83,10 @@ def _scaling(hf: HfConfig, parameters: HfConfig, kind: Any) -> RopeScaling | Non
 
 
 def n_original(hf: HfConfig, parameters: HfConfig) -> int:
-    """The tokens a model was first trained on."""
+    """The tokens a model was first trained on; beside the other keys rather than among RoPE's."""
     key = "original_max_position_embeddings"
     whole = hf.integer("max_position_embeddings")
-    return parameters.integer(key, default=hf.integer(key, default=whole))
+    return hf.integer(key, default=parameters.integer(key, default=whole))
 
 
 def magnitude(factor: float, share: float = 1.0) -> float:
@@ -118,8 +118,8 @@ _SHARES = ("mscale", "mscale_all_dim")
 
 def _long(hf: HfConfig, parameters: HfConfig) -> LongScaling:
     original = n_original(hf, parameters)
-    factor = hf.integer("max_position_embeddings") / original
-    length = 1.0
+    stretched = hf.integer("max_position_embeddings") / original
+    factor, length = parameters.number("factor", default=stretched), 1.0
     if factor > 1:
         length = math.sqrt(1 + math.log(factor) / math.log(original))
     length = parameters.number("attention_factor", default=length)

@@ -138,7 +138,24 @@ SCALINGS: dict[str, dict[str, Any]] = {
         "long_factor": [2 + i / 2 for i in range(32)],
         "original_max_position_embeddings": 4096,
     },
+    "longrope of a factor": {
+        "factor": 2.0,
+        "short_factor": [1 + i / 8 for i in range(32)],
+        "long_factor": [2 + i / 2 for i in range(32)],
+        "original_max_position_embeddings": 4096,
+    },
 }
+
+
+def test_where_both_say_a_first_length_the_configs_own_is_taken() -> None:
+    parameters = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
+    keys = {"hidden_size": 128, "num_attention_heads": 2, "max_position_embeddings": 8192}
+    keys |= {"original_max_position_embeddings": 1024}
+    rope = read_rope(HfConfig({**keys, "rope_parameters": parameters}), head_size=64, theta=1e4)
+    config = LlamaConfig(**keys, rope_parameters={**parameters, "rope_theta": 1e4})
+    config.standardize_rope_params()
+    wanted, _ = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"))
+    torch.testing.assert_close(rope_frequencies(rope, 64, 2048), wanted, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("n_tokens", [4096, 4097])
