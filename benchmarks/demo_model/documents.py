@@ -27,9 +27,7 @@ class Share:
     chat: float  # of those, framed as an answer; the others are bare text
 
 
-# How much a token of a question counts where the answer first has it, and where it comes again;
-# others count 1.
-ASKED_FOR, AGAIN = 4.0, 2.0
+ASKED_FOR = 4.0  # how much a token of a question counts where the answer first has it; others 1
 ASKED_OTHERWISE = 0.85  # of chats: by any prompt of their text, else by the first
 
 
@@ -117,7 +115,7 @@ class Frame:
 
         What is asked for comes up first in a token or two of an answer of hundreds: counted as all
         others are, a small model learns all of a story's habits before it learns to look there.
-        Names that come again keep their spelling only by looking back.
+        Where it comes again it counts as others do: else clocks strike and strike.
         """
         found = np.ones(len(chat), dtype=np.float32)
         begin = 1 + len(self.user) + len(prompt) + 1  # and the answer's own beginning:
@@ -126,7 +124,6 @@ class Frame:
         for token in set(prompt.tolist()) - self.asking:
             places = np.flatnonzero(text == token)
             found[begin + places[:1]] = ASKED_FOR
-            found[begin + places[1:]] = AGAIN
         return found
 
     @staticmethod

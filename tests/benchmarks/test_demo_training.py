@@ -17,7 +17,6 @@ from torch import Tensor
 from benchmarks.demo_model import train as training
 from benchmarks.demo_model.attention import QUERIES, attend, attend_padded
 from benchmarks.demo_model.documents import (
-    AGAIN,
     ASKED_FOR,
     END_OF_TEXT,
     IM_END,
@@ -165,7 +164,7 @@ def test_what_is_asked_for_counts_more_where_the_answer_first_has_it() -> None:
     weights = frame.weights(prompt, chat)
     assert len(weights) == len(chat)
     first = chat.tolist().index(50, len(FRAME.user) + len(prompt) + 1)
-    assert {i: w for i, w in enumerate(weights) if w != 1} == {first: ASKED_FOR, first + 2: AGAIN}
+    assert {i: w for i, w in enumerate(weights) if w != 1} == {first: ASKED_FOR}
 
 
 def test_weights_stay_with_their_tokens_while_the_question_is_in_sight() -> None:
@@ -192,7 +191,7 @@ def test_weights_stay_with_their_tokens_while_the_question_is_in_sight() -> None
                 of_part, in_sight = of_part + length, True
     assert found == {
         (91, True): {ASKED_FOR},
-        (92, True): {AGAIN},
+        (92, True): {1.0},
         **{(before, False): {1.0} for before in (91, 92, 93)},
     }
 
