@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from lowmoe.errors import CheckpointError
 from lowmoe.families.names import decoder_names, expert_names
 from lowmoe.families.reading import (
+    deep_windows,
     epsilon,
     layer_list,
     n_layers,
@@ -70,11 +71,8 @@ def _with_windows(hf: HfConfig) -> ModelSpec:
     bias = hf.boolean("attention_bias", default=False)
     norm = HeadNorm(over="head", epsilon=eps)
     attention = read_attention(hf, theta=1e4, norm=norm, qkv_bias=bias, out_bias=bias)
-    count, window = n_layers(hf), hf.optional_integer("sliding_window", absent=_WINDOW)
-    first = count
-    if window is not None:
-        first = min(hf.integer("max_window_layers", default=62), count)
-    sizes = windows(hf, [None] * first + [window] * (count - first), size=_WINDOW)
+    window = hf.optional_integer("sliding_window", absent=_WINDOW)
+    sizes = windows(hf, deep_windows(hf, window, first=62), size=_WINDOW)
     layers = [replace(attention, window=size) for size in sizes]
     experts = feed_forwards(hf, Unsaid(renormalize=False, n_plain=0))
     return read_model(hf, layers, experts, norm_epsilon=eps)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from lowmoe.families.names import decoder_names, dense_names
 from lowmoe.families.reading import (
+    deep_windows,
     epsilon,
     n_layers,
     one_expert,
@@ -31,9 +32,7 @@ def spec(hf: HfConfig) -> ModelSpec:
 
 def _windows(hf: HfConfig) -> list[int | None]:
     """The layers from max_window_layers on slide, where the config says that any do."""
-    count = n_layers(hf)
     if not hf.boolean("use_sliding_window", default=False):
-        return [None] * count
-    first = min(hf.integer("max_window_layers", default=28), count)
+        return [None] * n_layers(hf)
     window = hf.integer("sliding_window", default=_WINDOW)
-    return windows(hf, [None] * first + [window] * (count - first), size=_WINDOW)
+    return windows(hf, deep_windows(hf, window, first=28), size=_WINDOW)

@@ -154,6 +154,21 @@ def windows(hf: HfConfig, default: Sequence[int | None], *, size: int) -> list[i
     return [size if "sliding" in kind else None for kind in kinds]
 
 
+def deep_windows(hf: HfConfig, size: int | None, *, first: int) -> list[int | None]:
+    """A sliding window of each layer from max_window_layers on, None for those before.
+
+    size: None for no window at all; first: where the config does not say.
+    """
+    count = n_layers(hf)
+    if size is None:
+        return [None] * count
+    if hf.values.get("max_window_layers") != 0:
+        first = min(hf.integer("max_window_layers", default=first), count)
+    else:
+        first = 0
+    return [None] * first + [size] * (count - first)
+
+
 def uniform(hf: HfConfig, key: str) -> int:
     """A whole number that some configs list for each layer; all must be alike."""
     value = hf.values.get(key)

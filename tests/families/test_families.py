@@ -333,6 +333,18 @@ def test_a_window_that_is_used_and_not_said_is_as_in_transformers_class(
     assert read_config(config).spec == read_config(said).spec
 
 
+@pytest.mark.parametrize("first", [0, 1, 99])
+@pytest.mark.parametrize("name", ["qwen2", "dots1"])
+def test_layers_slide_from_the_one_that_the_config_names(name: str, first: int) -> None:
+    windowed = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": first}
+    experts = {"n_routed_experts": 8, "num_experts_per_tok": 2}  # that one of them has
+    said = AutoConfig.for_model(name, **windowed, **experts).to_dict()
+    windows = [64 if "sliding" in kind else None for kind in said["layer_types"]]
+    for config in (said, {k: v for k, v in said.items() if k != "layer_types"}):
+        layers = read_config(config).spec.layers
+        assert [layer.attention.window for layer in layers] == windows
+
+
 def test_a_window_that_is_null_is_none() -> None:
     config = ALIASES["mistral-7b"].config
     for window, found in ((None, None), (512, 512)):
