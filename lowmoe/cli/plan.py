@@ -90,10 +90,10 @@ def plan_all_command(asked: Asked) -> None:
     machine, source = machine_of(asked.machine, settings)
     found: list[tuple[str, Row]] = []
     specs = {name: read_config(alias.config).spec for name, alias in ALIASES.items()}
+    longest = max(spec.context_length for spec in specs.values())
     if asked.context is not None:  # of models that were made for less nothing is asked
         specs = {n: spec for n, spec in specs.items() if asked.context <= spec.context_length}
     if not specs:
-        longest = max(read_config(alias.config).spec.context_length for alias in ALIASES.values())
         raise UsageError(
             f"--context is {asked.context} tokens, but no model with an alias was made for more "
             f"than {longest}."

@@ -35,7 +35,7 @@ NAMES = {
 
 # Kimi-K2's config names DeepSeek-V3's class.
 _DEEPSEEK = Unsaid(renormalize=True, scale=2.5, n_groups=8, n_groups_active=4, n_plain=3)
-_GLM_LITE = Unsaid(renormalize=True, scale=1.8)
+_GLM_LITE = Unsaid(renormalize=True, scale=1.8, epsilon=1e-5)
 
 
 def spec(hf: HfConfig) -> ModelSpec:
@@ -43,8 +43,7 @@ def spec(hf: HfConfig) -> ModelSpec:
     hf.require("scoring_func", "sigmoid", None)
     hf.require("topk_method", "noaux_tc", None)
     unsaid = _GLM_LITE if hf.values["model_type"] == "glm4_moe_lite" else _DEEPSEEK
-    eps = 1e-5 if unsaid is _GLM_LITE else 1e-6
-    return with_latents(hf, feed_forwards(hf, unsaid), unsaid_epsilon=eps)
+    return with_latents(hf, feed_forwards(hf, unsaid), unsaid_epsilon=unsaid.epsilon)
 
 
 def with_latents(

@@ -37,13 +37,17 @@ _WINDOW = 4096  # of dots.llm1's class in transformers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unsaid:
-    """What a family's experts are where the config does not say: its class in transformers."""
+    """What a family's experts are where the config does not say: its class in transformers.
+
+    epsilon: of norms where attention is latent.
+    """
 
     renormalize: bool
     scale: float = 1.0
     n_groups: int = 1
     n_groups_active: int = 1
     n_plain: int = 1
+    epsilon: float = 1e-6
 
 
 def spec(hf: HfConfig) -> ModelSpec:

@@ -9,7 +9,6 @@ from lowmoe.families.names import decoder_names, dense_names
 from lowmoe.families.reading import (
     deep_windows,
     epsilon,
-    n_layers,
     one_expert,
     read_attention,
     read_model,
@@ -33,6 +32,6 @@ def spec(hf: HfConfig) -> ModelSpec:
 def _windows(hf: HfConfig) -> list[int | None]:
     """The layers from max_window_layers on slide, where the config says that any do."""
     if not hf.boolean("use_sliding_window", default=False):
-        return [None] * n_layers(hf)
+        return deep_windows(hf, None, first=28)
     window = hf.integer("sliding_window", default=_WINDOW)
     return windows(hf, deep_windows(hf, window, first=28), size=_WINDOW)

@@ -53,7 +53,7 @@ def deepseek2(m: GgufModel) -> dict[str, Any]:
     biased = any(name.endswith(".exp_probs_b.bias") for name in m.shapes)
     gating = m.integer("expert_gating_func", 0) or (SIGMOID if biased else SOFTMAX)
     if gating not in (SOFTMAX, SIGMOID):
-        require_gating(m, SIGMOID)
+        require_gating(m, SOFTMAX, SIGMOID)
     found = _latent(m, "deepseek_v2" if gating == SOFTMAX else "deepseek_v3")
     groups = _GROUPS_OF_OLDER.get((found["model_type"], found["n_routed_experts"]))
     if groups and not m.has("expert_group_count"):

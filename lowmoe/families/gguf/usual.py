@@ -85,11 +85,11 @@ def of_own_size(m: GgufModel) -> dict[str, Any]:
     }
 
 
-def require_gating(m: GgufModel, wanted: int) -> None:
-    """Refuse routers of another kind."""
-    found = m.integer("expert_gating_func", wanted)
-    if found != wanted:
+def require_gating(m: GgufModel, *wanted: int) -> None:
+    """Refuse routers of other kinds."""
+    found = m.integer("expert_gating_func", wanted[0])
+    if found not in wanted:
         raise UnsupportedModelError(
             f"GGUF: {m.key('expert_gating_func')} is {found}, but a {m.architecture} is "
-            f"implemented with {wanted} alone (1 softmax, 2 sigmoid)."
+            f"implemented with {' or '.join(map(str, wanted))} alone (1 softmax, 2 sigmoid)."
         )
